@@ -30,7 +30,7 @@
  * augmenting paths for flows of least cost (Jewell 1958, Busacker and Gowen
  * 1960), and therefore what it leaves cannot be bettered.
  *
- * Chapters: Hashes - The plan - The walk - Handing on - The ring.
+ * Chapters: Keys - Hashes - The plan - The walk - Handing on - The ring.
  */
 #include "ring.h"
 
@@ -44,6 +44,63 @@ struct ring {
     unsigned *owners;  /* [partition][replicas] indexes of members as given */
     unsigned loads[];  /* [member as given] */
 };
+
+/* -------------------------------------------------------------------- Keys */
+
+/* The 8 bytes at p, or fewer, as a little-endian number. */
+static uint64_t key_word(const unsigned char *p, size_t length) {
+    uint64_t word = 0;
+
+    for (size_t i = 0; i < length; i++)
+        word |= (uint64_t)p[i] << 8 * i;
+    return word;
+}
+
+static uint64_t rotate(uint64_t x, unsigned bits) {
+    return x << bits | x >> (64 - bits);
+}
+
+static void sip_round(uint64_t v[4]) {
+    v[0] += v[1];
+    v[2] += v[3];
+    v[1] = rotate(v[1], 13) ^ v[0];
+    v[3] = rotate(v[3], 16) ^ v[2];
+    v[0] = rotate(v[0], 32) + v[3];
+    v[2] += v[1];
+    v[3] = rotate(v[3], 21) ^ v[0];
+    v[1] = rotate(v[1], 17) ^ v[2];
+    v[2] = rotate(v[2], 32);
+}
+
+uint64_t ring_fingerprint(const void *key, size_t length,
+                          const uint64_t secret[2]) {
+    const unsigned char *p = key;
+    uint64_t v[4] = {
+        secret[0] ^ UINT64_C(0x736f6d6570736575),
+        secret[1] ^ UINT64_C(0x646f72616e646f6d),
+        secret[0] ^ UINT64_C(0x6c7967656e657261),
+        secret[1] ^ UINT64_C(0x7465646279746573),
+    };
+
+    for (size_t left = length;; p += 8, left -= 8) {
+        uint64_t word = left >= 8 ? key_word(p, 8)
+                                  : key_word(p, left) | (uint64_t)length << 56;
+
+        v[3] ^= word;
+        sip_round(v);
+        v[0] ^= word;
+        if (left < 8)
+            break;
+    }
+    v[2] ^= 0xff;
+    for (int i = 0; i < 3; i++)
+        sip_round(v);
+    return v[0] ^ v[1] ^ v[2] ^ v[3];
+}
+
+unsigned ring_partition(uint64_t fingerprint, unsigned partitions) {
+    return (unsigned)((fingerprint >> 32) * partitions >> 32);
+}
 
 /* ------------------------------------------------------------------ Hashes
  *

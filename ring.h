@@ -1,7 +1,8 @@
 /*
  * ring.h - which members of the cluster own which partition.
  *
- * The key space is cut into a fixed number of partitions. ring_build() gives
+ * The key space is cut into a fixed number of partitions; ring_fingerprint()
+ * and ring_partition() say which one a key is in. ring_build() gives
  * each partition its owners, the members that keep a copy of its keys. Every
  * node works the owners out for itself, so that no node has to be asked: the
  * ring is a function of the set of members and of nothing else. It does not
@@ -50,6 +51,7 @@
 #define RING_H
 
 #include <stddef.h>
+#include <stdint.h>
 
 /* Limits of ring_build(): they keep its memory below some 70 MiB. */
 #define RING_MEMBERS_MAX    1024
@@ -90,5 +92,18 @@ const unsigned *ring_owners(const struct ring *ring, unsigned partition,
 
 /* The number of slots that a member (an index as above) fills. */
 unsigned ring_load(const struct ring *ring, size_t member);
+
+/*
+ * The fingerprint of a key: SipHash-1-3 under a secret of the cluster, so that
+ * nobody can choose keys that meet in one partition or one slot of an index.
+ * Aumasson and Bernstein, "SipHash: a fast short-input PRF" (2012); one round
+ * a word and three at the end are what hash tables use today.
+ */
+uint64_t ring_fingerprint(const void *key, size_t length,
+                          const uint64_t secret[2]);
+
+/* The partition that a key with this fingerprint is in, by its top bits.
+   partitions is a power of two. */
+unsigned ring_partition(uint64_t fingerprint, unsigned partitions);
 
 #endif
