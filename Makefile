@@ -1,0 +1,183 @@
+# estoraje: `make` builds it, `make start` starts three nodes of it on this
+# machine, `make help` lists the rest. (GNU make.)
+
+CFLAGS    ?= -O2 -g
+PREFIX    ?= /usr/local
+COMPILERS ?= gcc clang musl-gcc
+number     = 1000
+
+# What every compilation gets, whatever CFLAGS says. Warnings are errors only
+# in `make check`: a newer compiler than ours may know more of them.
+ALWAYS   = -std=c11 -D_POSIX_C_SOURCE=200809L -pthread $(WARNINGS)
+WARNINGS = -pedantic -Wall -Wextra -Wshadow -Wconversion
+COMPILE  = $(CC) $(ALWAYS) $(CPPFLAGS) $(CFLAGS) $(SANITIZE) $(LDFLAGS)
+PROGRAM  = estoraje.c ring.c ring.h
+
+build: estoraje ## builds ./estoraje (the default)
+
+estoraje: $(PROGRAM)
+	$(COMPILE) -o $@ estoraje.c ring.c $(LDLIBS)
+
+# ---------------------------------------------------------------------------
+# A cluster of three on this machine. Its data, logs and pids are in data/.
+# ---------------------------------------------------------------------------
+
+start: estoraje need-cluster ## starts three nodes, clients on 8000, 8001, 8002
+run: estoraje need-cluster ## the same in the foreground, with logs; Ctrl-C ends it
+restart: estoraje need-cluster ## stop, then start
+status: need-curl ## what the cluster says of itself (also cluster-status)
+stop: ## ends what start began
+clear: ## stop, then removes the cluster's data
+
+start run restart status stop clear:
+	@test/cluster.sh $@
+
+run-alone: estoraje ## runs one node in the foreground, without etcd
+	@mkdir -p data
+	@exec ./estoraje -port 8000 -peerPort 9000 -dataPath data/alone
+
+add-samples: need-curl ## stores number=1000 sample keys in the cluster
+	@test/cluster.sh add-samples "$(number)"
+
+cluster-status: status
+
+# ---------------------------------------------------------------------------
+# Tests. Sanitizers watch the servers and the tests themselves.
+# ---------------------------------------------------------------------------
+
+SUITES = ring servers cluster cluster-tsan
+TESTED = build/asan/estoraje build/tsan/estoraje build/test/ring_test \
+         build/test/servers build/test/cluster
+
+test: need-test ## every suite, with ASan, UBSan and TSan (also all-tests)
+	@$(MAKE) --no-print-directory $(JOBS) $(TESTED)
+	@passed=0; failed=0; for suite in $(SUITES); do \
+	    echo "== $$suite"; \
+	    if $(MAKE) --no-print-directory test-$$suite </dev/null; \
+	    then passed=$$((passed + 1)); else failed=$$((failed + 1)); fi; \
+	done; echo "suites: $$passed passed, $$failed failed"; [ $$failed = 0 ]
+
+torture: export TORTURE = 1
+torture: test ## the same suites in their long forms
+
+acceptance: need-curl ## first steps on each node of URL="..." (also acceptance-cluster)
+	@test/acceptance.sh
+
+bench: estoraje need-bench ## how fast it is
+	@bench/bench.sh
+
+all-tests: test
+acceptance-cluster: acceptance
+
+# One suite: make test-unit. ESTORAJE is the server that it starts.
+export ESTORAJE = $(CURDIR)/build/asan/estoraje
+test-cluster-tsan: ESTORAJE = $(CURDIR)/build/tsan/estoraje
+export ASAN_OPTIONS  = detect_leaks=1:abort_on_error=0
+export UBSAN_OPTIONS = print_stacktrace=1
+export TSAN_OPTIONS  = halt_on_error=1:exitcode=66
+# Some programs that tests start, haproxy for one, are not on a user's PATH.
+export PATH := $(PATH):/usr/sbin:/sbin
+
+test-ring: build/test/ring_test
+test-unit: build/test/unit
+test-servers: build/test/servers build/asan/estoraje
+test-cluster: build/test/cluster build/asan/estoraje
+test-cluster-tsan: build/test/cluster build/tsan/estoraje
+
+test-ring test-unit test-servers test-cluster test-cluster-tsan:
+	@$(FIXED) $<
+
+build/asan/% build/test/%: SANITIZE = -O1 -g -fno-omit-frame-pointer \
+    -fsanitize=address,undefined -fno-sanitize-recover=all
+build/tsan/%: SANITIZE = -O1 -g -fno-omit-frame-pointer -fsanitize=thread
+
+build/asan/estoraje build/tsan/estoraje: $(PROGRAM)
+	@mkdir -p $(@D)
+	$(COMPILE) -o $@ estoraje.c ring.c $(LDLIBS)
+
+# The unit tests include estoraje.c, so as to see what is static in it.
+build/test/unit: test/unit.c test/harness.h $(PROGRAM) | need-test
+	@mkdir -p $(@D)
+	$(COMPILE) -o $@ test/unit.c ring.c -lcmocka $(LDLIBS)
+
+build/test/ring_test: test/ring_test.c ring.c ring.h | need-test
+	@mkdir -p $(@D)
+	$(COMPILE) -o $@ test/ring_test.c ring.c -lcmocka $(LDLIBS)
+
+build/test/servers build/test/cluster: build/test/%: test/%.c test/harness.h \
+    | need-test
+	@mkdir -p $(@D)
+	$(COMPILE) -o $@ $< -lcmocka $(LDLIBS)
+
+# As many compilers at once as there are processors, unless -j was given.
+JOBS  = $(if $(filter -j%,$(MAKEFLAGS)),,-j$(shell getconf _NPROCESSORS_ONLN))
+# Sanitizers of some years ago fail at random where the kernel spreads
+# addresses widely, as newer ones do: where it can be asked not to, it is.
+FIXED = $(shell setarch "$$(uname -m)" -R true 2>/dev/null && \
+    echo setarch "$$(uname -m)" -R)
+
+# ---------------------------------------------------------------------------
+# Checks of the source
+# ---------------------------------------------------------------------------
+
+check: need-check check-compilers check-tidy check-cppcheck check-format ## compilers, clang-tidy, cppcheck, clang-format
+
+check-compilers: need-test
+	@mkdir -p build/check
+	set -e; for cc in $(COMPILERS); do \
+	    $$cc $(ALWAYS) -Werror -O2 -o build/check/$$cc estoraje.c ring.c; done
+	set -e; for file in test/*.c; do \
+	    $(CC) $(ALWAYS) -Werror -O2 -c -o build/check/test.o $$file; done
+
+check-tidy: need-check
+	clang-tidy --quiet --warnings-as-errors='*' --checks='$(TIDY)' \
+	    estoraje.c ring.c -- $(ALWAYS)
+
+check-cppcheck: need-check
+	cppcheck --enable=warning,performance,portability --std=c11 --quiet \
+	    --inline-suppr --error-exitcode=1 estoraje.c ring.c
+
+check-format: need-check
+	clang-format --dry-run -Werror *.c *.h test/*.c test/*.h
+
+# Left out: what C11 has no other way for, and what speaks of habits, not bugs.
+EMPTY =
+TIDY  = $(subst $(EMPTY) ,,-*,bugprone-*,cert-*,clang-analyzer-*,concurrency-*, \
+    -bugprone-easily-swappable-parameters,-cert-err33-c, \
+    -clang-analyzer-security.insecureAPI.DeprecatedOrUnsafeBufferHandling)
+
+# ---------------------------------------------------------------------------
+# What the targets need, installed from Debian's packages or named
+# ---------------------------------------------------------------------------
+
+ETCD_CURL = etcd:etcd-server curl:curl
+
+need-curl: ; @test/need.sh curl:curl
+need-cluster: ; @test/need.sh $(ETCD_CURL)
+need-bench: ; @test/need.sh $(ETCD_CURL) wrk:wrk
+need-test: ; @test/need.sh $(ETCD_CURL) haproxy:haproxy cmocka.h:libcmocka-dev
+need-check: need-test
+	@test/need.sh gcc:gcc clang:clang musl-gcc:musl-tools \
+	    clang-tidy:clang-tidy clang-format:clang-format cppcheck:cppcheck
+
+# ---------------------------------------------------------------------------
+
+install: estoraje ## to PREFIX=/usr/local, below DESTDIR if given
+	install -d "$(DESTDIR)$(PREFIX)/bin"
+	install estoraje "$(DESTDIR)$(PREFIX)/bin/estoraje"
+
+uninstall: ## removes what install put there
+	rm -f "$(DESTDIR)$(PREFIX)/bin/estoraje"
+
+clean: ## removes what was built
+	rm -rf estoraje build
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1	\2/p' Makefile | expand -t 22
+
+.PHONY: build start run restart status stop clear run-alone add-samples \
+    cluster-status test torture acceptance bench all-tests acceptance-cluster \
+    test-ring test-unit test-servers test-cluster test-cluster-tsan check \
+    check-compilers check-tidy check-cppcheck check-format need-curl \
+    need-cluster need-bench need-test need-check install uninstall clean help
+.DELETE_ON_ERROR:

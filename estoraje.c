@@ -1,0 +1,6558 @@
+/*
+ * estoraje.c - a distributed key-value store that you use with curl.
+ *
+ *     curl -X POST -d hello http://localhost:8000/greeting
+ *     curl http://localhost:8001/greeting
+ *
+ * Every node is this program, and any node answers for any key. The key space
+ * is cut into partitions; ring.c gives each of them its owners, the nodes that
+ * keep a copy (a replica) of its values. A write is done when a majority of the
+ * owners has it, a read comes from an owner that knows of nothing it missed.
+ *
+ * On disk a node has, in its data directory,
+ *
+ *     NNN.log      one append-only file a partition: a header, then records
+ *     superblock   who the node is, and how far its clock may have run
+ *     ring         the ring it knew last, so that it can start without etcd
+ *     lock         locked while a process uses the directory
+ *     etcd/        the data of the etcd beside it, if it keeps one
+ *
+ * and in memory one table a partition, from a key's fingerprint to the place
+ * of its newest record. One record format serves disk, network and repair; a
+ * record is applied if and only if its version is higher than what is held.
+ *
+ * What is promised: an acknowledged write is on a majority of its owners and is
+ * the newest there is; what cannot be known is never said to be absent; bytes
+ * that fail their checksum are never served; after kill -9 nothing is lost, and
+ * after a loss of power (without -sync always) at most the last second of one
+ * machine, which the others make good. What is not: two plain writes at the
+ * same moment are ordered, but either may be seen first; `?consistent` is not
+ * built yet; nothing is encrypted.
+ *
+ * Threads: -threads workers, each a poll() loop with connections of its own;
+ * threads that sync logs; one that speaks with etcd, one that repairs, one that
+ * keeps house. A partition has a lock. The cluster's view is immutable and is
+ * swapped. All state hangs off struct node; the one mutable global is the flag
+ * that a signal sets.
+ *
+ * Chapters, each of which uses only what stands above it:
+ *
+ *     Limits and includes     The data        Small tools    Bytes
+ *     The log                 The store       HTTP as text   Connections
+ *     The loop                The cluster     etcd           Replication
+ *     Repair                  Routes          Starting up
+ */
+
+/* --------------------------------------------------- Limits and includes */
+
+#include <arpa/inet.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <limits.h>
+#include <netdb.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <poll.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <strings.h>
+#include <sys/mman.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/types.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "ring.h"
+
+#define VERSION_TEXT "estoraje 0.1"
+
+/* What a client may send. */
+#define KEY_MAX       1024                /* bytes, decoded */
+#define TYPE_MAX      127                 /* bytes of a Content-Type */
+#define LINE_MAX_HTTP (8u << 10)          /* a request line */
+#define HEAD_MAX      (16u << 10)         /* request line and header fields */
+#define VALUE_MAX     (UINT64_C(1) << 30) /* the most that -maxValue allows */
+#define CHUNK_LINE    1024                /* a chunk's size and extensions */
+#define TRAILER_MAX   (8u << 10)          /* what follows the last chunk */
+#define DRAIN_MAX     (64u << 10)         /* body read for a refused request */
+
+/* What is kept for it, and for how long: milliseconds of the monotonic
+   clock. */
+#define READ_SIZE   (64u << 10)         /* taken from a socket at once */
+#define IN_MAX      (64u << 10)         /* read ahead of a request at work */
+#define OUT_MAX     (256u << 10)        /* unsent answer: then no reading */
+#define BODY_BUDGET (UINT64_C(1) << 30) /* bodies of all connections */
+#define PEER_QUEUE  (64u << 20)         /* unsent bytes for one peer */
+#define PEER_OPS    1024                /* of one peer at work at a time */
+#define IDLE_MS     75000
+#define HEAD_MS     10000
+#define PROGRESS_MS 30000
+#define LINGER_MS   2000
+#define STOP_MS     10000 /* for what is in flight at a stop */
+
+/* The cluster. */
+#define NAME_MAX_BYTES    63
+#define MEMBERS_MAX       1023 /* a version has 10 bits for them */
+#define PARTITIONS_MAX    RING_PARTITIONS_MAX
+#define REPLICAS_MAX      15
+#define PARTITIONS_FIT(n) ((n) > 0 && (n) <= PARTITIONS_MAX && !((n) & ((n)-1)))
+#define BEAT_MS           500   /* from heartbeat to heartbeat */
+#define LOST_MS           2000  /* without one a link is lost */
+#define PAUSE_MS          1000  /* a turn that took so long: stopped */
+#define GRACE_MS          100   /* majority to answer */
+#define ATTEMPT_MS        2000  /* for one attempt of a write */
+#define CALL_MS           10000 /* for an answer of a peer */
+#define ATTEMPTS          3
+#define TICK_MS           20         /* while operations are at work */
+#define CLOCK_AHEAD       60         /* seconds, at most */
+#define CEILING_AHEAD     2          /* seconds */
+#define PAGE_BYTES        (1u << 20) /* of a list or a pull */
+
+/* etcd. */
+#define LEASE_TTL     "10" /* seconds */
+#define ETCD_MS       5000 /* for one call */
+#define ETCD_PATIENCE 60   /* seconds, with no ring kept */
+#define LOOK_MS       2500 /* a look at etcd, for the lease */
+#define SIDECARS_MAX  7
+
+#define POOL_THREADS   16 /* that read and sync logs */
+#define FILES_RESERVED 64 /* descriptors beside the logs */
+
+/* --------------------------------------------------------------- The data
+ *
+ * Read this chapter first and come back to it. One struct node is a whole node;
+ * what is in it is grouped as the chapters are. "Atomic" fields are read and
+ * written by any thread, others belong to whom the comment says.
+ */
+
+/* Bytes that someone else owns. */
+struct slice {
+    const uint8_t *p;
+    size_t n;
+};
+
+/* Bytes of our own; p is NULL until the first is added. */
+struct buf {
+    uint8_t *p;
+    size_t n;
+    size_t cap;
+};
+
+/* A record that was parsed; it points into the bytes that it was parsed from.
+   The chapter "The log" has the format. */
+struct record {
+    uint64_t version; /* orders the records of a key; never 0 */
+    uint64_t etag;    /* the version that the client's request took first */
+    bool tombstone;   /* the key was deleted; there is no value */
+    struct slice key;
+    struct slice type;   /* Content-Type; empty: none was given */
+    struct slice value;  /* maybe not there yet, see record_parse() */
+    const uint8_t *sums; /* one for each 64 KiB of the value */
+    size_t size;         /* of the whole record, a multiple of 8 */
+};
+
+/* An open log. Whoever reads from it holds a reference, so that a file that
+   is replaced lives until its last reader is done. */
+struct file {
+    atomic_uint refs;
+    int fd;
+    uint64_t salt; /* seeds the checksum of every record in this file */
+};
+
+/* Where the newest record of one key is. 24 bytes for each key in memory. */
+struct entry {
+    uint64_t fingerprint;
+    uint64_t version; /* 0: the slot is empty */
+    uint32_t offset;  /* in units of 8 bytes */
+    uint32_t size;    /* likewise; the highest bit marks a tombstone */
+};
+#define ENTRY_TOMBSTONE UINT32_C(0x80000000)
+
+enum role { ROLE_NONE, ROLE_OWNER };
+
+/* One partition: its log, its index, what is known of its other replicas. All
+   of it is under the lock, file contents aside. */
+struct part {
+    pthread_mutex_t lock;
+    unsigned number;
+    /* The log. */
+    struct file *file; /* NULL until it is loaded */
+    uint64_t end;      /* bytes in it that are whole records */
+    bool dead;         /* a write or sync failed: nothing is added any more */
+    uint64_t unsure;   /* damage before this offset may hide newer records of
+                          any key that is absent or stands before it */
+    /* The index. */
+    struct entry *table;
+    uint32_t slots; /* where an entry's home can be; more lie behind */
+    uint32_t total; /* slots and the run-over behind them */
+    uint32_t used;
+    uint64_t keys;  /* entries that are no tombstones */
+    uint64_t bytes; /* of those keys' records */
+    /* Replication. */
+    uint64_t floor;   /* versions below are refused */
+    uint64_t doubts;  /* causes of doubt so far */
+    uint64_t cleared; /* value of doubts at the begin of the last good round */
+    bool recovering;  /* after an unclean start: what it says does not count */
+    /* Syncing. */
+    bool dirty;         /* it has records that no sync has begun to cover */
+    bool queued;        /* in pool_queue */
+    struct op *waiters; /* for the next sync that begins */
+};
+
+/* One member of the cluster as the ring and its record in etcd describe it. */
+struct member {
+    char name[NAME_MAX_BYTES + 1];
+    char zone[256];
+    unsigned number; /* 1 to 1023, for ever its own: versions end in it */
+    uint64_t id;     /* random, of its data directory; 0: not started yet */
+    char host[256];  /* "" until its record was seen, like the ports */
+    unsigned port;
+    unsigned peer_port;
+    uint64_t boot; /* as etcd says; a peer's own word is newer */
+    struct sockaddr_storage address; /* of host and peer_port */
+    socklen_t address_n;             /* 0: not known */
+};
+
+/* What the cluster is: immutable, counted, swapped as a whole. */
+struct view {
+    atomic_uint refs;
+    uint64_t epoch;
+    uint64_t cluster; /* random id */
+    uint64_t hash[2]; /* SipHash key of the fingerprints */
+    unsigned partitions;
+    unsigned replicas;
+    struct ring *ring;
+    unsigned count;
+    unsigned me; /* index of this node, or count when it is no member */
+    struct member member[];
+};
+
+/* What this node knows first-hand of another member, by its number. Atomic. */
+struct peer {
+    atomic_ullong heard;    /* when it last answered, ms; 0 never */
+    atomic_ullong boot;     /* its boot number as it said; 0 unknown */
+    atomic_ullong hears;    /* bit n: it hears member n (of the first 64) */
+    atomic_bool recovering; /* some of its partitions are in doubt */
+    atomic_uint partitions;
+    atomic_ullong keys;
+    atomic_ullong bytes;
+    bool was_alive, was_known; /* worker 0's: as it was at the last look */
+    atomic_bool missed_any;
+    atomic_ullong missed[PARTITIONS_MAX / 64]; /* it lacks a write there */
+    uint64_t told[PARTITIONS_MAX / 64]; /* worker 0's: in heartbeats that are
+                                           not answered */
+};
+
+/* The command line; "Starting up" has the table. */
+struct flags {
+    const char *name, *host, *listen, *data, *initial_cluster, *etcd, *zone;
+    const char *sync, *secret_file;
+    uint64_t port, peer_port, replicas, partitions, threads, max_value;
+    uint64_t move_rate; /* bytes a second; 0: no limit */
+    bool debug, help, version;
+    bool partitions_given, replicas_given;
+};
+
+enum sync_mode { SYNC_ALWAYS, SYNC_SECOND, SYNC_NONE };
+
+/* Who this node is and how far it has come: the superblock holds these numbers
+   in this order. */
+struct identity {
+    uint64_t magic, format;
+    uint64_t sequence; /* of the superblock; 0: there was none */
+    uint64_t cluster;  /* 0: not known yet */
+    uint64_t id;       /* of this data directory, random */
+    uint64_t boot;     /* starts so far */
+    uint64_t hash[2];  /* SipHash key of the fingerprints */
+    uint64_t ceiling;  /* no version above it was issued or kept */
+    uint64_t partitions, replicas;
+    uint64_t number; /* of the member; 0: not known yet */
+    uint64_t clean;  /* 1: the last process ended well */
+    uint64_t alone;  /* 1: it has only run alone */
+};
+
+struct node {
+    struct flags flags;
+    char secret[256];
+    enum sync_mode sync;
+
+    /* The directory. */
+    int dir_fd;
+    int lock_fd;
+    int super_fd;
+    struct identity self;      /* house thread, once it runs */
+    bool begun;                /* the superblock has this boot */
+    bool unclean;              /* the machine went down under the last boot */
+    uint64_t begin_ceiling;    /* as the last process left it */
+    atomic_ullong ceiling;     /* of self, for all to read */
+    atomic_bool ceiling_short; /* someone waits for a higher one */
+
+    /* The store. */
+    struct part *parts; /* [partitions] */
+    unsigned partitions;
+    atomic_ullong clock; /* the highest version issued or seen */
+    atomic_ullong wild;  /* the highest issued above a wild one */
+    atomic_uint dead_logs;
+    atomic_ullong body_bytes;
+
+    /* Syncing. */
+    pthread_t pool[POOL_THREADS];
+    int pool_queue[2];      /* a pipe of partition numbers */
+    atomic_uint parts_read; /* partitions whose logs are in the index */
+
+    /* Threads. */
+    struct worker *workers;
+    unsigned worker_count;
+    pthread_t house_thread, etcd_thread, repair_thread;
+    int client_fd, peer_fd; /* listening */
+    unsigned client_port, peer_port;
+    atomic_uint connections, client_connections;
+    atomic_uint connections_max;
+    atomic_bool loaded;   /* the logs are read */
+    atomic_bool stopping; /* no new requests */
+    atomic_bool ended;    /* threads are to end */
+    atomic_bool paused;   /* a worker found that the process was stopped */
+
+    /* The cluster. */
+    pthread_mutex_t view_lock;
+    struct view *view; /* NULL until the first ring */
+    atomic_ullong view_changes;
+    struct peer *peers; /* [MEMBERS_MAX + 1] by number */
+    atomic_bool cut;    /* a member that lives does not hear this node */
+    atomic_bool etcd_lost, etcd_asked; /* asked: once, with or without luck */
+    atomic_bool ring_wanted;           /* a peer knows of a newer epoch */
+    int etcd_wake[2];                  /* a byte ends the etcd thread's wait */
+    struct etcd *etcd;
+    atomic_uint in_doubt, owned; /* partitions; counted each second, like */
+    atomic_ullong keys, bytes;   /* these */
+
+    uint64_t found_cluster, found_hash[2]; /* of the ring it would make */
+    int exit_code; /* when the node stops for a reason of its own */
+
+    /* Repair. */
+    pthread_mutex_t repair_lock;
+    pthread_cond_t repair_more;
+    bool repair_poked;
+    struct repair *repair;
+
+    /* The sidecar. */
+    struct sidecar {
+        char name[NAME_MAX_BYTES + 1];
+        char host[256];
+        unsigned port; /* etcd's peer port; its client port is one below */
+        bool tls;
+    } sidecar;
+    pid_t guardian;
+    int guardian_fd;
+};
+
+/* What an HTTP head says. Slices point into it. */
+struct http {
+    struct slice method, target; /* of a request */
+    unsigned status;             /* of a reply */
+    unsigned minor;              /* HTTP/1.minor */
+    bool chunked;
+    bool has_length;
+    bool keep; /* the connection stays open after it */
+    bool expect;
+    uint64_t length;
+    struct slice host, type, if_match, if_none_match, range, estoraje,
+        authorization;
+    struct slice content_length, encoding, connection, expectation;
+};
+
+/* How far a body was read. */
+struct chunks {
+    int state;
+    bool plain;    /* not chunked: one stretch of data */
+    uint64_t left; /* of the data; at the end, bytes of trailers so far */
+};
+
+enum conn_kind { CONN_CLIENT, CONN_PEER, CONN_LINK };
+enum conn_state { CONN_HEAD, CONN_BODY, CONN_LINGER };
+
+/* A connection: of a client, from a peer, or (a link) to a peer. Its worker's
+   own. Freed by the sweep at the end of a turn, never before. */
+struct conn {
+    struct worker *w;
+    enum conn_kind kind;
+    enum conn_state state;
+    int fd;
+    struct slice data; /* input that is being parsed, during a call */
+    struct buf in;     /* read and not consumed */
+    size_t in_at;      /* consumed bytes at the front of it */
+    size_t scanned;    /* of the head, by http_head_end() */
+    struct buf out;    /* to be sent */
+    size_t sent;       /* bytes at the front of it that were */
+    struct op *first;  /* operations in the order of their requests */
+    struct op *last;
+    unsigned ops;
+    struct op *reading;   /* whose body is read; NULL: it is drained */
+    struct chunks chunks; /* of the body */
+    uint64_t since;       /* the state's clock, ms */
+    bool old;             /* its last request was HTTP/1.0 */
+    bool close_after;     /* no more requests; close when all is sent */
+    bool half;            /* the other side sends no more */
+    bool dead;            /* to be swept */
+    bool touched;         /* to be served at the end of the turn */
+    bool expect;          /* its last request waits for a 100 */
+    bool connecting;
+    struct link *link; /* of a link */
+    char known[160];   /* the Estoraje field that was last found right */
+    size_t known_n;
+    uint64_t known_view;
+    /* A value too large for one read is sent block by block. */
+    struct file *stream;
+    uint64_t stream_at; /* next byte of the value in the file */
+    uint64_t stream_left;
+    uint8_t *stream_sums; /* of the blocks that are left */
+    size_t stream_block;
+};
+
+/* A call to a peer that was sent and not answered. */
+struct call {
+    struct op *op; /* NULL: a heartbeat */
+    uint64_t since;
+    unsigned owner;   /* index among the op's owners */
+    unsigned attempt; /* of the op; an answer to an earlier one is void */
+};
+
+/* The way from one worker to one member. */
+struct link {
+    struct conn *conn; /* NULL: not connected */
+    unsigned number;   /* of the member */
+    struct buf calls;  /* struct call each, in the order of their answers */
+    size_t called;     /* bytes at the front of it that are answered */
+    uint64_t retry_at; /* no new attempt before */
+    unsigned failures;
+};
+
+/* What the store says to a record that is to be accepted. */
+enum verdict {
+    ACCEPT_OK,     /* stored, or that very version was */
+    ACCEPT_HELD,   /* a higher version is held */
+    ACCEPT_FLOOR,  /* below the floor */
+    ACCEPT_AHEAD,  /* its clock is wild */
+    ACCEPT_FULL,   /* no room on the disk or in memory */
+    ACCEPT_DEAD,   /* the log takes nothing more */
+    ACCEPT_CEILING /* try again when the ceiling is higher */
+};
+
+struct accepted {
+    enum verdict verdict;
+    uint64_t held;  /* the version held before, 0: none */
+    bool existed;   /* it was no tombstone */
+    uint64_t above; /* what the next version has to be above */
+};
+
+enum answer { ANSWER_NONE, ANSWER_WAIT, ANSWER_OK, ANSWER_FAILED };
+
+/* One request at work, from its head until it is answered and no call to a
+   peer is left. Its worker's own, but for the fields of a wait. */
+struct op {
+    struct op *next; /* in its connection, or free */
+    struct conn *c;  /* NULL: answered, and left */
+    struct worker *w;
+    void (*due)(struct op *);    /* to be called at the next tick */
+    void (*body)(struct op *);   /* called when the body is there */
+    void (*resume)(struct op *); /* called when the sync it waited for is
+                                    done */
+    unsigned status;             /* of the answer */
+    bool done;                   /* answered */
+    bool parked;                 /* waits for a sync */
+    bool head;                   /* HEAD: no body in the answer */
+    bool keep;
+    bool remove;       /* DELETE */
+    const char *allow; /* the field of a 405 */
+    unsigned calls;    /* to peers, not answered */
+    uint64_t since;
+    uint64_t body_most;    /* bytes of a body that are allowed */
+    uint64_t body_counted; /* of body_bytes */
+
+    size_t key_n;
+    char type[TYPE_MAX + 1];
+    size_t type_n;
+    struct slice path;          /* what the route's star stands for; gone with
+                                   the head */
+    struct slice if_none_match; /* points into condition */
+    char condition[256];
+    uint64_t fingerprint;
+    size_t value_at; /* where the value in rec begins */
+
+    /* As coordinator. */
+    unsigned partition;
+    uint64_t epoch;
+    unsigned owners[REPLICAS_MAX]; /* member numbers */
+    enum answer answers[REPLICAS_MAX];
+    void (*answered)(struct op *, unsigned owner, unsigned status,
+                     struct slice body);
+    struct accepted vote; /* of this node's replica */
+    unsigned mine;        /* its index, or count: it is no owner */
+    unsigned count, quorum, attempt;
+    bool counts[REPLICAS_MAX]; /* the answer is of one not recovering */
+    bool sure;                 /* an owner that is not in doubt has answered */
+    bool reached;              /* a replica may have taken the write */
+    bool full, damaged;
+    unsigned asked; /* 0: nobody yet, 1: one owner, 2: all */
+    bool existed;   /* before the first attempt, by the newest record */
+    uint64_t existed_version, highest, version, etag;
+    uint64_t attempt_since, majority_since;
+
+    /* Waiting for a sync; under the partition's lock, then in the inbox. */
+    struct op *wait_next;
+    int wait_result;
+    struct part *part;
+
+    /* Not cleared when an operation is used again. */
+    struct buf rec;  /* the record written, or the newest one read */
+    struct buf text; /* the answer, until those before it are complete */
+    uint8_t key[KEY_MAX];
+};
+
+/* A poll() loop. */
+#define FDS_FIXED 3
+struct worker {
+    struct node *node;
+    unsigned index;
+    pthread_t thread;
+    struct view *view; /* as of this turn */
+    uint64_t view_seen;
+    uint64_t now;  /* ms of the monotonic clock, once a turn */
+    uint64_t wall; /* seconds; date is made of it */
+    char date[40];
+    struct pollfd *fds;  /* wake pipe, listeners, then as conns */
+    struct conn **conns; /* [count] */
+    size_t count, cap;
+    bool touched;      /* one of them is */
+    bool waiting;      /* an operation waits for a tick */
+    uint8_t *scratch;  /* READ_SIZE */
+    struct buf record; /* a record read from a log */
+    struct op *free_ops;
+    struct link *links[MEMBERS_MAX + 1]; /* by number; [0] unused */
+    struct link *beats[MEMBERS_MAX + 1]; /* of worker 0: for heartbeats */
+    struct buf intro;    /* header fields of every call to a peer */
+    uint64_t intro_view; /* made for this view */
+    uint64_t beat_at, sweep_at;
+    uint64_t accept_at; /* no new connection before */
+    unsigned turn;      /* of round-robins */
+    /* From other threads. */
+    int wake[2];
+    pthread_mutex_t inbox_lock;
+    struct op *synced, **synced_end; /* their waits are over */
+    atomic_bool woken;
+};
+
+/* ----------------------------------------------------------- Small tools */
+
+static atomic_int stop_requested; /* lock-free, so a handler may set it */
+
+/* Milliseconds of the monotonic clock: for all timeouts. */
+static uint64_t now_ms(void) {
+    struct timespec t;
+
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (uint64_t)t.tv_sec * 1000 + (uint64_t)t.tv_nsec / 1000000;
+}
+
+/* Microseconds since 1970: for versions, never for timeouts. */
+static uint64_t now_us(void) {
+    struct timespec t;
+
+    clock_gettime(CLOCK_REALTIME, &t);
+    return (uint64_t)t.tv_sec * 1000000 + (uint64_t)t.tv_nsec / 1000;
+}
+
+/* Rests; a caller that has something to listen for polls instead. */
+static void rest_ms(uint64_t ms) {
+    struct timespec t = {(time_t)(ms / 1000), (long)(ms % 1000) * 1000000};
+
+    nanosleep(&t, NULL);
+}
+
+/* Writes one line to stderr in one piece: UTC time, level, text. */
+static void __attribute__((format(printf, 2, 3)))
+say(const char *level, const char *format, ...) {
+    char text[1000], date[32];
+    struct timespec t;
+    struct tm tm;
+    va_list args;
+
+    va_start(args, format);
+    vsnprintf(text, sizeof text, format, args);
+    va_end(args);
+    for (char *p = text; *p != '\0'; p++) /* one event is one line */
+        if ((unsigned char)*p < ' ')
+            *p = '?';
+    clock_gettime(CLOCK_REALTIME, &t);
+    gmtime_r(&t.tv_sec, &tm);
+    strftime(date, sizeof date, "%Y-%m-%dT%H:%M:%S", &tm);
+    fprintf(stderr, "%s.%03ldZ %s %s\n", date, t.tv_nsec / 1000000, level,
+            text);
+}
+
+/* Ends a start that cannot go on: one line, and the exit code. */
+static void __attribute__((format(printf, 2, 3), noreturn))
+give_up(int code, const char *format, ...) {
+    char text[1000];
+    va_list args;
+
+    va_start(args, format);
+    vsnprintf(text, sizeof text, format, args);
+    va_end(args);
+    fprintf(stderr, "estoraje: %s\n", text);
+    exit(code);
+}
+
+/* The end for what cannot happen, or when memory that must be had is not:
+   better no node than one that goes on wrongly. */
+static void __attribute__((noreturn)) die(const char *what) {
+    say("fatal", "%s", what);
+    abort();
+}
+
+/* Zeroed memory that must be had. */
+static void *memory(size_t count, size_t size) {
+    void *p = calloc(count, size);
+
+    if (p == NULL)
+        die("out of memory");
+    return p;
+}
+
+static void mutex_init(pthread_mutex_t *mutex) {
+    if (pthread_mutex_init(mutex, NULL) != 0)
+        die("cannot make a mutex");
+}
+
+/* A condition whose timed waits go by the monotonic clock. */
+static void cond_init(pthread_cond_t *cond) {
+    pthread_condattr_t attr;
+
+    if (pthread_condattr_init(&attr) != 0 ||
+        pthread_condattr_setclock(&attr, CLOCK_MONOTONIC) != 0 ||
+        pthread_cond_init(cond, &attr) != 0)
+        die("cannot make a condition variable");
+    pthread_condattr_destroy(&attr);
+}
+
+/* Waits for cond, at most ms. */
+static void cond_wait_ms(pthread_cond_t *cond, pthread_mutex_t *mutex,
+                         uint64_t ms) {
+    uint64_t until = now_ms() + ms;
+    struct timespec t = {(time_t)(until / 1000),
+                         (long)(until % 1000) * 1000000};
+
+    pthread_cond_timedwait(cond, mutex, &t);
+}
+
+/* A random number that nobody can guess and that is not 0. */
+static uint64_t random_id(void) {
+    int fd = open("/dev/urandom", O_RDONLY | O_CLOEXEC);
+    uint64_t id = 0;
+
+    while (id == 0)
+        if (read(fd, &id, sizeof id) != sizeof id)
+            die("cannot read /dev/urandom");
+    close(fd);
+    return id;
+}
+
+/* ms, give or take a quarter, so that many do not retry in step. */
+static uint64_t jitter(uint64_t ms) {
+    return ms - ms / 4 + now_us() % (ms / 2 + 1);
+}
+
+static void fd_nonblocking(int fd) {
+    fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) | O_NONBLOCK);
+    fcntl(fd, F_SETFD, FD_CLOEXEC);
+}
+
+/* A pipe that never blocks and that no other program inherits. */
+static void wake_pipe(int fds[2]) {
+    if (pipe(fds) != 0)
+        give_up(1, "cannot make a pipe: %s", strerror(errno));
+    fd_nonblocking(fds[0]);
+    fd_nonblocking(fds[1]);
+}
+
+/* A byte into a wake pipe; a full pipe wakes as well. */
+static void wake_write(int fd) {
+    if (write(fd, "", 1) < 0 && errno != EAGAIN && errno != EINTR)
+        say("error", "cannot wake a thread: %s", strerror(errno));
+}
+
+static void wake_drain(int fd) {
+    char bytes[256];
+
+    while (read(fd, bytes, sizeof bytes) > 0)
+        ;
+}
+
+/* ----------------------------------------------------------------- Bytes
+ *
+ * Network and disk data are pointer and length, never strings. Integers on disk
+ * and between nodes are little-endian, whatever the machine; compilers make one
+ * load of the shifts below.
+ */
+
+static uint32_t get32(const uint8_t *p) {
+    return (uint32_t)p[0] | (uint32_t)p[1] << 8 | (uint32_t)p[2] << 16 |
+           (uint32_t)p[3] << 24;
+}
+
+static uint64_t get64(const uint8_t *p) {
+    return (uint64_t)get32(p) | (uint64_t)get32(p + 4) << 32;
+}
+
+static void put32(uint8_t *p, uint32_t x) {
+    for (int i = 0; i < 4; i++)
+        p[i] = (uint8_t)(x >> 8 * i);
+}
+
+static void put64(uint8_t *p, uint64_t x) {
+    put32(p, (uint32_t)x);
+    put32(p + 4, (uint32_t)(x >> 32));
+}
+
+static struct slice slice_of(const char *text) {
+    return (struct slice){(const uint8_t *)text, strlen(text)};
+}
+
+static bool slice_equal(struct slice a, struct slice b) {
+    return a.n == b.n && (a.n == 0 || memcmp(a.p, b.p, a.n) == 0);
+}
+
+static bool slice_is(struct slice s, const char *text) {
+    return slice_equal(s, slice_of(text));
+}
+
+/* The same without regard to the case of ASCII letters. */
+static bool slice_is_nocase(struct slice s, const char *text) {
+    return s.n == strlen(text) &&
+           (s.n == 0 || strncasecmp((const char *)s.p, text, s.n) == 0);
+}
+
+static bool slice_begins(struct slice s, const char *text) {
+    size_t n = strlen(text);
+
+    return s.n >= n && memcmp(s.p, text, n) == 0;
+}
+
+/* The slice without its first n bytes. */
+static struct slice slice_skip(struct slice s, size_t n) {
+    return (struct slice){s.p + n, s.n - n};
+}
+
+/* Copies the slice as a string into text; false: no room, or a NUL in it. */
+static bool slice_copy(struct slice s, char *text, size_t room) {
+    if (s.n >= room || (s.n > 0 && memchr(s.p, '\0', s.n) != NULL))
+        return false;
+    if (s.n > 0)
+        memcpy(text, s.p, s.n);
+    text[s.n] = '\0';
+    return true;
+}
+
+/* What a character stands for as a hexadecimal digit; 16: it is none. */
+static unsigned digit_of(unsigned c) {
+    if (c - '0' < 10)
+        return c - '0';
+    return (c | 32) - 'a' < 6 ? (c | 32) - 'a' + 10 : 16;
+}
+
+/* All of the slice as a number; false: it is none, or too large. */
+static bool slice_digits(struct slice s, unsigned base, uint64_t *number) {
+    uint64_t x = 0;
+
+    for (size_t i = 0; i < s.n; i++) {
+        unsigned digit = digit_of(s.p[i]);
+
+        if (digit >= base || x > (UINT64_MAX - digit) / base)
+            return false;
+        x = x * base + digit;
+    }
+    *number = x;
+    return s.n > 0;
+}
+
+static bool slice_number(struct slice s, uint64_t *number) {
+    return slice_digits(s, 10, number);
+}
+
+static bool slice_hex(struct slice s, uint64_t *number) {
+    return slice_digits(s, 16, number);
+}
+
+/* Room for more bytes; false: there is no memory. */
+static bool buf_room(struct buf *b, size_t more) {
+    size_t cap = b->cap;
+    uint8_t *p;
+
+    if (cap - b->n >= more)
+        return true;
+    cap = cap + cap / 2 > b->n + more ? cap + cap / 2 : b->n + more;
+    if (cap < 256)
+        cap = 256;
+    p = realloc(b->p, cap);
+    if (p == NULL)
+        return false;
+    b->p = p;
+    b->cap = cap;
+    return true;
+}
+
+/* Makes the buffer n bytes longer and answers where they are, not yet set.
+   Memory must be had: sizes are bounded elsewhere. */
+static uint8_t *buf_grow(struct buf *b, size_t n) {
+    if (!buf_room(b, n))
+        die("out of memory");
+    b->n += n;
+    return b->p + (b->n - n);
+}
+
+static void buf_add(struct buf *b, const void *p, size_t n) {
+    if (n > 0)
+        memcpy(buf_grow(b, n), p, n);
+}
+
+static void buf_zero(struct buf *b, size_t n) {
+    if (n > 0)
+        memset(buf_grow(b, n), 0, n);
+}
+
+static void buf_text(struct buf *b, const char *text) {
+    buf_add(b, text, strlen(text));
+}
+
+static void buf_number(struct buf *b, uint64_t x) {
+    char digits[20];
+    size_t at = sizeof digits;
+
+    do
+        digits[--at] = (char)('0' + x % 10);
+    while ((x /= 10) > 0);
+    buf_add(b, digits + at, sizeof digits - at);
+}
+
+/* 16 hexadecimal digits: ids and etags. */
+static void buf_hex(struct buf *b, uint64_t x) {
+    char digits[16];
+
+    for (int i = 0; i < 16; i++)
+        digits[i] = "0123456789abcdef"[x >> (60 - 4 * i) & 15];
+    buf_add(b, digits, sizeof digits);
+}
+
+/* Appends a short text; names and addresses in it are of limited length. */
+static void __attribute__((format(printf, 2, 3)))
+buf_print(struct buf *b, const char *format, ...) {
+    char text[4096];
+    va_list args;
+    int n;
+
+    va_start(args, format);
+    n = vsnprintf(text, sizeof text, format, args);
+    va_end(args);
+    if (n < 0 || (size_t)n >= sizeof text)
+        die("a text is too long");
+    buf_add(b, text, (size_t)n);
+}
+
+static void buf_free(struct buf *b) {
+    free(b->p);
+    *b = (struct buf){0};
+}
+
+/* Empties it, and does not keep much memory for a next time. */
+static void buf_reset(struct buf *b, size_t keep) {
+    if (b->cap > keep)
+        buf_free(b);
+    b->n = 0;
+}
+
+static struct slice buf_slice(const struct buf *b) {
+    return (struct slice){b->p, b->n};
+}
+
+#define ROTATE(x, bits) ((x) << (bits) | (x) >> (64 - (bits)))
+
+#define XXH_1 UINT64_C(0x9E3779B185EBCA87)
+#define XXH_2 UINT64_C(0xC2B2AE3D27D4EB4F)
+#define XXH_3 UINT64_C(0x165667B19E3779F9)
+#define XXH_4 UINT64_C(0x85EBCA77C2B2AE63)
+#define XXH_5 UINT64_C(0x27D4EB2F165667C5)
+
+static uint64_t xxh_round(uint64_t sum, uint64_t word) {
+    sum += word * XXH_2;
+    return ROTATE(sum, 31) * XXH_1;
+}
+
+/* The checksum of all that is stored: XXH64 (Yann Collet, xxHash
+   specification). It finds accidents, it does not keep out an attacker. */
+static uint64_t xxh64(const uint8_t *p, size_t n, uint64_t seed) {
+    uint64_t a = seed + XXH_1 + XXH_2, b = seed + XXH_2, c = seed;
+    uint64_t d = seed - XXH_1, h = seed + XXH_5, length = n;
+
+    if (n >= 32) { /* four lanes, which a processor works on side by side */
+        for (; n >= 32; p += 32, n -= 32) {
+            a = xxh_round(a, get64(p));
+            b = xxh_round(b, get64(p + 8));
+            c = xxh_round(c, get64(p + 16));
+            d = xxh_round(d, get64(p + 24));
+        }
+        h = ROTATE(a, 1) + ROTATE(b, 7) + ROTATE(c, 12) + ROTATE(d, 18);
+        h = (h ^ xxh_round(0, a)) * XXH_1 + XXH_4;
+        h = (h ^ xxh_round(0, b)) * XXH_1 + XXH_4;
+        h = (h ^ xxh_round(0, c)) * XXH_1 + XXH_4;
+        h = (h ^ xxh_round(0, d)) * XXH_1 + XXH_4;
+    }
+    h += length;
+    for (; n >= 8; p += 8, n -= 8) {
+        h ^= xxh_round(0, get64(p));
+        h = ROTATE(h, 27) * XXH_1 + XXH_4;
+    }
+    if (n >= 4) {
+        h ^= get32(p) * XXH_1;
+        h = ROTATE(h, 23) * XXH_2 + XXH_3;
+        p += 4, n -= 4;
+    }
+    for (; n > 0; p++, n--) {
+        h ^= *p * XXH_5;
+        h = ROTATE(h, 11) * XXH_1;
+    }
+    h = (h ^ h >> 33) * XXH_2;
+    h = (h ^ h >> 29) * XXH_3;
+    return h ^ h >> 32;
+}
+
+/* Writes all of it at an offset. 0, or an errno: then a part may be there. */
+static int write_at(int fd, const void *bytes, size_t n, uint64_t offset) {
+    const uint8_t *p = bytes;
+
+    while (n > 0) {
+        ssize_t done = pwrite(fd, p, n, (off_t)offset);
+
+        if (done < 0 && errno == EINTR)
+            continue;
+        if (done <= 0)
+            return done < 0 ? errno : ENOSPC;
+        p += done, n -= (size_t)done, offset += (uint64_t)done;
+    }
+    return 0;
+}
+
+/* Reads n bytes, fewer only at the end of the file. The count, or -1. */
+static ssize_t read_at(int fd, void *bytes, size_t n, uint64_t offset) {
+    size_t got = 0;
+
+    while (got < n) {
+        ssize_t done =
+            pread(fd, (uint8_t *)bytes + got, n - got, (off_t)(offset + got));
+
+        if (done < 0 && errno == EINTR)
+            continue;
+        if (done < 0)
+            return -1;
+        if (done == 0)
+            break;
+        got += (size_t)done;
+    }
+    return (ssize_t)got;
+}
+
+/* --------------------------------------------------------------- The log
+ *
+ * One record, on disk, between nodes and in repair. Numbers are little-endian,
+ * sizes are bytes:
+ *
+ *      0  8  sum of bytes 8 to the end of the block sums, seeded with the salt
+ *      8  4  magic
+ *     12  1  flags: 1 is a tombstone
+ *     13  1  length of the content type
+ *     14  2  length of the key
+ *     16  8  version
+ *     24  8  etag
+ *     32  4  length of the value
+ *     36  4  0
+ *     40     key, content type,
+ *            block sums: 8 for each 64 KiB of the value, not seeded,
+ *            value, and zeros up to a multiple of 8
+ *
+ * The first sum covers the block sums and these cover the value, so any block
+ * can be verified from the very bytes that are sent. The salt is the log's, and
+ * 0 between nodes. A client that stores the bytes of a record as a value does
+ * not know the salt, so they never pass for a record when a log is searched.
+ * To move a record from one log to another only the first sum is made anew.
+ *
+ * A log is a header of 64 bytes and then records. It is appended to, and never
+ * changed before its end:
+ *
+ *      0  8  "estorlog"          24  8  cluster id
+ *      8  4  format, 1           32  8  salt
+ *     12  4  partition           40 16  0
+ *     16  4  partitions          56  8  sum of the 56 bytes before
+ *     20  4  0
+ */
+
+#define RECORD_HEADER 40
+#define RECORD_MAGIC  UINT32_C(0x65a5c39d)
+#define RECORD_MAX    (UINT64_C(1) << 31) /* of a whole record */
+#define BLOCK         65536u
+#define LOG_HEADER    64
+#define LOG_MAGIC     "estorlog"
+#define LOG_FORMAT    1
+#define LOG_MAX       (UINT64_C(1) << 35) /* an index entry reaches so far */
+
+static size_t round_up_8(size_t n) {
+    return (n + 7) & ~(size_t)7;
+}
+
+static size_t blocks_of(size_t value) {
+    return (value + BLOCK - 1) / BLOCK;
+}
+
+/* The length of a record's key. */
+static size_t record_key(const uint8_t *p) {
+    return (size_t)p[14] | (size_t)p[15] << 8;
+}
+
+/* Bytes from the record's beginning to its value. */
+static size_t record_meta(const uint8_t *p) {
+    return RECORD_HEADER + record_key(p) + p[13] + 8 * blocks_of(get32(p + 32));
+}
+
+/* The sum of the block of a value that begins at an offset. */
+static uint64_t block_sum(struct slice value, size_t at) {
+    size_t n = value.n - at < BLOCK ? value.n - at : BLOCK;
+
+    return xxh64(value.p + at, n, 0);
+}
+
+/*
+ * Begins a record in an empty buffer: all but the value, its sums, and what
+ * record_seal() gives. Answers where the value is to be put; the buffer's
+ * length is that, and the caller appends the value. The value's length may be
+ * a guess that record_end() corrects.
+ */
+static size_t record_begin(struct buf *b, struct slice key, struct slice type,
+                           bool tombstone, size_t value) {
+    buf_zero(b, RECORD_HEADER);
+    put32(b->p + 8, RECORD_MAGIC);
+    b->p[12] = tombstone;
+    b->p[13] = (uint8_t)type.n;
+    b->p[14] = (uint8_t)key.n;
+    b->p[15] = (uint8_t)(key.n >> 8);
+    buf_add(b, key.p, key.n);
+    buf_add(b, type.p, type.n);
+    buf_zero(b, 8 * blocks_of(value));
+    return b->n;
+}
+
+/* Ends it once the value is there, which begins at value_at. */
+static void record_end(struct buf *b, size_t value_at) {
+    size_t n = b->n - value_at, meta;
+    struct slice value;
+    uint8_t *sums;
+
+    put32(b->p + 32, (uint32_t)n);
+    meta = record_meta(b->p);
+    if (meta != value_at) { /* the guess was wrong */
+        buf_zero(b, 8 * blocks_of(n));
+        memmove(b->p + meta, b->p + value_at, n);
+        b->n = meta + n;
+    }
+    value = (struct slice){b->p + meta, n};
+    sums = b->p + meta - 8 * blocks_of(n);
+    for (size_t at = 0; at < n; at += BLOCK, sums += 8)
+        put64(sums, block_sum(value, at));
+    buf_zero(b, round_up_8(b->n) - b->n);
+}
+
+/* Makes the first sum fit the salt of the place that the record goes to. */
+static void record_seal(uint8_t *p, uint64_t salt) {
+    put64(p, xxh64(p + 8, record_meta(p) - 8, salt));
+}
+
+/* Gives a record its version and etag, sealed for the network. */
+static void record_stamp(uint8_t *p, uint64_t version, uint64_t etag) {
+    put64(p + 16, version);
+    put64(p + 24, etag);
+    record_seal(p, 0);
+}
+
+/* Parses a record of which n bytes are at p. true: all but the value is there
+   and verified, and *r is set. Lengths are bounded before they are used. */
+static bool record_parse(const uint8_t *p, size_t n, uint64_t salt,
+                         struct record *r) {
+    size_t key, type, value, meta;
+
+    if (n < RECORD_HEADER)
+        return false;
+    type = p[13];
+    key = record_key(p);
+    value = get32(p + 32);
+    if (get32(p + 8) != RECORD_MAGIC || p[12] > 1 || type > TYPE_MAX ||
+        key < 1 || key > KEY_MAX || value > VALUE_MAX || get64(p + 16) == 0 ||
+        get32(p + 36) != 0 || (p[12] && value > 0))
+        return false;
+    meta = record_meta(p);
+    if (n < meta || get64(p) != xxh64(p + 8, meta - 8, salt))
+        return false;
+    r->version = get64(p + 16);
+    r->etag = get64(p + 24);
+    r->tombstone = p[12];
+    r->key = (struct slice){p + RECORD_HEADER, key};
+    r->type = (struct slice){p + RECORD_HEADER + key, type};
+    r->sums = p + RECORD_HEADER + key + type;
+    r->value = (struct slice){p + meta, value};
+    r->size = round_up_8(meta + value);
+    return true;
+}
+
+/* Whether the value of a parsed record, all of which is there, is intact. */
+static bool record_intact(const struct record *r) {
+    for (size_t at = 0; at < r->value.n; at += BLOCK)
+        if (get64(r->sums + at / BLOCK * 8) != block_sum(r->value, at))
+            return false;
+    return true;
+}
+
+static struct file *file_hold(struct file *file) {
+    atomic_fetch_add(&file->refs, 1);
+    return file;
+}
+
+static void file_release(struct file *file) {
+    if (file != NULL && atomic_fetch_sub(&file->refs, 1) == 1) {
+        close(file->fd);
+        free(file);
+    }
+}
+
+/* Fills in a log's header. */
+static void log_header(const struct node *node, unsigned partition,
+                       uint64_t salt, uint8_t header[LOG_HEADER]) {
+    memset(header, 0, LOG_HEADER);
+    memcpy(header, LOG_MAGIC, 8);
+    put32(header + 8, LOG_FORMAT);
+    put32(header + 12, partition);
+    put32(header + 16, (uint32_t)node->self.partitions);
+    put64(header + 24, node->self.cluster);
+    put64(header + 32, salt);
+    put64(header + 56, xxh64(header, 56, 0));
+}
+
+/* Ends a log after a failure that leaves unknown what of it is on the disk:
+   it is read, and takes nothing more. Under the partition's lock. */
+static void log_die(struct node *node, struct part *part, int error) {
+    if (part->dead)
+        return;
+    part->dead = true;
+    atomic_fetch_add(&node->dead_logs, 1);
+    say("error", "a log takes nothing more partition=%u error=%s", part->number,
+        strerror(error));
+}
+
+/*
+ * Appends a record, sealing it for this log. 0: all of it is there, up to
+ * part->end. An errno: nothing is, because what was written is cut off again;
+ * where even that fails the log is dead. Under the partition's lock.
+ */
+static int log_append(struct node *node, struct part *part, uint8_t *record,
+                      size_t size) {
+    uint64_t sum = get64(record); /* as it is sealed for the network */
+    int error;
+
+    if (part->dead)
+        return EIO;
+    if (part->end + size > LOG_MAX)
+        return EFBIG;
+    record_seal(record, part->file->salt);
+    error = write_at(part->file->fd, record, size, part->end);
+    put64(record, sum);
+    if (error == 0) {
+        part->end += size;
+        part->dirty = true;
+        return 0;
+    }
+    say("error", "cannot append to a log partition=%u error=%s", part->number,
+        strerror(error));
+    if (ftruncate(part->file->fd, (off_t)part->end) != 0)
+        log_die(node, part, error);
+    return error;
+}
+
+/* The first offset, from one on, at which there is a record: all before its
+   value verifies, the value may be rotten or cut off. size: there is none. */
+static uint64_t log_search(const uint8_t *log, uint64_t size, uint64_t salt,
+                           uint64_t offset, struct record *r) {
+    for (; offset < size; offset += 8)
+        if (record_parse(log + offset, (size_t)(size - offset), salt, r))
+            return offset;
+    return size;
+}
+
+/*
+ * Opens a partition's log. A header that does not fit ends the program, with
+ * nothing changed. One that is short or all zeros was never synced, nor was
+ * anything behind it: *salt is 0 then. -1: there is no such file.
+ */
+static int log_open(const struct node *node, unsigned partition, int flags,
+                    uint64_t *salt) {
+    uint8_t header[LOG_HEADER] = {0}, want[LOG_HEADER] = {0};
+    ssize_t n = -1;
+    char name[16];
+    int fd;
+
+    *salt = 0;
+    snprintf(name, sizeof name, "%03u.log", partition);
+    fd = openat(node->dir_fd, name, flags | O_CLOEXEC, 0666);
+    if (fd < 0 && errno == ENOENT)
+        return -1;
+    if (fd >= 0)
+        n = read_at(fd, header, LOG_HEADER, 0);
+    if (n < 0)
+        give_up(1, "cannot read %s/%s: %s", node->flags.data, name,
+                strerror(errno));
+    if (n < LOG_HEADER || memcmp(header, want, LOG_HEADER) == 0)
+        return fd;
+    *salt = get64(header + 32);
+    log_header(node, partition, *salt, want);
+    if (memcmp(header, want, LOG_HEADER) != 0)
+        give_up(1,
+                "%s/%s is not a log of partition %u of %" PRIu64
+                " of this cluster, in format %d, or its header is damaged; "
+                "nothing was changed",
+                node->flags.data, name, partition, node->self.partitions,
+                LOG_FORMAT);
+    return fd;
+}
+
+/* Looks at every log's header before a start changes anything. */
+static void logs_check(const struct node *node) {
+    uint64_t salt;
+
+    for (unsigned i = 0; i < PARTITIONS_MAX; i++) {
+        int fd = log_open(node, i, O_RDONLY, &salt);
+
+        if (fd >= 0)
+            close(fd);
+    }
+}
+
+/* ------------------------------------------------------------- The store
+ *
+ * The index of a partition is a table sorted by fingerprint, with gaps: an
+ * entry's home is its fingerprint scaled to the number of slots, and it stands
+ * at home or behind it, in order, with no gap between (linear probing that
+ * keeps the order: Amble and Knuth, "Ordered hash tables", 1974). So a search
+ * that fails ends early, the table grows by any factor, which keeps memory
+ * near 24 / 0.8 bytes a key, and a list in order of fingerprints, which is
+ * what replicas compare, needs no sorting.
+ *
+ * Fingerprints are hashes under a secret key, hence evenly spread; that two
+ * keys share one is as good as impossible and harmless all the same, since
+ * the key itself is compared in the log.
+ */
+
+#define TABLE_SLOTS       32                  /* the smallest */
+#define TABLE_LEFT(slots) (64 + (slots) / 64) /* run-over behind the slots */
+
+/* The first slot, from the one where an entry would like to stand, that is
+   empty or whose fingerprint is not below; part->total: there is none. */
+static uint32_t table_seek(const struct node *node, const struct part *part,
+                           uint64_t print) {
+    uint64_t low = print * node->partitions >> 32; /* without the top bits */
+    uint32_t at = (uint32_t)(low * part->slots >> 32);
+
+    while (at < part->total && part->table[at].version != 0 &&
+           part->table[at].fingerprint < print)
+        at++;
+    return at;
+}
+
+/* Puts an entry before the slot that table_seek() found. */
+static void table_put(struct part *part, uint32_t at, struct entry entry) {
+    uint32_t gap = at;
+
+    while (gap < part->total && part->table[gap].version != 0)
+        gap++;
+    if (gap >= part->total)
+        die("the index's table overflows");
+    memmove(part->table + at + 1, part->table + at,
+            (gap - at) * sizeof *part->table);
+    part->table[at] = entry;
+    part->used++;
+}
+
+/* Room for one table_put() more: a table that is full to .85, or has run over
+   to its end, gives way to one that is full to .65. false: no memory, and the
+   table is as it was. */
+static bool table_room(const struct node *node, struct part *part) {
+    struct entry *table, *old = part->table;
+    uint32_t total = part->total;
+    uint32_t slots =
+        part->used + part->used / 2 + part->used / 32 + TABLE_SLOTS;
+
+    if (part->used < part->slots / 20 * 17 && old[total - 1].version == 0)
+        return true;
+    table = calloc(slots + TABLE_LEFT(slots), sizeof *table);
+    if (table == NULL)
+        return false;
+    part->table = table;
+    part->slots = slots;
+    part->total = slots + TABLE_LEFT(slots);
+    part->used = 0;
+    for (uint32_t i = 0; i < total; i++)
+        if (old[i].version != 0)
+            table_put(part, table_seek(node, part, old[i].fingerprint), old[i]);
+    free(old);
+    return true;
+}
+
+static uint64_t entry_offset(const struct entry *e) {
+    return (uint64_t)e->offset * 8;
+}
+
+static size_t entry_size(const struct entry *e) {
+    return (size_t)(e->size & ~ENTRY_TOMBSTONE) * 8;
+}
+
+static bool entry_tombstone(const struct entry *e) {
+    return (e->size & ENTRY_TOMBSTONE) != 0;
+}
+
+/* The entry of a record at an offset. */
+static struct entry entry_of(uint64_t print, const struct record *r,
+                             uint64_t offset) {
+    uint32_t mark = r->tombstone ? ENTRY_TOMBSTONE : 0;
+
+    return (struct entry){print, r->version, (uint32_t)(offset / 8),
+                          (uint32_t)(r->size / 8) | mark};
+}
+
+/* Reads the record of an entry into b: `most` bytes of it, but always all that
+   is before the value. Whether what is there verifies; *r points into b. */
+static bool entry_read(const struct file *file, const struct entry *e,
+                       size_t most, struct buf *b, struct record *r) {
+    size_t size = entry_size(e);
+    size_t least = RECORD_HEADER + KEY_MAX + TYPE_MAX + 8 * blocks_of(size);
+    size_t want = most > least ? most : least;
+
+    if (want > size)
+        want = size;
+    b->n = 0;
+    return read_at(file->fd, buf_grow(b, want), want, entry_offset(e)) ==
+               (ssize_t)want &&
+           record_parse(b->p, want, file->salt, r) && r->size == size &&
+           r->version == e->version && (want < size || record_intact(r));
+}
+
+/* The entry in a slot if it has this fingerprint, else NULL. */
+static struct entry *entry_at(struct part *part, uint32_t at, uint64_t print) {
+    if (at >= part->total || part->table[at].version == 0 ||
+        part->table[at].fingerprint != print)
+        return NULL;
+    return &part->table[at];
+}
+
+/*
+ * The entry of a key, or NULL; *at is where one would be put. A record that
+ * does not verify counts as of this key: its fingerprint says so, and to take
+ * it for another key's would hide the damage. Under the partition's lock.
+ */
+static struct entry *part_find(const struct node *node, struct part *part,
+                               uint64_t print, struct slice key, uint32_t *at) {
+    struct buf b = {0};
+    struct record r;
+    struct entry *e;
+
+    *at = table_seek(node, part, print);
+    for (; (e = entry_at(part, *at, print)) != NULL; ++*at)
+        if (!entry_read(part->file, e, 0, &b, &r) || slice_equal(r.key, key))
+            break;
+    buf_free(&b);
+    return e;
+}
+
+/* Points the index at a record that is in the log; old and at are of
+   part_find(), and table_room() came before it. */
+static void part_index(struct part *part, struct entry *old, uint32_t at,
+                       struct entry new) {
+    if (old != NULL && !entry_tombstone(old)) {
+        part->keys--;
+        part->bytes -= entry_size(old);
+    }
+    if (!entry_tombstone(&new)) {
+        part->keys++;
+        part->bytes += entry_size(&new);
+    }
+    if (old != NULL)
+        *old = new;
+    else
+        table_put(part, at, new);
+}
+
+/* ---- The clock and its ceiling.
+ *
+ * A version is 54 bits of microseconds since 1970 and 10 bits of the number of
+ * the node that made it: a hybrid logical clock (Kulkarni et al., 2014) in
+ * which the counter is the microsecond itself, since a node's next version is
+ * above all that it has seen. */
+
+#define VERSION_BITS     10
+#define VERSION_TIME(us) ((uint64_t)(us) << VERSION_BITS)
+
+/* Whether a version is further ahead of the physical clock than any honest
+   clock can be. */
+static bool clock_too_far(uint64_t version) {
+    return version > VERSION_TIME(now_us() + CLOCK_AHEAD * UINT64_C(1000000));
+}
+
+/* Moves the clock past a version that was seen; a wild one moves nothing. */
+static void clock_see(struct node *node, uint64_t version) {
+    unsigned long long clock = atomic_load(&node->clock);
+
+    while (version > clock && !clock_too_far(version) &&
+           !atomic_compare_exchange_weak(&node->clock, &clock, version))
+        ;
+}
+
+/*
+ * A new version: above all that this node has seen, above `above`, and not
+ * below the physical clock. Above a record whose clock was wild it is given
+ * by a second clock, so that the first stays where it is and yet no version
+ * is given twice.
+ */
+static uint64_t clock_version(struct node *node, uint64_t above) {
+    atomic_ullong *of = clock_too_far(above) ? &node->wild : &node->clock;
+    unsigned long long clock = atomic_load(of);
+    uint64_t version, physical = VERSION_TIME(now_us());
+
+    do {
+        version = clock > physical ? clock : physical;
+        version = version > above ? version : above;
+        version = VERSION_TIME((version >> VERSION_BITS) + 1);
+        version |= node->self.number;
+    } while (!atomic_compare_exchange_weak(of, &clock, version));
+    return version;
+}
+
+/* Whether a version may be stored: below the ceiling. If not, the ceiling is
+   soon higher, and the caller tries again. */
+static bool ceiling_allows(struct node *node, uint64_t version) {
+    if (version <= atomic_load(&node->ceiling))
+        return true;
+    atomic_store(&node->ceiling_short, true);
+    return false;
+}
+
+/* ---- Writing: one rule, wherever a record comes from */
+
+/*
+ * Applies a record if and only if its version is above the one that is held:
+ * it is appended and put into the index. From outside it must not be below the
+ * floor, nor from a wild clock unless what is held is, too. bytes is the record
+ * as it is sealed for the network; NULL: a replay has found it in the log, just
+ * before part->end. Under the partition's lock.
+ */
+static struct accepted part_apply(struct node *node, struct part *part,
+                                  uint8_t *bytes, const struct record *r,
+                                  uint64_t print, uint64_t floor) {
+    struct accepted a = {.verdict = ACCEPT_OK};
+    bool room = table_room(node, part); /* first: it moves the entries */
+    uint32_t at;
+    struct entry *e = part_find(node, part, print, r->key, &at);
+
+    if (e != NULL) {
+        a.held = a.above = e->version;
+        a.existed = !entry_tombstone(e);
+    }
+    if (r->version <= a.held) {
+        a.verdict = r->version == a.held ? ACCEPT_OK : ACCEPT_HELD;
+    } else if (r->version < floor) {
+        a.verdict = ACCEPT_FLOOR;
+        a.above = floor;
+    } else if (bytes != NULL && clock_too_far(r->version) &&
+               !clock_too_far(a.held)) {
+        a.verdict = ACCEPT_AHEAD;
+    } else if (room &&
+               (bytes == NULL || log_append(node, part, bytes, r->size) == 0)) {
+        part_index(part, e, at, entry_of(print, r, part->end - r->size));
+    } else {
+        a.verdict = part->dead ? ACCEPT_DEAD : ACCEPT_FULL;
+    }
+    return a;
+}
+
+/*
+ * The one way in from outside: a client's write, a peer's, a repair. The record
+ * was verified by whoever received it. Repair comes with `repair` set and
+ * passes the floor: nothing is promised yet that a record which a majority
+ * holds could break.
+ */
+static struct accepted store_accept(struct node *node, struct part *part,
+                                    uint8_t *bytes, const struct record *r,
+                                    uint64_t print, bool repair) {
+    struct accepted a = {.verdict = ACCEPT_CEILING};
+
+    clock_see(node, r->version); /* first: the ceiling follows the clock */
+    if (!clock_too_far(r->version) && !ceiling_allows(node, r->version))
+        return a;
+    pthread_mutex_lock(&part->lock);
+    a = part_apply(node, part, bytes, r, print, repair ? 0 : part->floor);
+    pthread_mutex_unlock(&part->lock);
+    return a;
+}
+
+/*
+ * Puts what is in the log into the index. What does not verify, a header or a
+ * value, is the torn tail if no record follows it: it is cut off, and the cut
+ * is on the disk before anything is appended. Otherwise it is damage: if only
+ * a value is rotten, reading it will find that out, and only that key has it.
+ * The file is mapped; an error of the disk ends the program with SIGBUS, since
+ * to go on would take it for a torn tail.
+ */
+static void part_replay(struct node *node, struct part *part) {
+    int fd = part->file->fd;
+    off_t length = lseek(fd, 0, SEEK_END);
+    uint64_t size = (uint64_t)length, at, next, salt = part->file->salt;
+    const uint8_t *log = mmap(NULL, (size_t)size, PROT_READ, MAP_SHARED, fd, 0);
+    struct record r, after = {0};
+
+    if (length < 0 || log == MAP_FAILED)
+        give_up(1, "cannot map %s/%03u.log: %s", node->flags.data, part->number,
+                strerror(errno));
+    part->end = LOG_HEADER;
+    at = log_search(log, size, salt, LOG_HEADER, &r);
+    for (; at < size; at = next, r = after) {
+        next = size;
+        if (r.size < size - at)
+            next = log_search(log, size, salt, at + r.size, &after);
+        if (next == size && (r.size > size - at || !record_intact(&r)))
+            break;
+        if (at > part->end) {
+            say("error",
+                "damaged: what was written before it is unsure until it is "
+                "repaired file=%03u.log offset=%" PRIu64 " bytes=%" PRIu64,
+                part->number, part->end, at - part->end);
+            part->unsure = at;
+        }
+        part->end = at + r.size;
+        if (part_apply(node, part, NULL, &r,
+                       ring_fingerprint(r.key.p, r.key.n, node->self.hash), 0)
+                .verdict == ACCEPT_FULL)
+            die("out of memory for the index");
+    }
+    munmap((void *)(uintptr_t)log, (size_t)size);
+    part->dirty = part->end > LOG_HEADER; /* kill -9 left it to us to sync */
+    if (part->end == size)
+        return;
+    say("warning",
+        "torn tail cut off file=%03u.log offset=%" PRIu64 " bytes=%" PRIu64,
+        part->number, part->end, size - part->end);
+    if (ftruncate(fd, (off_t)part->end) != 0 || fsync(fd) != 0)
+        give_up(1, "cannot cut the torn tail of %s/%03u.log: %s",
+                node->flags.data, part->number, strerror(errno));
+}
+
+/* Opens a partition's log, begins one that was not begun, and reads it. */
+static void part_load(struct node *node, struct part *part) {
+    struct file *file = memory(1, sizeof *file);
+    uint8_t header[LOG_HEADER];
+
+    atomic_init(&file->refs, 1);
+    file->fd = log_open(node, part->number, O_RDWR | O_CREAT, &file->salt);
+    if (file->salt == 0) {
+        if (lseek(file->fd, 0, SEEK_END) > 0)
+            say("warning", "no header: begun anew file=%03u.log", part->number);
+        file->salt = random_id();
+        log_header(node, part->number, file->salt, header);
+        if (ftruncate(file->fd, 0) != 0 ||
+            write_at(file->fd, header, sizeof header, 0) != 0)
+            give_up(1, "cannot begin %s/%03u.log: %s", node->flags.data,
+                    part->number, strerror(errno));
+    }
+    part->file = file;
+    part_replay(node, part);
+}
+
+/* ---- Reading */
+
+enum found { FOUND, ABSENT, UNSURE, DAMAGED };
+
+/* The place of the n-th entry that has a fingerprint, and the file, held for
+   the caller. false: there is none; *unsure says if damage may hide one. */
+static bool part_place(const struct node *node, struct part *part,
+                       uint64_t print, unsigned n, struct entry *entry,
+                       struct file **file, bool *unsure) {
+    const struct entry *e;
+
+    pthread_mutex_lock(&part->lock);
+    e = entry_at(part, table_seek(node, part, print) + n, print);
+    if (e != NULL) {
+        *entry = *e;
+        *file = file_hold(part->file);
+    }
+    *unsure = part->unsure > (e != NULL ? entry_offset(e) : 0);
+    pthread_mutex_unlock(&part->lock);
+    return e != NULL;
+}
+
+/*
+ * Reads the newest record of a key into b, as entry_read() does. FOUND: *r is
+ * set (r->tombstone may be, too), and if `kept` is not NULL it is the file,
+ * held for the caller, and *offset is where the record begins in it.
+ */
+static enum found store_read(const struct node *node, struct part *part,
+                             uint64_t print, struct slice key, size_t most,
+                             struct buf *b, struct record *r,
+                             struct file **kept, uint64_t *offset) {
+    struct entry e = {0};
+    struct file *file = NULL;
+    bool unsure;
+
+    for (unsigned n = 0; part_place(node, part, print, n, &e, &file, &unsure);
+         n++) {
+        bool good = entry_read(file, &e, most, b, r);
+        bool other = good && !slice_equal(r->key, key);
+
+        if (good && !other && !unsure && kept != NULL) {
+            *kept = file;
+            *offset = entry_offset(&e);
+        } else {
+            file_release(file);
+        }
+        if (!other) /* else another key has the same fingerprint */
+            return !good ? DAMAGED : unsure ? UNSURE : FOUND;
+    }
+    return unsure ? UNSURE : ABSENT;
+}
+
+/* ---- The pool.
+ *
+ * Threads that do for a partition what takes a while: they read its log at the
+ * start, and sync it when it has bytes that are not on the disk yet. Many logs
+ * are synced side by side and share the file system's commits. The queue is a
+ * pipe of partition numbers: reading waits, and the end of the pipe is the end
+ * of the threads. A partition is in it at most once, so it is never full. */
+
+/* Puts a partition into the queue, unless it is there. Under its lock. */
+static void pool_enqueue(struct node *node, struct part *part) {
+    uint16_t number = (uint16_t)part->number;
+
+    if (part->queued)
+        return;
+    part->queued = true;
+    if (write(node->pool_queue[1], &number, sizeof number) != sizeof number)
+        die("cannot queue a partition");
+}
+
+/* Hands operations whose wait is over, a list, back to their workers. */
+static void sync_post(struct op *list, int result) {
+    while (list != NULL) {
+        struct op *op = list;
+        struct worker *w = op->w;
+
+        list = op->wait_next;
+        op->wait_next = NULL;
+        op->wait_result = result;
+        pthread_mutex_lock(&w->inbox_lock);
+        *w->synced_end = op;
+        w->synced_end = &op->wait_next;
+        pthread_mutex_unlock(&w->inbox_lock);
+        if (!atomic_exchange(&w->woken, true))
+            wake_write(w->wake[1]);
+    }
+}
+
+/* Has an operation wait for a sync that begins after this; its worker finds it
+   in the inbox then. */
+static void sync_park(struct node *node, struct part *part, struct op *op) {
+    op->parked = true;
+    pthread_mutex_lock(&part->lock);
+    op->wait_next = part->waiters;
+    part->waiters = op;
+    pool_enqueue(node, part);
+    pthread_mutex_unlock(&part->lock);
+}
+
+/*
+ * Syncs one log, for all that waited when it began. After a failed sync nobody
+ * knows what is on the disk, and a second one would not tell: the log is dead,
+ * also for those whose own sync, in another thread, went well after that.
+ */
+static void sync_part(struct node *node, struct part *part) {
+    struct op *waiters;
+    struct file *file;
+    bool dead;
+    int error;
+
+    pthread_mutex_lock(&part->lock);
+    part->queued = part->dirty = false;
+    waiters = part->waiters;
+    part->waiters = NULL;
+    file = file_hold(part->file);
+    pthread_mutex_unlock(&part->lock);
+
+    error = fdatasync(file->fd) != 0 ? errno : 0;
+    file_release(file);
+
+    pthread_mutex_lock(&part->lock);
+    if (error != 0)
+        log_die(node, part, error);
+    dead = part->dead;
+    pthread_mutex_unlock(&part->lock);
+    sync_post(waiters, dead ? EIO : 0);
+}
+
+static void *pool_run(void *arg) {
+    struct node *node = arg;
+    uint16_t number;
+    ssize_t n;
+
+    while ((n = read(node->pool_queue[0], &number, sizeof number)) != 0) {
+        if (n != sizeof number)
+            continue; /* a signal */
+        if (atomic_load(&node->parts_read) < node->partitions) {
+            node->parts[number].queued = false;
+            part_load(node, &node->parts[number]);
+            atomic_fetch_add(&node->parts_read, 1);
+        } else {
+            sync_part(node, &node->parts[number]);
+        }
+    }
+    return NULL;
+}
+
+/* Queues every log that has records to be synced. */
+static void sync_all(struct node *node) {
+    for (unsigned i = 0; i < node->partitions; i++) {
+        struct part *part = &node->parts[i];
+
+        pthread_mutex_lock(&part->lock);
+        if (part->dirty && !part->dead)
+            pool_enqueue(node, part);
+        pthread_mutex_unlock(&part->lock);
+    }
+}
+
+/* Makes the partitions, starts the pool and has it read the logs. Their names
+   are on the disk, too, before anything is acknowledged. */
+static void store_load(struct node *node) {
+    uint64_t began = now_ms();
+
+    node->parts = memory(node->partitions, sizeof *node->parts);
+    if (pipe(node->pool_queue) != 0)
+        give_up(1, "cannot make a pipe: %s", strerror(errno));
+    for (unsigned i = 0; i < POOL_THREADS; i++)
+        if (pthread_create(&node->pool[i], NULL, pool_run, node) != 0)
+            give_up(1, "cannot start a thread: %s", strerror(errno));
+    for (unsigned i = 0; i < node->partitions; i++) {
+        struct part *part = &node->parts[i];
+
+        mutex_init(&part->lock);
+        part->number = i;
+        part->floor = node->self.ceiling;
+        part->doubts = 1;
+        pool_enqueue(node, part);
+    }
+    while (atomic_load(&node->parts_read) < node->partitions)
+        rest_ms(1);
+    if (fsync(node->dir_fd) != 0)
+        give_up(1, "cannot sync %s: %s", node->flags.data, strerror(errno));
+    say("info", "logs read ms=%" PRIu64, now_ms() - began);
+}
+
+/* Syncs what is not yet, and ends the pool. No other thread runs. */
+static void store_end(struct node *node) {
+    if (node->sync != SYNC_NONE)
+        sync_all(node);
+    close(node->pool_queue[1]);
+    for (unsigned i = 0; i < POOL_THREADS; i++)
+        pthread_join(node->pool[i], NULL);
+}
+
+/* ---- The superblock: two slots of 512 bytes, written in turn, each with a
+ * sequence number and a sum. The higher good one counts, so that a write that
+ * is torn leaves the one before. A slot is the numbers of struct identity, of 8
+ * bytes each, zeros, and at 504 the sum of what is before. */
+
+#define SUPER_SIZE    512
+#define SUPER_MAGIC   UINT64_C(0x707573726f747365) /* "estorsup" */
+#define SUPER_NUMBERS (sizeof(struct identity) / sizeof(uint64_t))
+
+/* Writes the superblock and has it on the disk. 0 or an errno: then the slot
+   that is still good is left alone by the next try, too. */
+static int super_write(struct node *node) {
+    struct identity *self = &node->self;
+    uint64_t numbers[SUPER_NUMBERS];
+    uint8_t p[SUPER_SIZE] = {0};
+    int error;
+
+    self->magic = SUPER_MAGIC;
+    self->format = LOG_FORMAT;
+    self->sequence++;
+    memcpy(numbers, self, sizeof numbers);
+    for (size_t i = 0; i < SUPER_NUMBERS; i++)
+        put64(p + 8 * i, numbers[i]);
+    put64(p + 504, xxh64(p, 504, 0));
+    error =
+        write_at(node->super_fd, p, sizeof p, self->sequence % 2 * SUPER_SIZE);
+    if (error == 0 && fsync(node->super_fd) != 0)
+        error = errno;
+    if (error != 0)
+        self->sequence--;
+    return error;
+}
+
+/* Reads the superblock. 1: there is one; 0: the file is new; -1: damaged. */
+static int super_read(struct node *node) {
+    uint8_t slots[2 * SUPER_SIZE] = {0};
+    uint64_t numbers[SUPER_NUMBERS];
+    ssize_t n = read_at(node->super_fd, slots, sizeof slots, 0);
+
+    for (const uint8_t *p = slots; p < slots + sizeof slots; p += SUPER_SIZE) {
+        for (size_t i = 0; i < SUPER_NUMBERS; i++)
+            numbers[i] = get64(p + 8 * i);
+        if (numbers[0] == SUPER_MAGIC && numbers[1] == LOG_FORMAT &&
+            numbers[2] > node->self.sequence &&
+            get64(p + 504) == xxh64(p, 504, 0))
+            memcpy(&node->self, numbers, sizeof numbers);
+    }
+    if (node->self.sequence == 0)
+        return n == 0 ? 0 : -1;
+    return 1;
+}
+
+/* Raises the ceiling where it is near and there are writes, or where someone
+   waits for it. The house thread's. */
+static void ceiling_raise(struct node *node) {
+    uint64_t physical = VERSION_TIME(now_us());
+    uint64_t clock = atomic_load(&node->clock);
+    uint64_t soon = clock + VERSION_TIME(1000000);
+    int error;
+
+    if (!atomic_exchange(&node->ceiling_short, false) &&
+        (soon < node->self.ceiling || soon < physical))
+        return;
+    node->self.ceiling = (clock > physical ? clock : physical) +
+                         VERSION_TIME(CEILING_AHEAD * 1000000);
+    error = super_write(node);
+    if (error != 0) {
+        say("error", "cannot write the superblock: writes wait error=%s",
+            strerror(error));
+        atomic_store(&node->ceiling_short, true);
+        return;
+    }
+    atomic_store(&node->ceiling, node->self.ceiling);
+}
+
+/* ---- How the process before this one ended.
+ *
+ * A mark in POSIX shared memory outlives a process and not the machine. Its
+ * name has the boot number of the process that made it, which takes it away
+ * when it ends well. So if the superblock says that the last process did not
+ * end well, and the mark is not there, the machine went down with it, and what
+ * was not synced may be lost. */
+
+static void mark_name(const struct node *node, uint64_t boot, char name[64]) {
+    snprintf(name, 64, "/estoraje-%016" PRIx64 "-%" PRIu64, node->self.id,
+             boot);
+}
+
+/* Opens this boot's mark, or makes it, as flags say. Whether that went well. */
+static bool mark_open(const struct node *node, int flags) {
+    char name[64];
+    int fd;
+
+    mark_name(node, node->self.boot, name);
+    fd = shm_open(name, flags, 0600);
+    if (fd >= 0)
+        close(fd);
+    return fd >= 0;
+}
+
+/* Whether the mark of the boot before this one is there. */
+static bool mark_found(const struct node *node) {
+    return mark_open(node, O_RDONLY);
+}
+
+/* Leaves a mark for this boot in place of the one before. Without one the next
+   start looks unclean, which is slow but safe. */
+static void mark_make(const struct node *node) {
+    char name[64];
+
+    if (!mark_open(node, O_RDWR | O_CREAT))
+        say("warning", "no mark in shared memory: if this process is killed, "
+                       "the next one takes it for a crash of the machine");
+    mark_name(node, node->self.boot - 1, name);
+    shm_unlink(name);
+}
+
+static void mark_remove(const struct node *node) {
+    char name[64];
+
+    mark_name(node, node->self.boot, name);
+    shm_unlink(name);
+}
+
+/* ---------------------------------------------------------- HTTP as text
+ *
+ * One parser for what clients ask, what peers ask and answer, and what etcd
+ * answers. It is pure, and strict where the standards leave a choice (RFC 9110
+ * and 9112), since what two programs read differently is where requests are
+ * smuggled. First the end of the head is found, then the head is parsed as a
+ * whole; a body has a length, or is chunked.
+ */
+
+/* A refusal is a text: the status, a blank, and the line that says why. NULL:
+   nothing is refused. */
+
+/*
+ * Looks for the empty line that ends a head. The answer is the head's length
+ * with that line, or 0: more is needed. *scanned remembers where to go on.
+ * A head that has no end within its limits is refused.
+ */
+static size_t http_head_end(const uint8_t *p, size_t n, size_t *scanned,
+                            const char **refusal) {
+    *refusal = NULL;
+    for (;;) {
+        size_t at = *scanned; /* always just behind a line */
+        const uint8_t *lf = at < n ? memchr(p + at, '\n', n - at) : NULL;
+        size_t end = lf != NULL ? (size_t)(lf - p) + 1 : n;
+
+        if (at == 0 && end > LINE_MAX_HTTP + 2)
+            *refusal = "414 the request line is over 8 KiB: use a "
+                       "shorter key";
+        else if (end > HEAD_MAX)
+            *refusal = "431 the header is over 16 KiB: send fewer or "
+                       "shorter fields";
+        else if (lf != NULL && (end < at + 2 || lf[-1] != '\r'))
+            *refusal = "400 a line must end in CR LF";
+        if (lf == NULL || *refusal != NULL)
+            return 0;
+        *scanned = end;
+        if (end == at + 2)
+            return end;
+    }
+}
+
+/* A character of a method or a field name (RFC 9110, 5.6.2). */
+static bool http_tchar(unsigned c) {
+    return (c | 32) - 'a' < 26 || c - '0' < 10 ||
+           (c != 0 && c < 128 && strchr("!#$%&'*+-.^_`|~", (int)c) != NULL);
+}
+
+static bool http_token(struct slice s) {
+    for (size_t i = 0; i < s.n; i++)
+        if (!http_tchar(s.p[i]))
+            return false;
+    return s.n > 0;
+}
+
+/* Cuts off what stands before the first c; false: there is none. */
+static bool slice_cut(struct slice *rest, int c, struct slice *before) {
+    const uint8_t *at = rest->n > 0 ? memchr(rest->p, c, rest->n) : NULL;
+
+    if (at == NULL)
+        return false;
+    *before = (struct slice){rest->p, (size_t)(at - rest->p)};
+    *rest = slice_skip(*rest, before->n + 1);
+    return true;
+}
+
+static struct slice slice_trim(struct slice s) {
+    while (s.n > 0 && (s.p[0] == ' ' || s.p[0] == '\t'))
+        s = slice_skip(s, 1);
+    while (s.n > 0 && (s.p[s.n - 1] == ' ' || s.p[s.n - 1] == '\t'))
+        s.n--;
+    return s;
+}
+
+/* Takes the next word of a comma-separated list; false: there is none. */
+static bool list_next(struct slice *list, struct slice *word) {
+    if (list->n == 0)
+        return false;
+    if (!slice_cut(list, ',', word)) {
+        *word = *list;
+        list->n = 0;
+    }
+    *word = slice_trim(*word);
+    return true;
+}
+
+/* Whether a list has this word. */
+static bool list_has(struct slice list, const char *text) {
+    struct slice word;
+
+    while (list_next(&list, &word))
+        if (slice_is_nocase(word, text))
+            return true;
+    return false;
+}
+
+/* Takes "HTTP/1.x" off the front. */
+static bool http_version(struct slice *s, struct http *h) {
+    if (!slice_begins(*s, "HTTP/1.") || s->n < 8 || (unsigned)s->p[7] - '0' > 9)
+        return false;
+    h->minor = s->p[7] - '0';
+    *s = slice_skip(*s, 8);
+    return true;
+}
+
+/* METHOD SP target SP HTTP/1.x */
+static const char *http_request_line(struct slice line, struct http *h) {
+    bool whole = slice_cut(&line, ' ', &h->method) && http_token(h->method) &&
+                 slice_cut(&line, ' ', &h->target) && h->target.n > 0 &&
+                 slice_begins(line, "HTTP/");
+
+    for (size_t i = 0; whole && i < h->target.n; i++)
+        if (h->target.p[i] <= ' ' || h->target.p[i] >= 127)
+            return "400 bytes outside of ASCII must be "
+                   "percent-encoded in the path";
+    if (whole && !slice_begins(line, "HTTP/1."))
+        return "505 only HTTP/1.0 and HTTP/1.1 are spoken here";
+    if (!whole || !http_version(&line, h) || line.n > 0)
+        return "400 the request line is not METHOD /key HTTP/1.1";
+    return NULL;
+}
+
+/* HTTP/1.x SP status SP reason */
+static const char *http_status_line(struct slice line, struct http *h) {
+    uint64_t status;
+
+    if (!http_version(&line, h) || line.n < 4 || line.p[0] != ' ' ||
+        !slice_number((struct slice){line.p + 1, 3}, &status))
+        return "400 not an HTTP status line";
+    h->status = (unsigned)status;
+    return NULL;
+}
+
+/* The fields of interest, and where their values go; others are skipped. */
+#define FIELD(name, member) \
+    { name, sizeof name - 1, offsetof(struct http, member) }
+
+static const struct {
+    const char *name;
+    size_t n, at;
+} http_fields[] = {
+    FIELD("Host", host),          FIELD("Content-Length", content_length),
+    FIELD("Content-Type", type),  FIELD("Connection", connection),
+    FIELD("Expect", expectation), FIELD("Transfer-Encoding", encoding),
+    FIELD("If-Match", if_match),  FIELD("If-None-Match", if_none_match),
+    FIELD("Range", range),        FIELD("Authorization", authorization),
+    FIELD("Estoraje", estoraje),
+};
+
+/* Whether a line is free of control characters, tabs aside. */
+static bool line_clean(struct slice line) {
+    for (size_t i = 0; i < line.n; i++)
+        if ((line.p[i] < ' ' && line.p[i] != '\t') || line.p[i] == 127)
+            return false;
+    return true;
+}
+
+/* Notes one field. Each may be there once, since it would not be clear which
+   one counts; but for Connection, of which a "close" counts wherever it is. */
+static const char *http_field(struct slice line, struct http *h) {
+    struct slice name;
+
+    if (!slice_cut(&line, ':', &name) || !http_token(name))
+        return "400 a header line is not Name: value";
+    line = slice_trim(line);
+    if (!line_clean(line))
+        return "400 a header field has a control character";
+    for (size_t i = 0; i < sizeof http_fields / sizeof http_fields[0]; i++) {
+        struct slice *field = (void *)((uint8_t *)h + http_fields[i].at);
+
+        if (name.n != http_fields[i].n ||
+            !slice_is_nocase(name, http_fields[i].name))
+            continue;
+        if (field->p != NULL && field != &h->connection)
+            return "400 a header field that may be there once is "
+                   "there twice";
+        if (field != &h->connection || !list_has(*field, "close"))
+            *field = line;
+        break;
+    }
+    return NULL;
+}
+
+/* Works out what the fields mean for the body and the connection. */
+static const char *http_meaning(struct http *h, bool request) {
+    h->has_length = h->content_length.p != NULL;
+    h->chunked = h->encoding.p != NULL;
+    h->expect = h->expectation.p != NULL && h->minor >= 1;
+    h->keep = !list_has(h->connection, "close") &&
+              (h->minor >= 1 || list_has(h->connection, "keep-alive"));
+    if (h->has_length && !slice_number(h->content_length, &h->length))
+        return "400 Content-Length must be a decimal number";
+    if (h->chunked && (h->has_length || h->minor == 0))
+        return "400 Transfer-Encoding excludes Content-Length, and is "
+               "not in HTTP/1.0";
+    if (h->chunked && !slice_is_nocase(h->encoding, "chunked"))
+        return "501 the only Transfer-Encoding is chunked";
+    if (h->expect && !slice_is_nocase(h->expectation, "100-continue"))
+        return "417 the only Expect is 100-continue";
+    if (request && h->minor >= 1 && h->host.p == NULL)
+        return "400 HTTP/1.1 wants a Host field";
+    return NULL;
+}
+
+/*
+ * Parses a whole head, which http_head_end() has measured. Slices in *h point
+ * into it. A request that is refused has said nothing that can be relied on
+ * but its method; the connection must be closed after the answer.
+ */
+static const char *http_parse(const uint8_t *p, size_t n, bool request,
+                              struct http *h) {
+    struct slice rest = {p, n}, line;
+    const char *refusal = NULL;
+    bool first = true;
+
+    memset(h, 0, sizeof *h);
+    while (refusal == NULL && slice_cut(&rest, '\n', &line)) {
+        line.n--; /* its CR; that it is there was seen */
+        if (first)
+            refusal = request ? http_request_line(line, h)
+                              : http_status_line(line, h);
+        else if (line.n > 0)
+            refusal = http_field(line, h);
+        first = false;
+    }
+    return refusal != NULL ? refusal : http_meaning(h, request);
+}
+
+/* A body is a stretch of data, or chunks: a line with a size, data, and an
+   empty line each; a size of 0 is the last, and trailers may follow. */
+enum { CHUNK_SIZE, CHUNK_DATA, CHUNK_DATA_END, CHUNK_TRAILER, CHUNK_END };
+
+/* Begins with the body that a head announces. */
+static struct chunks chunks_begin(const struct http *h) {
+    return (struct chunks){.plain = !h->chunked,
+                           .left = h->length,
+                           .state = h->chunked      ? CHUNK_SIZE
+                                    : h->length > 0 ? CHUNK_DATA
+                                                    : CHUNK_END};
+}
+
+/* A line between the data, without its CR. false: it is malformed. */
+static bool chunks_line(struct chunks *k, struct slice line) {
+    struct slice size = line;
+
+    if (k->state == CHUNK_DATA_END) {
+        k->state = CHUNK_SIZE;
+        return line.n == 0;
+    }
+    if (k->state == CHUNK_TRAILER) {
+        k->left += line.n;
+        k->state = line.n == 0 ? CHUNK_END : CHUNK_TRAILER;
+        return k->left <= TRAILER_MAX;
+    }
+    slice_cut(&line, ';', &size); /* an extension says nothing to us */
+    k->state = CHUNK_DATA;
+    if (!slice_hex(slice_trim(size), &k->left))
+        return false;
+    if (k->left == 0)
+        k->state = CHUNK_TRAILER;
+    return true;
+}
+
+/*
+ * Goes on with a body. Each call consumes bytes up to the end of a stretch of
+ * data, which is in *data (maybe empty). The answer is the number of bytes
+ * consumed, 0: more are needed, or -1: malformed. k->state is CHUNK_END after
+ * the last.
+ */
+static ssize_t chunks_read(struct chunks *k, const uint8_t *p, size_t n,
+                           struct slice *data) {
+    struct slice rest = {p, n}, line;
+
+    *data = (struct slice){p, 0};
+    while (k->state != CHUNK_DATA && k->state != CHUNK_END) {
+        if (!slice_cut(&rest, '\n', &line))
+            return rest.n > (k->state == CHUNK_DATA_END ? 1 : CHUNK_LINE)
+                       ? -1
+                       : rest.p - p;
+        if (line.n == 0 || line.n > CHUNK_LINE || line.p[--line.n] != '\r' ||
+            !line_clean(line) || !chunks_line(k, line))
+            return -1;
+    }
+    if (k->state == CHUNK_DATA) {
+        *data = rest;
+        if (data->n > k->left)
+            data->n = (size_t)k->left;
+        k->left -= data->n;
+        if (k->left == 0)
+            k->state = k->plain ? CHUNK_END : CHUNK_DATA_END;
+        rest = slice_skip(rest, data->n);
+    }
+    return rest.p - p;
+}
+
+/* Decodes percent-encoding, once. The length, or -1: malformed, or over
+   room. */
+static ssize_t percent_decode(struct slice s, uint8_t *to, size_t room) {
+    size_t n = 0;
+
+    for (size_t i = 0; i < s.n; i++) {
+        uint64_t byte = s.p[i];
+
+        if (byte == '%') {
+            if (s.n - i < 3 ||
+                !slice_hex((struct slice){s.p + i + 1, 2}, &byte))
+                return -1;
+            i += 2;
+        }
+        if (n == room)
+            return -1;
+        to[n++] = (uint8_t)byte;
+    }
+    return (ssize_t)n;
+}
+
+/* Whether an etag is in the list of an If-None-Match; weak ones compare as
+   strong ones there (RFC 9110, 13.1.2). */
+static bool etag_listed(struct slice list, uint64_t etag) {
+    struct slice one;
+    uint64_t given;
+
+    while (list_next(&list, &one)) {
+        if (slice_begins(one, "W/"))
+            one = slice_skip(one, 2);
+        if (slice_is(one, "*") ||
+            (one.n == 18 && one.p[0] == '"' && one.p[17] == '"' &&
+             slice_hex((struct slice){one.p + 1, 16}, &given) && given == etag))
+            return true;
+    }
+    return false;
+}
+
+/* What stands behind HTTP/1.1 in a status line. */
+static struct slice status_text(unsigned status) {
+    static const char texts[] =
+        "200 OK\n201 Created\n204 No Content\n404 Not Found\n202 Accepted\n"
+        "206 Partial Content\n304 Not Modified\n400 Bad Request\n"
+        "401 Unauthorized\n403 Forbidden\n405 Method Not Allowed\n"
+        "409 Conflict\n412 Precondition Failed\n413 Content Too Large\n"
+        "414 URI Too Long\n416 Range Not Satisfiable\n"
+        "417 Expectation Failed\n431 Request Header Fields Too Large\n"
+        "501 Not Implemented\n503 Service Unavailable\n504 Gateway Timeout\n"
+        "505 HTTP Version Not Supported\n507 Insufficient Storage\n";
+    struct slice rest = {(const uint8_t *)texts, sizeof texts - 1}, line;
+
+    while (slice_cut(&rest, '\n', &line))
+        if ((unsigned)atoi((const char *)line.p) == status)
+            return line;
+    return slice_of("500 Internal Server Error");
+}
+
+/* ----------------------------------------------------------- Connections
+ *
+ * A connection belongs to one worker and is touched by no other thread. It is
+ * one of three kinds: of a client, from a peer, or a link of ours to a peer.
+ * Requests become operations, which stand in their connection in the order of
+ * arrival and are answered in that order. A client has one at work at a time;
+ * a peer may have many, since each may wait for a sync.
+ *
+ * Whoever changes a connection touches it, and it is served at the end of the
+ * turn. So all that a turn has for one peer leaves in one write, and nothing is
+ * freed or re-entered while it is in use: to answer an operation or to kill a
+ * connection is to mark it. One that is dead stays until its operations are
+ * done, so an operation at work always has its connection.
+ */
+
+/* The four places that call up into later chapters. */
+static const char *route_request(struct op *op, const struct http *h);
+static void link_input(struct conn *c);
+static void link_lost(struct conn *c);
+static void worker_beat(struct worker *w);
+
+/* Has it served at the end of the turn. */
+static void conn_touch(struct conn *c) {
+    c->touched = c->w->touched = true;
+}
+
+/* Marks it as at its end. */
+static void conn_kill(struct conn *c) {
+    c->dead = true;
+    conn_touch(c);
+}
+
+/* A new connection on a socket, which it owns from now on. */
+static struct conn *conn_new(struct worker *w, int fd, enum conn_kind kind) {
+    struct conn *c = memory(1, sizeof *c);
+    int on = 1;
+
+    fd_nonblocking(fd);
+    setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
+    c->w = w;
+    c->fd = fd;
+    c->kind = kind;
+    c->since = w->now;
+    if (w->count == w->cap) {
+        w->cap = w->cap * 2 + 64;
+        w->fds = realloc(w->fds, (FDS_FIXED + w->cap) * sizeof *w->fds);
+        w->conns = realloc(w->conns, w->cap * sizeof(struct conn *));
+        if (w->fds == NULL || w->conns == NULL)
+            die("out of memory");
+    }
+    w->conns[w->count++] = c;
+    atomic_fetch_add(&w->node->connections, 1);
+    atomic_fetch_add(&w->node->client_connections, kind == CONN_CLIENT);
+    conn_touch(c);
+    return c;
+}
+
+static size_t conn_unsent(const struct conn *c) {
+    return c->out.n - c->sent;
+}
+
+static size_t conn_unread(const struct conn *c) {
+    return c->in.n - c->in_at;
+}
+
+/* Whether more input is wanted: a client's next request waits for the one
+   before, and nobody is read from who does not read. A link always reads, or
+   two nodes that send each other much would wait for each other. */
+static bool conn_reads(const struct conn *c) {
+    if (c->kind == CONN_LINK || c->dead)
+        return !c->dead;
+    if (c->close_after || conn_unsent(c) > OUT_MAX)
+        return false;
+    return c->kind == CONN_CLIENT ? c->first == NULL || c->reading != NULL
+                                  : c->ops < PEER_OPS;
+}
+
+/* What poll() is to wait for: computed from the state. Nothing, not even an
+   error, takes the socket out. */
+static struct pollfd conn_poll(const struct conn *c) {
+    struct pollfd fd = {c->fd, 0, 0};
+
+    if (conn_reads(c) || c->state == CONN_LINGER)
+        fd.events |= POLLIN;
+    if (conn_unsent(c) > 0 || c->connecting || c->stream != NULL)
+        fd.events |= POLLOUT;
+    if (fd.events == 0 || c->dead)
+        fd.fd = -1;
+    return fd;
+}
+
+/* ---- Operations */
+
+/* A new operation of a connection. One that was used before keeps the memory
+   of its buffers. */
+static struct op *op_new(struct conn *c) {
+    struct worker *w = c->w;
+    struct op *op = w->free_ops;
+
+    if (op != NULL)
+        w->free_ops = op->next;
+    else
+        op = memory(1, sizeof *op);
+    memset(op, 0, offsetof(struct op, rec));
+    op->w = w;
+    op->c = c;
+    op->keep = true;
+    op->since = w->now;
+    if (c->first != NULL)
+        c->last->next = op;
+    else
+        c->first = op;
+    c->last = op;
+    c->ops++;
+    return op;
+}
+
+/* Has due(op) called at the next tick. */
+static void op_due(struct op *op, void (*due)(struct op *)) {
+    op->due = due;
+    op->w->waiting = true;
+}
+
+/* Frees an operation that has left its connection, and waits for nothing any
+   more. */
+static void op_release(struct op *op) {
+    if (op->c != NULL || op->calls > 0 || op->parked)
+        return;
+    if (op->body_counted > 0)
+        atomic_fetch_sub(&op->w->node->body_bytes, op->body_counted);
+    buf_reset(&op->rec, READ_SIZE);
+    buf_reset(&op->text, READ_SIZE);
+    op->next = op->w->free_ops;
+    op->w->free_ops = op;
+}
+
+/* Where an answer is written: to the connection once its turn has come. */
+static struct buf *op_out(struct op *op) {
+    return op->c->first == op ? &op->c->out : &op->text;
+}
+
+/* The answer is complete. */
+static void op_finish(struct op *op) {
+    op->done = true;
+    op->due = NULL;
+    conn_touch(op->c);
+}
+
+/* Lets operations go that are answered, with all that came before them. */
+static void conn_retire(struct conn *c) {
+    struct op *op;
+
+    while ((op = c->first) != NULL && op->done) {
+        c->first = op->next;
+        c->ops--;
+        c->since = c->w->now;
+        if (!op->keep)
+            c->close_after = true;
+        op->c = NULL;
+        op_release(op);
+        if (c->first != NULL) {
+            buf_add(&c->out, c->first->text.p, c->first->text.n);
+            c->first->text.n = 0;
+        }
+    }
+}
+
+/* The rest of a body is not wanted: a short one is drained. What is long, or
+   of unknown length, or waits for a 100, ends the connection after the answer
+   that says so. */
+static void conn_skip_body(struct conn *c) {
+    const struct chunks *k = &c->chunks;
+
+    if (!k->plain || k->left > DRAIN_MAX || (c->expect && k->left > 0)) {
+        c->close_after = true;
+        c->reading->keep = false;
+    }
+    c->reading = NULL;
+}
+
+/* Begins an answer: status line and the fields that all of a status have. A
+   body that was not read by now is not wanted. */
+static struct buf *answer_begin(struct op *op, unsigned status) {
+    struct slice text = status_text(status);
+    struct buf *out = op_out(op);
+
+    if (op->c->reading == op)
+        conn_skip_body(op->c);
+    op->status = status;
+    buf_text(out, "HTTP/1.1 ");
+    buf_add(out, text.p, text.n);
+    buf_text(out, "\r\nDate: ");
+    buf_text(out, op->w->date);
+    if (!op->keep)
+        buf_text(out, "\r\nConnection: close");
+    else if (op->c->old)
+        buf_text(out, "\r\nConnection: keep-alive");
+    if (status == 503)
+        buf_text(out, "\r\nRetry-After: 1");
+    if (status == 401)
+        buf_text(out, "\r\nWWW-Authenticate: Bearer");
+    if (status == 405)
+        buf_text(out, op->allow);
+    return out;
+}
+
+/* Ends it with a body, which a HEAD only announces, and 204 and 304 cannot
+   have (RFC 9110, 8.6). */
+static void answer_body(struct op *op, const void *body, size_t n) {
+    struct buf *out = op_out(op);
+
+    if (op->status != 204 && op->status != 304) {
+        buf_text(out, "\r\nContent-Length: ");
+        buf_number(out, n);
+    }
+    buf_text(out, "\r\n\r\n");
+    if (!op->head)
+        buf_add(out, body, n);
+    op_finish(op);
+}
+
+/* A whole answer of a type. */
+static void answer_text(struct op *op, unsigned status, const char *type,
+                        struct slice body) {
+    struct buf *out = answer_begin(op, status);
+
+    buf_text(out, "\r\nContent-Type: ");
+    buf_text(out, type);
+    buf_text(out, "\r\nX-Content-Type-Options: nosniff");
+    answer_body(op, body.p, body.n);
+}
+
+/* Answers with a line of text: what, which limit or value, what to do. */
+static void __attribute__((format(printf, 3, 4)))
+answer_error(struct op *op, unsigned status, const char *format, ...) {
+    char line[400];
+    va_list args;
+    size_t n;
+
+    va_start(args, format);
+    vsnprintf(line, sizeof line - 1, format, args);
+    va_end(args);
+    n = strlen(line);
+    line[n++] = '\n';
+    answer_text(op, status, "text/plain; charset=utf-8",
+                (struct slice){(uint8_t *)line, n});
+}
+
+/* ---- Input */
+
+/* Answers with a refusal. */
+static void op_refuse(struct op *op, const char *refusal) {
+    answer_error(op, (unsigned)atoi(refusal), "%s", refusal + 4);
+}
+
+/* Adds bytes to a body, if its limit, the budget and memory allow for them and
+   for what is announced. */
+static const char *op_take(struct op *op, struct slice data,
+                           const struct chunks *k) {
+    static const char budget[] = "503 too many large bodies at once: try again "
+                                 "later";
+    uint64_t left = k->state == CHUNK_DATA ? k->left : 0;
+    size_t n = op->rec.n + data.n;
+
+    if (left > op->body_most || n - op->value_at > op->body_most - left)
+        return "413 the body is larger than -maxValue allows";
+    if (n > READ_SIZE) { /* small ones are not worth counting */
+        uint64_t more = n - op->body_counted;
+
+        op->body_counted = n;
+        if (atomic_fetch_add(&op->w->node->body_bytes, more) + more >
+            BODY_BUDGET)
+            return budget;
+    }
+    if (!buf_room(&op->rec, data.n))
+        return budget;
+    buf_add(&op->rec, data.p, data.n);
+    return NULL;
+}
+
+/* Goes on with a body; op->body() is called when it is all there. false: more
+   is needed. */
+static bool conn_body(struct conn *c) {
+    struct op *op = c->reading;
+    const char *refusal = NULL;
+    struct slice data;
+    ssize_t used = chunks_read(&c->chunks, c->data.p, c->data.n, &data);
+
+    if (used > 0) {
+        c->since = c->w->now;
+        c->data = slice_skip(c->data, (size_t)used);
+    }
+    if (used < 0)
+        refusal = "400 the chunked body is malformed";
+    else if (op != NULL)
+        refusal = op_take(op, data, &c->chunks);
+    if (refusal != NULL) {
+        op_refuse(op, refusal); /* what is left may be drained */
+        return c->data.n > 0;
+    }
+    if (c->chunks.state != CHUNK_END) {
+        if (op != NULL && c->expect && c->data.n == 0)
+            buf_text(op_out(op), "HTTP/1.1 100 Continue\r\n\r\n");
+        c->expect = false;
+        return used > 0 && c->data.n > 0;
+    }
+    c->state = CONN_HEAD;
+    c->reading = NULL;
+    if (op != NULL)
+        op->body(op);
+    return true;
+}
+
+/* Takes a head off the input, begins its operation, and goes on with its body,
+   which is skipped unless the route has set op->body and body_most. false: more
+   is needed. */
+static bool conn_head(struct conn *c) {
+    const char *refusal;
+    struct http h;
+    struct op *op;
+    size_t n;
+
+    while (c->scanned == 0 && c->data.n >= 2 && c->data.p[0] == '\r' &&
+           c->data.p[1] == '\n')
+        c->data = slice_skip(c->data, 2); /* RFC 9112, 2.2 allows for it */
+    n = http_head_end(c->data.p, c->data.n, &c->scanned, &refusal);
+    if (n == 0 && refusal == NULL)
+        return false;
+    c->reading = op = op_new(c);
+    if (refusal == NULL)
+        refusal = http_parse(c->data.p, n, true, &h);
+    if (refusal != NULL) { /* nobody knows where the next request begins */
+        c->chunks = (struct chunks){.plain = false};
+        op_refuse(op, refusal);
+        return false;
+    }
+    c->scanned = 0;
+    c->data = slice_skip(c->data, n);
+    c->since = c->w->now;
+    c->old = h.minor == 0;
+    c->expect = h.expect;
+    c->chunks = chunks_begin(&h);
+    c->state = CONN_BODY;
+    if ((refusal = route_request(op, &h)) != NULL)
+        op_refuse(op, refusal);
+    if (c->reading != NULL && op->body == NULL)
+        conn_skip_body(c);
+    return !c->close_after && conn_body(c);
+}
+
+/* Consumes c->data as far as it goes, and keeps the rest in c->in. */
+static void conn_consume(struct conn *c) {
+    bool more = true;
+
+    if (c->kind == CONN_LINK)
+        link_input(c);
+    else
+        while (more && conn_reads(c)) {
+            more = c->state == CONN_BODY ? conn_body(c)
+                                         : c->data.n > 0 && conn_head(c);
+            conn_retire(c);
+        }
+    if (c->close_after)
+        c->data.n = 0; /* nobody will look at it */
+    if (c->data.n == 0) {
+        buf_reset(&c->in, READ_SIZE / 4);
+        c->in_at = 0;
+    } else if (c->in.n > 0) {
+        c->in_at = (size_t)(c->data.p - c->in.p);
+    } else {
+        buf_add(&c->in, c->data.p, c->data.n);
+    }
+}
+
+/* Drops the first *at bytes of a buffer, which were used. */
+static void buf_drop(struct buf *b, size_t *at, size_t keep) {
+    b->n -= *at;
+    if (*at > 0 && b->n > 0)
+        memmove(b->p, b->p + *at, b->n);
+    else if (b->n == 0)
+        buf_reset(b, keep);
+    *at = 0;
+}
+
+/* Reads once, and consumes. What fits is parsed where it was read to. The end
+   of the input is only read once all requests before it are begun, so that
+   none is to come: what is at work is answered yet. */
+static void conn_input(struct conn *c) {
+    bool fresh = c->in.n == 0;
+    uint8_t *to = c->w->scratch;
+    ssize_t n;
+
+    if (!fresh) {
+        buf_drop(&c->in, &c->in_at, READ_SIZE);
+        if (!buf_room(&c->in, READ_SIZE))
+            die("out of memory");
+        to = c->in.p + c->in.n;
+    }
+    n = read(c->fd, to, READ_SIZE);
+    if (n < 0 && (errno == EAGAIN || errno == EINTR))
+        return;
+    if (n <= 0) {
+        c->half = c->close_after = true;
+        if (n < 0 || c->reading != NULL || c->kind == CONN_LINK)
+            conn_kill(c);
+        return;
+    }
+    if (c->close_after)
+        return; /* discarded, so that the client can read the answer */
+    if (fresh && c->state == CONN_HEAD && c->first == NULL)
+        c->since = c->w->now; /* a head begins, and has so long to end */
+    c->in.n += fresh ? 0 : (size_t)n;
+    c->data = fresh ? (struct slice){to, (size_t)n} : buf_slice(&c->in);
+    conn_consume(c);
+}
+
+/* ---- Output */
+
+/* Sends what there is. */
+static void conn_flush(struct conn *c) {
+    while (!c->dead && !c->connecting && conn_unsent(c) > 0) {
+        ssize_t n =
+            send(c->fd, c->out.p + c->sent, conn_unsent(c), MSG_NOSIGNAL);
+
+        if (n < 0 && errno == EAGAIN)
+            break;
+        if (n < 0 && errno != EINTR)
+            conn_kill(c);
+        if (n > 0) {
+            c->sent += (size_t)n;
+            c->since = c->w->now;
+        }
+    }
+    if (c->sent >= conn_unsent(c)) /* never moves more than was sent */
+        buf_drop(&c->out, &c->sent, 4 * READ_SIZE);
+}
+
+/* Goes on with a value that is sent block by block, each verified first. A
+   turn does a little of it, however fast the client is. */
+static void conn_stream(struct conn *c) {
+    while (c->stream_left > 0 && conn_unsent(c) < OUT_MAX / 2) {
+        size_t n = c->stream_left < BLOCK ? (size_t)c->stream_left : BLOCK;
+        uint8_t *to;
+
+        if (!buf_room(&c->out, n))
+            die("out of memory");
+        to = c->out.p + c->out.n;
+        if (read_at(c->stream->fd, to, n, c->stream_at) != (ssize_t)n ||
+            xxh64(to, n, 0) != get64(c->stream_sums + 8 * c->stream_block)) {
+            say("error",
+                "damaged value found while it was sent: the "
+                "connection is closed offset=%" PRIu64,
+                c->stream_at);
+            conn_kill(c);
+            return;
+        }
+        c->out.n += n;
+        c->stream_at += n;
+        c->stream_left -= n;
+        c->stream_block++;
+    }
+    if (c->stream_left > 0)
+        return;
+    file_release(c->stream);
+    free(c->stream_sums);
+    c->stream = NULL;
+    c->stream_sums = NULL;
+    op_finish(c->first);
+}
+
+/* When all is sent and no more is to come: lets the other side read, and end
+   the connection. A close with unread input would reset it, and the answer
+   might be lost (RFC 9112, 9.6). */
+static void conn_close(struct conn *c) {
+    if (c->half) {
+        conn_kill(c);
+    } else if (c->state != CONN_LINGER) {
+        shutdown(c->fd, SHUT_WR);
+        c->state = CONN_LINGER;
+        c->since = c->w->now;
+    }
+}
+
+/* Serves a connection that was touched: output, input that waited for it, and
+   the end. Input is left only if it is a part of a request, or waits for an
+   operation or for the socket, which bring the connection back here. */
+static void conn_serve(struct conn *c) {
+    size_t unread;
+
+    do {
+        unread = conn_unread(c);
+        if (c->stream != NULL)
+            conn_stream(c);
+        conn_retire(c);
+        conn_flush(c);
+        if (unread > 0 && c->kind != CONN_LINK && conn_reads(c)) {
+            c->data = slice_skip(buf_slice(&c->in), c->in_at);
+            conn_consume(c);
+        }
+    } while (conn_unread(c) < unread);
+    if (!c->dead && c->close_after && conn_unsent(c) == 0 && c->first == NULL)
+        conn_close(c);
+}
+
+/* The end of a dead connection, or a step to it: operations at work go on
+   without it, but for one whose body is not all there, or whose answer was
+   being sent. */
+static void conn_end(struct conn *c) {
+    if (c->reading != NULL)
+        op_finish(c->reading);
+    if (c->stream != NULL)
+        op_finish(c->first);
+    c->reading = NULL;
+    conn_retire(c);
+}
+
+/* Frees a connection that has no operations any more. */
+static void conn_free(struct conn *c) {
+    atomic_fetch_sub(&c->w->node->connections, 1);
+    atomic_fetch_sub(&c->w->node->client_connections, c->kind == CONN_CLIENT);
+    if (c->kind == CONN_LINK)
+        link_lost(c);
+    close(c->fd);
+    file_release(c->stream);
+    free(c->stream_sums);
+    buf_free(&c->in);
+    buf_free(&c->out);
+    free(c);
+}
+
+/* The clock of a connection's state. A link's calls have clocks of their own,
+   as operations have, and a peer may be silent for long. */
+static void conn_check_time(struct conn *c) {
+    bool stopping = atomic_load(&c->w->node->stopping);
+    uint64_t most = UINT64_MAX;
+
+    if (c->kind == CONN_LINK)
+        return;
+    if (c->state == CONN_LINGER)
+        most = LINGER_MS;
+    else if (conn_unsent(c) > 0 || c->state == CONN_BODY)
+        most = PROGRESS_MS;
+    else if (c->first == NULL && conn_unread(c) > 0)
+        most = HEAD_MS;
+    else if (c->first == NULL && (stopping || c->kind == CONN_CLIENT))
+        most = stopping ? 0 : IDLE_MS;
+    if (c->w->now - c->since > most)
+        conn_kill(c);
+}
+
+/* -------------------------------------------------------------- The loop
+ *
+ * A worker's turn: wait in poll(), read the clock once, read from the sockets
+ * that have something, take what other threads have left in the inbox, accept
+ * a connection, do what is due, and then settle: serve what was touched and
+ * free what is dead, until there is neither. Durable, then visible, then
+ * acknowledged: an answer leaves in the settling, when all that it says has
+ * been done.
+ */
+
+/* The node's view, held for the caller; NULL before the first ring. */
+static struct view *view_hold(struct node *node) {
+    struct view *view;
+
+    pthread_mutex_lock(&node->view_lock);
+    view = node->view;
+    if (view != NULL)
+        atomic_fetch_add(&view->refs, 1);
+    pthread_mutex_unlock(&node->view_lock);
+    return view;
+}
+
+static void view_release(struct view *view) {
+    if (view != NULL && atomic_fetch_sub(&view->refs, 1) == 1) {
+        ring_free(view->ring);
+        free(view);
+    }
+}
+
+/* Wakes all workers that wait in poll(). */
+static void workers_wake(struct node *node) {
+    for (unsigned i = 0; i < node->worker_count; i++)
+        if (!atomic_exchange(&node->workers[i].woken, true))
+            wake_write(node->workers[i].wake[1]);
+}
+
+#define SWEEP_MS 250 /* from look to look at the clocks of connections */
+
+/* Accepts one connection. A worker that has more than its share leaves it to
+   the others, unless they take too long. At a limit the listener rests:
+   descriptors are kept for logs and peers. */
+static void worker_accept(struct worker *w, int listener, enum conn_kind kind) {
+    struct node *node = w->node;
+    int fd;
+
+    if (w->count > atomic_load(&node->connections) / node->worker_count &&
+        ++w->turn % 64 != 0)
+        return;
+    fd = accept(listener, NULL, NULL);
+    if (fd >= 0)
+        conn_new(w, fd, kind);
+    else if (errno != EAGAIN && errno != ECONNABORTED && errno != EINTR)
+        w->accept_at = w->now + SWEEP_MS;
+}
+
+/* Goes on with operations whose syncs are done. */
+static void worker_inbox(struct worker *w) {
+    struct op *op, *next;
+
+    wake_drain(w->wake[0]);
+    atomic_store(&w->woken, false);
+    pthread_mutex_lock(&w->inbox_lock);
+    next = w->synced;
+    w->synced = NULL;
+    w->synced_end = &w->synced;
+    pthread_mutex_unlock(&w->inbox_lock);
+    while ((op = next) != NULL) {
+        next = op->wait_next;
+        op->parked = false;
+        op->resume(op);
+        op_release(op);
+    }
+}
+
+/* Calls every operation that waits for time to pass; it says so again if it
+   still does. */
+static void worker_tick(struct worker *w) {
+    w->waiting = false;
+    for (size_t i = 0; i < w->count; i++)
+        for (struct op *op = w->conns[i]->first; op != NULL; op = op->next) {
+            void (*due)(struct op *) = op->due;
+
+            op->due = NULL;
+            if (due != NULL)
+                due(op);
+        }
+}
+
+/* What poll() is to wait for beside connections. */
+static void worker_poll(struct worker *w) {
+    struct node *node = w->node;
+    bool rests = atomic_load(&node->stopping) || w->now < w->accept_at;
+    bool full = atomic_load(&node->connections) >= node->connections_max;
+
+    w->fds[0] = (struct pollfd){w->wake[0], POLLIN, 0};
+    w->fds[1] =
+        (struct pollfd){rests || full ? -1 : node->client_fd, POLLIN, 0};
+    w->fds[2] = (struct pollfd){rests ? -1 : node->peer_fd, POLLIN, 0};
+}
+
+/* Serves what was touched and frees what is dead, until there is neither: to
+   free a link fails its calls, which touches other connections. */
+static void worker_settle(struct worker *w) {
+    do {
+        w->touched = false;
+        for (size_t i = 0; i < w->count; i++) {
+            struct conn *c = w->conns[i];
+
+            if (c->touched) {
+                c->touched = false;
+                if (!c->dead)
+                    conn_serve(c);
+                if (c->dead)
+                    conn_end(c);
+            }
+            if (c->dead && c->first == NULL) {
+                w->conns[i--] = w->conns[--w->count];
+                conn_free(c);
+            } else {
+                w->fds[FDS_FIXED + i] = conn_poll(c);
+            }
+        }
+    } while (w->touched);
+    worker_poll(w);
+}
+
+/* Of a later chapter: this node may have missed writes. */
+static void doubt_all(struct node *node, const char *cause);
+
+/* Reads the clock, and notices a new view, and when the process was stopped
+   meanwhile: then this node may have missed writes, and nothing is read here
+   until doubt is raised, by whoever notices first. */
+static void worker_clock(struct worker *w) {
+    uint64_t before = w->now, changes;
+    time_t wall = time(NULL);
+    struct tm tm;
+
+    w->now = now_ms();
+    if (before != 0 && w->now - before > PAUSE_MS)
+        doubt_all(w->node, "this process was paused");
+    if ((uint64_t)wall != w->wall) {
+        w->wall = (uint64_t)wall;
+        gmtime_r(&wall, &tm);
+        strftime(w->date, sizeof w->date, "%a, %d %b %Y %H:%M:%S GMT", &tm);
+    }
+    changes = atomic_load(&w->node->view_changes);
+    if (w->view_seen != changes) {
+        w->view_seen = changes;
+        view_release(w->view);
+        w->view = view_hold(w->node);
+    }
+}
+
+/* Finds out how an attempt to connect has ended. */
+static void conn_connected(struct conn *c) {
+    int error = 0;
+    socklen_t n = sizeof error;
+
+    getsockopt(c->fd, SOL_SOCKET, SO_ERROR, &error, &n);
+    c->connecting = false;
+    if (error != 0)
+        conn_kill(c);
+}
+
+/* Reads from a connection for which poll() has something. */
+static void conn_event(struct conn *c, int events) {
+    if (c->connecting && (events & (POLLOUT | POLLERR | POLLHUP)))
+        conn_connected(c);
+    if (!c->dead && (events & (POLLIN | POLLERR | POLLHUP)))
+        conn_input(c);
+    conn_touch(c);
+}
+
+/* How long poll() may wait: ticks while operations wait, else what comes
+   first of heartbeats and sweeps. */
+static int worker_wait(const struct worker *w) {
+    return w->waiting ? TICK_MS : w->index == 0 ? 100 : 250;
+}
+
+static void *worker_run(void *arg) {
+    struct worker *w = arg;
+    struct node *node = w->node;
+    uint64_t ticked = 0;
+
+    while (!atomic_load(&node->ended)) {
+        size_t count;
+
+        worker_settle(w);
+        count = w->count;
+        poll(w->fds, (nfds_t)(FDS_FIXED + count), worker_wait(w));
+        worker_clock(w);
+        for (size_t i = 0; i < count; i++)
+            if (w->fds[FDS_FIXED + i].revents != 0)
+                conn_event(w->conns[i], w->fds[FDS_FIXED + i].revents);
+        if (w->fds[0].revents != 0)
+            worker_inbox(w);
+        if (w->fds[1].revents != 0)
+            worker_accept(w, node->client_fd, CONN_CLIENT);
+        if (w->fds[2].revents != 0)
+            worker_accept(w, node->peer_fd, CONN_PEER);
+        if (w->now - ticked >= TICK_MS) {
+            ticked = w->now;
+            worker_tick(w);
+            worker_beat(w);
+        }
+        if (w->now - w->sweep_at >= SWEEP_MS) {
+            w->sweep_at = w->now;
+            for (size_t i = 0; i < w->count; i++)
+                conn_check_time(w->conns[i]);
+        }
+    }
+    return NULL;
+}
+
+/* Prepares a worker. */
+static void worker_init(struct worker *w, struct node *node, unsigned index) {
+    w->node = node;
+    w->index = index;
+    w->synced_end = &w->synced;
+    w->scratch = memory(1, READ_SIZE);
+    w->fds = memory(FDS_FIXED, sizeof *w->fds);
+    mutex_init(&w->inbox_lock);
+    wake_pipe(w->wake);
+}
+
+/* ------------------------------------------------------------------ etcd
+ *
+ * etcd keeps what the nodes must agree on when the cluster changes, and nobody
+ * waits for it in the path of a request. It is spoken to over its HTTP/JSON
+ * gateway, by one thread, in plain blocking code with deadlines: first JSON,
+ * then a blocking HTTP client that repair uses as well, then the few calls to
+ * etcd that are needed, then the sidecar, which is an etcd of our own.
+ *
+ * The JSON reader allocates nothing: a value is the slice of its text. It does
+ * not decode escapes, since nothing that is read here has any: ids, numbers,
+ * base64, and names and hosts that were checked before they were written.
+ */
+
+/*
+ * Takes a value off the front, and the blank, comma or colon before it; a
+ * string comes without its quotes. false: there is no whole one. Brackets are
+ * counted, not matched: what is malformed inside is found by who looks.
+ */
+static bool json_value(struct slice *rest, struct slice *value) {
+    struct slice s = *rest;
+    size_t n = 0, depth = 0;
+    bool quoted = false;
+
+    while (s.n > 0 && memchr(" \t\r\n,:", s.p[0], 6) != NULL)
+        s = slice_skip(s, 1);
+    do {
+        uint8_t c;
+
+        if (n >= s.n)
+            return false;
+        c = s.p[n++];
+        if (c == '"')
+            quoted = !quoted;
+        else if (quoted)
+            n += c == '\\'; /* what it escapes ends nothing */
+        else if (c == '{' || c == '[')
+            depth++;
+        else if ((c == '}' || c == ']') && depth-- == 0)
+            return false;
+    } while (quoted || depth > 0);
+    while (n < s.n && http_tchar(s.p[0]) && http_tchar(s.p[n]))
+        n++; /* a number or a word */
+    *rest = slice_skip(s, n);
+    *value = (struct slice){s.p, n};
+    if (s.p[0] == '"')
+        *value = (struct slice){s.p + 1, n - 2};
+    return true;
+}
+
+/* What stands between the brackets of an object or an array, and the last. */
+static struct slice json_inside(struct slice value) {
+    return value.n > 0 ? slice_skip(value, 1) : value;
+}
+
+/* The member of an object; false: it has none of that name. */
+static bool json_member(struct slice object, const char *name,
+                        struct slice *value) {
+    struct slice rest = json_inside(object), key;
+
+    while (json_value(&rest, &key) && json_value(&rest, value))
+        if (slice_is(key, name))
+            return true;
+    return false;
+}
+
+/* A member that is a string; false: there is none, or no room for it. */
+static bool json_text(struct slice object, const char *name, char *text,
+                      size_t room) {
+    struct slice value;
+
+    return json_member(object, name, &value) && slice_copy(value, text, room);
+}
+
+/* A member that is a number, as etcd has them: quoted, bare, or left out when
+   it is 0. Ids are strings of hexadecimal digits, base 16. */
+static uint64_t json_number(struct slice object, const char *name,
+                            unsigned base) {
+    struct slice value;
+    uint64_t x = 0;
+
+    if (json_member(object, name, &value) && !slice_digits(value, base, &x))
+        x = 0;
+    return x;
+}
+
+static const char base64_digits[] =
+    "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+
+/* Appends a text in base64, which is how etcd wants keys and values. */
+static void base64_encode(struct buf *b, struct slice s) {
+    for (size_t i = 0; i < s.n; i += 3) {
+        uint32_t x = 0;
+
+        for (size_t j = i; j < i + 3; j++)
+            x = x << 8 | (j < s.n ? s.p[j] : 0);
+        for (size_t j = 0; j < 4; j++)
+            buf_add(b,
+                    i + j <= s.n ? &base64_digits[x >> (18 - 6 * j) & 63] : "=",
+                    1);
+    }
+}
+
+/* Appends what a text in base64 stands for, up to its end or to what is no
+   base64. */
+static void base64_decode(struct buf *b, struct slice text) {
+    uint32_t x = 0;
+    const char *at;
+
+    for (size_t i = 0; i < text.n; i++) {
+        at = memchr(base64_digits, text.p[i], 64);
+        if (at == NULL)
+            return;
+        x = x << 6 | (uint32_t)(at - base64_digits);
+        if (i % 4 > 0) /* the bits of the first digit make no whole byte */
+            *buf_grow(b, 1) = (uint8_t)(x >> (6 - 2 * (i % 4)));
+    }
+}
+
+/* ---- A blocking HTTP client. A caller keeps one connection; every wait has
+ * a deadline on the monotonic clock, or ends when the process is to end. */
+
+struct caller {
+    int fd; /* -1: not connected */
+    char host[256];
+    unsigned port;
+    struct buf in;
+    struct buf reply; /* the body of the last answer */
+};
+
+/* Finds the address of a host, which may take its time. */
+static bool resolve(const char *host, unsigned port,
+                    struct sockaddr_storage *address, socklen_t *n) {
+    struct addrinfo hints = {.ai_socktype = SOCK_STREAM}, *found;
+    char service[16];
+
+    snprintf(service, sizeof service, "%u", port);
+    if (getaddrinfo(host, service, &hints, &found) != 0)
+        return false;
+    memcpy(address, found->ai_addr, found->ai_addrlen);
+    *n = found->ai_addrlen;
+    freeaddrinfo(found);
+    return true;
+}
+
+/* host:port, an IPv6 address in brackets. */
+static void where_text(char text[300], const char *host, unsigned port) {
+    bool v6 = strchr(host, ':') != NULL;
+
+    snprintf(text, 300, "%s%s%s:%u", v6 ? "[" : "", host, v6 ? "]" : "", port);
+}
+
+static void caller_close(struct caller *k) {
+    if (k->fd >= 0)
+        close(k->fd);
+    k->fd = -1;
+}
+
+/* Says whom it calls from now on; a connection to another is closed. */
+static void caller_aim(struct caller *k, const char *host, unsigned port) {
+    if (port == k->port && strcmp(host, k->host) == 0)
+        return;
+    caller_close(k);
+    snprintf(k->host, sizeof k->host, "%s", host);
+    k->port = port;
+}
+
+/* Waits for the socket. false: the deadline passed. */
+static bool caller_wait(const struct caller *k, short events, uint64_t until) {
+    struct pollfd fd = {k->fd, events, 0};
+
+    while (poll(&fd, 1, 100) <= 0)
+        if (now_ms() >= until || stop_requested)
+            return false;
+    return true;
+}
+
+/* Opens a connection. One that is refused may look well until it is used: the
+   first send waits for it, and tells. */
+static bool caller_connect(struct caller *k) {
+    struct sockaddr_storage address = {0};
+    socklen_t n = 0;
+    int on = 1;
+
+    if (!resolve(k->host, k->port, &address, &n))
+        return false;
+    k->fd = socket(address.ss_family, SOCK_STREAM, 0);
+    if (k->fd < 0)
+        return false;
+    fd_nonblocking(k->fd);
+    setsockopt(k->fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
+    return connect(k->fd, (struct sockaddr *)&address, n) == 0 ||
+           errno == EINPROGRESS;
+}
+
+static bool caller_send(struct caller *k, struct slice s, uint64_t until) {
+    while (s.n > 0) {
+        ssize_t n = -1;
+
+        if (caller_wait(k, POLLOUT, until))
+            n = send(k->fd, s.p, s.n, MSG_NOSIGNAL);
+        if (n <= 0)
+            return false;
+        s = slice_skip(s, (size_t)n);
+    }
+    return true;
+}
+
+/* Reads more into k->in. false: the end, an error, or too late. */
+static bool caller_more(struct caller *k, uint64_t until) {
+    ssize_t n;
+
+    if (!buf_room(&k->in, READ_SIZE / 4))
+        die("out of memory");
+    if (!caller_wait(k, POLLIN, until))
+        return false;
+    n = recv(k->fd, k->in.p + k->in.n, k->in.cap - k->in.n, 0);
+    k->in.n += n > 0 ? (size_t)n : 0;
+    return n > 0;
+}
+
+/* Reads an answer: its head, of which the slices are not to be used, and its
+   body into k->reply. */
+static bool caller_answer(struct caller *k, struct http *h, uint64_t until) {
+    size_t at = 0, scanned = 0;
+    const char *refusal;
+    struct chunks chunks;
+    struct slice data;
+
+    k->in.n = k->reply.n = 0;
+    while (at == 0) {
+        if (!caller_more(k, until))
+            return false;
+        at = http_head_end(k->in.p, k->in.n, &scanned, &refusal);
+        if (refusal != NULL)
+            return false;
+    }
+    refusal = http_parse(k->in.p, at, false, h);
+    chunks = chunks_begin(h);
+    while (refusal == NULL && chunks.state != CHUNK_END) {
+        ssize_t used = chunks_read(&chunks, k->in.p + at, k->in.n - at, &data);
+
+        if (used < 0 || data.n > RECORD_MAX - k->reply.n)
+            return false;
+        buf_add(&k->reply, data.p, data.n);
+        at += (size_t)used;
+        if (at == k->in.n)
+            at = k->in.n = 0;
+        if (used == 0 && !caller_more(k, until))
+            return false; /* what is left is a part of a line */
+    }
+    return refusal == NULL;
+}
+
+/* Sends a POST. fields: more header lines, each with its CR LF, or "". */
+static bool caller_post(struct caller *k, const char *path, const char *fields,
+                        struct slice body, uint64_t until) {
+    struct buf request = {0};
+    char where[300];
+    bool sent;
+
+    where_text(where, k->host, k->port);
+    buf_print(&request,
+              "POST %s HTTP/1.1\r\nHost: %s\r\n%sContent-Length: "
+              "%zu\r\n\r\n",
+              path, where, fields, body.n);
+    buf_add(&request, body.p, body.n);
+    sent = caller_send(k, buf_slice(&request), until);
+    buf_free(&request);
+    return sent;
+}
+
+/*
+ * One call, a POST: the status, with the answer's body in k->reply, or -1. A
+ * connection that was kept may have been closed meanwhile, so that a call is tried once more on a
+ * new one: calls must be such that twice is no harm.
+ */
+static int caller_call(struct caller *k, const char *path, const char *fields,
+                       struct slice body, uint64_t ms) {
+    uint64_t until = now_ms() + ms;
+    struct http h = {0};
+    bool kept, done;
+
+    do {
+        kept = k->fd >= 0;
+        done = (kept || caller_connect(k)) &&
+               caller_post(k, path, fields, body, until) &&
+               caller_answer(k, &h, until);
+        if (!done || !h.keep)
+            caller_close(k);
+    } while (!done && kept && now_ms() < until);
+    return done ? (int)h.status : -1;
+}
+
+/* ---- Calls to etcd
+ *
+ * Its field names, its paths and its habits are those of the gateway of 3.4
+ * and later: 64-bit numbers come as strings, what is 0 or false is left out,
+ * keys and values are in base64.
+ *
+ * A watch tells that something has changed, but not here what: whatever it says
+ * is a cause to look at everything again. So its messages need not be found in
+ * a stream that never ends, and one that is lost, or a watch that dies in
+ * silence, costs no more than the time until the next look. */
+
+#define ENDPOINTS_MAX 16
+
+/* What the etcd thread knows: its own, once it runs. */
+struct etcd {
+    struct sidecar endpoints[ENDPOINTS_MAX]; /* ports as clients use them */
+    unsigned count, at;
+    struct caller call, watch;
+    const char *trouble;    /* what is wrong with etcd; NULL: nothing */
+    char lease[24];         /* "" while there is none */
+    uint64_t patience;      /* until then others may say their zones */
+    char next_revision[24]; /* the first after what was read */
+    char ring_revision[24]; /* when the ring was changed last; "0": no ring */
+    struct buf text;        /* strj_ring and strj_node_..., a line each */
+    struct buf obeyed;      /* the same, of the view in force */
+};
+
+static const char gateway_off[] =
+    "has its HTTP gateway off: start it with --enable-grpc-gateway (or "
+    "enable-grpc-gateway: true in its configuration file)";
+
+/*
+ * A call to etcd: the reply's text in *reply, or false. In the request each $
+ * stands for the next string, each @ for the next string in base64. It is
+ * refused rather than kept waiting when etcd has no leader. After a failure it
+ * is the next endpoint's turn. reply NULL: the call is a watch, which has a
+ * connection of its own, on which its answer never ends.
+ */
+static bool etcd_call(struct etcd *e, const char *path, struct slice *reply,
+                      const char *request, ...) {
+    static const char fields[] = "Grpc-Metadata-hasleader: true\r\n";
+    struct caller *k = reply != NULL ? &e->call : &e->watch;
+    struct sidecar *at = &e->endpoints[e->at];
+    struct buf body = {0};
+    va_list args;
+    int status;
+
+    va_start(args, request);
+    for (; *request != '\0'; request++)
+        if (*request == '@')
+            base64_encode(&body, slice_of(va_arg(args, const char *)));
+        else if (*request == '$')
+            buf_text(&body, va_arg(args, const char *));
+        else
+            buf_add(&body, request, 1);
+    va_end(args);
+    caller_aim(k, at->host, at->port);
+    if (reply == NULL)
+        status =
+            caller_connect(k) &&
+            caller_post(k, path, fields, buf_slice(&body), now_ms() + ETCD_MS);
+    else
+        status = caller_call(k, path, fields, buf_slice(&body), ETCD_MS);
+    buf_free(&body);
+    if (reply == NULL)
+        return status;
+    *reply = buf_slice(&e->call.reply);
+    if (status == 200)
+        return true;
+    e->trouble = status == 404 && slice_begins(*reply, "404 page")
+                     ? gateway_off
+                     : "does not answer";
+    e->at = (e->at + 1) % e->count;
+    return false;
+}
+
+/* Of a transaction: key, value, and lease or "0". */
+#define ETCD_PUT "{\"request_put\":{\"key\":\"@\",\"value\":\"@\",\"lease\":$}}"
+
+/* Takes a lease, and puts this node's record and, leased, the sign that it
+   lives. Without an answer there is no lease. */
+static bool etcd_announce(struct etcd *e, const char *name,
+                          const char *record) {
+    char node[NAME_MAX_BYTES + 16], alive[NAME_MAX_BYTES + 16], lease[24];
+    struct slice reply;
+
+    snprintf(node, sizeof node, "strj_node_%s", name);
+    snprintf(alive, sizeof alive, "strj_alive_%s", name);
+    if (!etcd_call(e, "/v3/lease/grant", &reply, "{\"TTL\":$}", LEASE_TTL) ||
+        !json_text(reply, "ID", lease, sizeof lease) ||
+        !etcd_call(e, "/v3/kv/txn", &reply,
+                   "{\"success\":[" ETCD_PUT "," ETCD_PUT "]}", node, record,
+                   "0", alive, "1", lease))
+        return false;
+    memcpy(e->lease, lease, sizeof lease);
+    e->patience = now_ms() + 2000;
+    return true;
+}
+
+/* A beat of the lease, which is "" if it has lapsed; then etcd answers all the
+   same, with no TTL. false: no answer. */
+static bool etcd_beat(struct etcd *e) {
+    struct slice reply, result;
+
+    if (!etcd_call(e, "/v3/lease/keepalive", &reply, "{\"ID\":$}", e->lease) ||
+        !json_member(reply, "result", &result))
+        return false;
+    if (json_number(result, "TTL", 10) == 0)
+        e->lease[0] = '\0';
+    return true;
+}
+
+/* Changes the ring, unless somebody else did since it was read (revision 0:
+   it must not be there yet). false: no answer. */
+static bool etcd_change_ring(struct etcd *e, const char *ring) {
+    struct slice reply;
+
+    return etcd_call(e, "/v3/kv/txn", &reply,
+                     "{\"compare\":[{\"key\":\"@\",\"target\":\"MOD\","
+                     "\"result\":\"EQUAL\",\"mod_revision\":$}],"
+                     "\"success\":[" ETCD_PUT "]}",
+                     "strj_ring", e->ring_revision, "strj_ring", ring, "0");
+}
+
+/* Reads the ring and the nodes' records into e->text, the ring first, if there
+   is one: the order is downward. */
+static bool etcd_read(struct etcd *e) {
+    struct slice reply, header, kvs, kv, value;
+
+    if (!etcd_call(e, "/v3/kv/range", &reply,
+                   "{\"key\":\"@\",\"range_end\":\"@\","
+                   "\"sort_order\":\"DESCEND\"}",
+                   "strj_node_", "strj_s") ||
+        !json_member(reply, "header", &header))
+        return false;
+    snprintf(e->next_revision, sizeof e->next_revision, "%" PRIu64,
+             json_number(header, "revision", 10) + 1);
+    strcpy(e->ring_revision, "0");
+    e->text.n = 0;
+    if (!json_member(reply, "kvs", &kvs))
+        return true;
+    for (kvs = json_inside(kvs); json_value(&kvs, &kv);) {
+        if (json_member(kv, "key", &value) &&
+            slice_is(value, "c3Ryal9yaW5n")) /* strj_ring */
+            json_text(kv, "mod_revision", e->ring_revision,
+                      sizeof e->ring_revision);
+        if (json_member(kv, "value", &value))
+            base64_decode(&e->text, value);
+        buf_text(&e->text, "\n");
+    }
+    return true;
+}
+
+/* Watches the keys that are looked at, from the last look on. */
+static void etcd_watch(struct etcd *e) {
+    caller_close(&e->watch);
+    if (!etcd_call(e, "/v3/watch", NULL,
+                   "{\"create_request\":{\"key\":\"@\",\"range_end\":\"@\","
+                   "\"start_revision\":$}}",
+                   "strj_node_", "strj_s", e->next_revision))
+        caller_close(&e->watch);
+}
+
+/* Takes what the watch has said. One that was canceled, or fails, is closed:
+   the gateway leaves its connection open, in silence. */
+static void etcd_heard(struct etcd *e) {
+    char text[4096];
+    ssize_t n = recv(e->watch.fd, text, sizeof text - 1, 0);
+
+    text[n > 0 ? n : 0] = '\0';
+    if (n <= 0 || strstr(text, "canceled") || strstr(text, "\"error\""))
+        caller_close(&e->watch);
+}
+
+/* ---- The sidecar: an etcd of our own.
+ *
+ * It must end with this process, however that ends. So a guardian is forked
+ * before there is any thread or socket. It holds one end of a pipe of which
+ * this process has the only other end. A byte on the pipe starts etcd, another
+ * one stops it in good order. When the pipe is closed this process is gone, and
+ * etcd is killed at once, so that the next process finds its ports free. */
+
+#define GUARDIAN_START 's'
+#define GUARDIAN_STOP  't'
+#define SIDECAR_STOP   3000 /* ms for etcd to close its files */
+#define SIDECAR_AGAIN  2000 /* ms until one that has ended is started again */
+
+/* Splits http://host:port; false: malformed. */
+static bool url_parse(struct slice url, struct sidecar *s) {
+    uint64_t port;
+    size_t n;
+
+    s->tls = slice_begins(url, "https://");
+    if (!s->tls && !slice_begins(url, "http://"))
+        return false;
+    url = slice_skip(url, s->tls ? 8 : 7);
+    url.n -= url.n > 0 && url.p[url.n - 1] == '/';
+    for (n = url.n; n > 0 && url.p[n - 1] != ':';)
+        n--;
+    if (n < 2 || !slice_number(slice_skip(url, n), &port) || port < 2 ||
+        port > 65535)
+        return false;
+    s->port = (unsigned)port;
+    url.n = n - 1;
+    if (url.p[0] == '[' && url.p[url.n - 1] == ']')
+        url = (struct slice){url.p + 1, url.n - 2};
+    for (n = 0; n < url.n; n++)
+        if (!http_tchar(url.p[n]) && url.p[n] != ':')
+            return false;
+    return url.n > 0 && slice_copy(url, s->host, sizeof s->host);
+}
+
+/* Parses -initialCluster. The count, or 0 with *bad at the malformed part. */
+static unsigned sidecars_parse(const char *text,
+                               struct sidecar list[SIDECARS_MAX],
+                               struct slice *bad) {
+    struct slice rest = slice_of(text), url, name;
+    unsigned n;
+
+    for (n = 0; list_next(&rest, bad); n++) {
+        url = *bad;
+        if (n == SIDECARS_MAX || !slice_cut(&url, '=', &name) ||
+            !http_token(name) ||
+            !slice_copy(name, list[n].name, sizeof list[n].name) ||
+            !url_parse(url, &list[n]))
+            return 0;
+        for (unsigned i = 0; i < n; i++)
+            if (strcmp(list[i].name, list[n].name) == 0)
+                return 0;
+    }
+    return n;
+}
+
+/* Starts etcd, with its output in a log of its own. What it advertises is the
+   command line's, what it binds is `address`. The pid, or -1. */
+static pid_t sidecar_start(const struct node *node, const struct sidecar *me,
+                           const char *address) {
+    extern char **environ;
+    const char *data = node->flags.data, *scheme = me->tls ? "https" : "http";
+    char text[3 * PATH_MAX], log[PATH_MAX], where[4][300], **to = environ;
+    char *argv[24] = {"etcd"};
+    pid_t pid = fork();
+    unsigned n = 1;
+    int fd;
+
+    if (pid != 0)
+        return pid;
+    for (unsigned i = 0; i < 4; i++) /* two for peers, two for clients */
+        where_text(where[i], i % 2 == 0 ? me->host : address, me->port - i / 2);
+    snprintf(text, sizeof text,
+             "--name=%s\n--data-dir=%s/etcd\n--initial-cluster=%s\n"
+             "--initial-cluster-state=new\n--initial-cluster-token=estoraje\n"
+             "--initial-advertise-peer-urls=%s://%s\n"
+             "--listen-peer-urls=%s://%s\n--advertise-client-urls=http://%s\n"
+             "--listen-client-urls=http://%s\n--auto-compaction-retention=1\n"
+             "--logger=zap\n--log-level=warn%s",
+             me->name, data, node->flags.initial_cluster, scheme, where[0],
+             scheme, where[1], where[2], where[3],
+             me->tls ? "\n--peer-auto-tls" : "");
+    for (char *word = strtok(text, "\n"); word != NULL;
+         word = strtok(NULL, "\n"))
+        argv[n++] = word;
+    snprintf(log, sizeof log, "%s/etcd.log", data);
+    fd = open(log, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0666);
+    dup2(fd, STDOUT_FILENO); /* without one it is what this process has */
+    dup2(fd, STDERR_FILENO);
+    signal(SIGINT, SIG_DFL); /* exec would keep them ignored */
+    signal(SIGTERM, SIG_DFL);
+    for (char **from = environ; (*to = *from) != NULL; from++)
+        if (strncmp(*from, "ETCD_", 5) != 0 || /* it takes them for flags */
+            strncmp(*from, "ETCD_UNSUPPORTED_ARCH=", 22) == 0)
+            to++;
+    execvp("etcd", argv);
+    _exit(127);
+}
+
+/* The guardian's whole life: does what the pipe said last. */
+static void __attribute__((noreturn))
+guardian_run(const struct node *node, const struct sidecar *me,
+             const char *address, int fd) {
+    struct pollfd words = {fd, POLLIN, 0};
+    uint64_t until = 0; /* etcd has to stop, or to wait for its start */
+    pid_t etcd = -1;
+    char said = 0;
+
+    setpgid(0, 0); /* a Ctrl-C is for the node to act on */
+    signal(SIGINT, SIG_IGN);
+    signal(SIGTERM, SIG_IGN);
+    while (said != GUARDIAN_STOP || (etcd > 0 && now_ms() < until)) {
+        if (poll(&words, 1, 100) > 0) {
+            if (read(fd, &said, 1) != 1)
+                break;
+            if (said == GUARDIAN_STOP && etcd > 0)
+                kill(etcd, SIGTERM);
+            until = said == GUARDIAN_STOP ? now_ms() + SIDECAR_STOP : 0;
+        }
+        if (etcd > 0 && waitpid(etcd, NULL, WNOHANG) == etcd) {
+            etcd = -1;
+            if (said == GUARDIAN_START)
+                say("warning",
+                    "etcd has ended and is started again; its log "
+                    "is %s/etcd.log",
+                    node->flags.data);
+            until = now_ms() + SIDECAR_AGAIN;
+        }
+        if (said == GUARDIAN_START && etcd < 0 && now_ms() >= until)
+            etcd = sidecar_start(node, me, address);
+    }
+    if (etcd > 0)
+        kill(etcd, SIGKILL);
+    while (etcd > 0 && waitpid(etcd, NULL, 0) < 0 && errno == EINTR)
+        ;
+    _exit(0);
+}
+
+/* Forks the guardian; it waits for GUARDIAN_START. */
+static void guardian_fork(struct node *node, const struct sidecar *me,
+                          const char *address) {
+    int fds[2];
+
+    if (pipe(fds) != 0 || (node->guardian = fork()) < 0)
+        give_up(1, "cannot fork: %s", strerror(errno));
+    fcntl(fds[0], F_SETFD, FD_CLOEXEC);
+    fcntl(fds[1], F_SETFD, FD_CLOEXEC);
+    if (node->guardian == 0) {
+        close(fds[1]);
+        guardian_run(node, me, address, fds[0]);
+    }
+    close(fds[0]);
+    node->guardian_fd = fds[1];
+}
+
+/* Ends the sidecar, and waits for it. */
+static void guardian_stop(struct node *node) {
+    char stop = GUARDIAN_STOP;
+
+    if (node->guardian > 0 && write(node->guardian_fd, &stop, 1) == 1)
+        waitpid(node->guardian, NULL, 0);
+}
+
+/* ----------------------------------------------------------- The cluster
+ *
+ * A view is what this node knows of the cluster: the ring with its epoch, and
+ * how its members are reached. It is made from a text that etcd holds, is
+ * never changed, and is swapped as a whole. The text is kept on disk as well,
+ * before it is obeyed, so that a node starts and serves without etcd. Its
+ * epoch never goes back. In the text each key's value is a line, in this order:
+ *
+ * strj_ring   {"cluster":ID,"hash0":ID,"hash1":ID,"epoch":1,
+ *             "partitions":256,"replicas":3,
+ *             "members":[{"name","number","id","zone"}]}
+ * strj_node_N {"name","host","port","peer","zone","id","boot"}
+ * strj_alive_N (not in the text) is leased and says that the node was there
+ *             not long ago.
+ *
+ * A member's id is 0 until its node has started for the first time and has
+ * claimed the name for its data directory.
+ */
+
+/* Claims the directory for this process: the boot number is on the disk before
+   anybody is told of it. Does so once. It belongs to the directory's chapter,
+   but only here it is known that this node may go by the ring. */
+static void identity_begin(struct node *node);
+
+/* Completes members from the nodes' records, a line each. A zone that the ring
+   has stays as it is: owners depend on it. */
+static void view_records(struct view *view, struct slice text) {
+    struct slice line, name;
+
+    while (slice_cut(&text, '\n', &line))
+        for (unsigned i = 0; i < view->count; i++) {
+            struct member *m = &view->member[i];
+
+            if (!json_member(line, "name", &name) || !slice_is(name, m->name))
+                continue;
+            json_text(line, "host", m->host, sizeof m->host);
+            if (m->zone[0] == '\0')
+                json_text(line, "zone", m->zone, sizeof m->zone);
+            m->port = (unsigned)json_number(line, "port", 10);
+            m->peer_port = (unsigned)json_number(line, "peer", 10);
+            m->boot = json_number(line, "boot", 10);
+            if (!resolve(m->host, m->peer_port, &m->address, &m->address_n))
+                m->address_n = 0;
+        }
+}
+
+/* Works out who owns what. */
+static bool view_ring(struct view *view) {
+    struct ring_member *members = memory(view->count, sizeof *members);
+
+    for (unsigned i = 0; i < view->count; i++) {
+        members[i].name = view->member[i].name;
+        members[i].zone = view->member[i].zone;
+    }
+    view->ring =
+        ring_build(members, view->count, view->partitions, view->replicas);
+    free(members);
+    return view->ring != NULL;
+}
+
+/* A view that has nothing yet, with room for members; the caller owns it. */
+static struct view *view_new(size_t count) {
+    struct view *view = memory(1, sizeof *view + count * sizeof *view->member);
+
+    atomic_init(&view->refs, 1);
+    return view;
+}
+
+/* Makes a view, which the caller owns; NULL: the first line is no ring. */
+static struct view *view_parse(const struct node *node, struct slice text) {
+    struct slice ring, members, rest, item;
+    struct view *view;
+    unsigned count = 0;
+    bool good;
+
+    if (!slice_cut(&text, '\n', &ring) ||
+        !json_member(ring, "members", &members))
+        return NULL;
+    members = json_inside(members);
+    for (rest = members; json_value(&rest, &item);)
+        count++;
+    view = view_new(count);
+    view->cluster = json_number(ring, "cluster", 16);
+    view->hash[0] = json_number(ring, "hash0", 16);
+    view->hash[1] = json_number(ring, "hash1", 16);
+    view->epoch = json_number(ring, "epoch", 10);
+    view->partitions = (unsigned)json_number(ring, "partitions", 10);
+    view->replicas = (unsigned)json_number(ring, "replicas", 10);
+    good = view->cluster != 0 && view->hash[0] != 0 && view->hash[1] != 0 &&
+           PARTITIONS_FIT(view->partitions) && view->replicas > 0 &&
+           view->replicas <= REPLICAS_MAX && count <= MEMBERS_MAX;
+    view->me = count;
+    while (good && json_value(&members, &item)) {
+        struct member *m = &view->member[view->count];
+
+        m->number = (unsigned)json_number(item, "number", 10);
+        m->id = json_number(item, "id", 16);
+        good = m->number >= 1 && m->number <= MEMBERS_MAX &&
+               json_text(item, "name", m->name, sizeof m->name) &&
+               json_text(item, "zone", m->zone, sizeof m->zone);
+        if (strcmp(m->name, node->flags.name) == 0)
+            view->me = view->count;
+        view->count++;
+    }
+    if (!good || !view_ring(view)) {
+        view_release(view);
+        return NULL;
+    }
+    view_records(view, text);
+    return view;
+}
+
+/* The member with a number, or NULL. */
+static const struct member *view_member(const struct view *view,
+                                        unsigned number) {
+    for (unsigned i = 0; i < view->count; i++)
+        if (view->member[i].number == number)
+            return &view->member[i];
+    return NULL;
+}
+
+/* Whether a member owns a partition. */
+static bool view_owns(const struct view *view, unsigned partition,
+                      unsigned number) {
+    unsigned n;
+    const unsigned *owners = ring_owners(view->ring, partition, &n);
+
+    for (unsigned i = 0; i < n; i++)
+        if (view->member[owners[i]].number == number)
+            return true;
+    return false;
+}
+
+/* Appends a ring's text. */
+static void ring_text(struct buf *b, const struct view *view) {
+    buf_print(b,
+              "{\"cluster\":\"%016" PRIx64 "\",\"hash0\":\"%016" PRIx64
+              "\",\"hash1\":\"%016" PRIx64 "\",\"epoch\":%" PRIu64
+              ",\"partitions\":%u,\"replicas\":%u,\"members\":[",
+              view->cluster, view->hash[0], view->hash[1], view->epoch,
+              view->partitions, view->replicas);
+    for (unsigned i = 0; i < view->count; i++) {
+        const struct member *m = &view->member[i];
+
+        buf_print(b,
+                  "%s{\"name\":\"%s\",\"number\":%u,\"id\":\"%016" PRIx64
+                  "\",\"zone\":\"%s\"}",
+                  i > 0 ? "," : "", m->name, m->number, m->id, m->zone);
+    }
+    buf_text(b, "]}");
+}
+
+/* This node's own record. */
+static void record_text(struct buf *b, const struct node *node) {
+    buf_print(b,
+              "{\"name\":\"%s\",\"host\":\"%s\",\"port\":%u,\"peer\":%u,"
+              "\"zone\":\"%s\",\"id\":\"%016" PRIx64 "\",\"boot\":%" PRIu64 "}",
+              node->flags.name, node->flags.host, node->client_port,
+              node->peer_port, node->flags.zone, node->self.id,
+              node->self.boot);
+}
+
+/* ---- Who is there, and doubt.
+ *
+ * A replica is in doubt about a partition when it may have missed a write to
+ * it: then it does not read from its own log, until a round of repair with a
+ * majority of the owners, begun after the cause, has brought it up to date.
+ * Causes are counted, so that a round ends the doubt of no later one. */
+
+/* Whether a member has answered not long ago. */
+static bool member_alive(const struct node *node, unsigned number) {
+    uint64_t heard = atomic_load(&node->peers[number].heard);
+
+    return number == node->self.number ||
+           (heard != 0 && now_ms() < heard + LOST_MS);
+}
+
+/* Wakes the repair thread. */
+static void repair_poke(struct node *node) {
+    pthread_mutex_lock(&node->repair_lock);
+    node->repair_poked = true;
+    pthread_cond_signal(&node->repair_more);
+    pthread_mutex_unlock(&node->repair_lock);
+}
+
+/* Raises doubt about one partition. */
+static void doubt_part(struct node *node, unsigned number) {
+    struct part *part = &node->parts[number];
+
+    pthread_mutex_lock(&part->lock);
+    part->doubts++;
+    pthread_mutex_unlock(&part->lock);
+    repair_poke(node);
+}
+
+/* Raises doubt about all. A node that is alone has nobody to miss. */
+static void doubt_all(struct node *node, const char *cause) {
+    struct view *view = view_hold(node);
+
+    if (atomic_load(&node->loaded) && view != NULL && view->count > 1) {
+        say("info", "in doubt about all partitions cause=\"%s\"", cause);
+        for (unsigned i = 0; i < node->partitions; i++)
+            doubt_part(node, i);
+    }
+    view_release(view);
+}
+
+/* Whether this node may read a partition from its own log alone. What it says
+   counts for a majority if *counts. */
+static bool part_sure(const struct node *node, struct part *part,
+                      bool *counts) {
+    bool sure;
+
+    pthread_mutex_lock(&part->lock);
+    *counts = !part->recovering;
+    sure = part->doubts == part->cleared && !part->recovering;
+    pthread_mutex_unlock(&part->lock);
+    return sure && !atomic_load(&node->cut);
+}
+
+/* A peer said who it is. false: it is one that has been replaced, to be
+   refused. A new boot of a peer is a cause of doubt: what it knew of writes
+   that this node missed is gone with its last process. */
+static bool peer_booted(struct node *node, unsigned number, uint64_t boot) {
+    struct peer *peer = &node->peers[number];
+    unsigned long long known = atomic_load(&peer->boot);
+
+    while (boot > known)
+        if (atomic_compare_exchange_weak(&peer->boot, &known, boot)) {
+            if (known != 0)
+                doubt_all(node, "a peer has started anew");
+            return true;
+        }
+    return boot == known;
+}
+
+/* ---- The ring in force */
+
+/* Keeps the text on disk: whole, or not at all. */
+static bool ring_keep(struct node *node, struct slice text) {
+    int dir = node->dir_fd;
+    int fd =
+        openat(dir, "ring.new", O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
+    bool kept = fd >= 0 && write_at(fd, text.p, text.n, 0) == 0 &&
+                fsync(fd) == 0 && renameat(dir, "ring.new", dir, "ring") == 0 &&
+                fsync(dir) == 0;
+
+    if (fd >= 0)
+        close(fd);
+    return kept;
+}
+
+/* Puts a view in force; the node owns it from now on. */
+static void view_adopt(struct node *node, struct view *view) {
+    struct view *old;
+
+    pthread_mutex_lock(&node->view_lock);
+    old = node->view;
+    node->view = view;
+    pthread_mutex_unlock(&node->view_lock);
+    atomic_fetch_add(&node->view_changes, 1);
+    view_release(old);
+    workers_wake(node);
+}
+
+/* Ends a node that must not go on: at start at once, later by a clean stop,
+   which main waits for as a signal. */
+static void __attribute__((format(printf, 3, 4)))
+node_fail(struct node *node, int code, const char *format, ...) {
+    char text[600];
+    va_list args;
+
+    va_start(args, format);
+    vsnprintf(text, sizeof text, format, args);
+    va_end(args);
+    if (!atomic_load(&node->loaded)) {
+        fprintf(stderr, "estoraje: %s\n", text);
+        _exit(code); /* main goes on in its thread, and must not */
+    }
+    say("fatal", "%s", text);
+    node->exit_code = code;
+    kill(getpid(), SIGTERM);
+}
+
+/*
+ * Whether a view may take the place of the one in force. The ring never goes
+ * back: not to a lower epoch, and within an epoch not to members that lack an
+ * id which was there.
+ */
+static bool view_newer(const struct view *now, const struct view *next) {
+    if (now == NULL || next->epoch > now->epoch)
+        return true;
+    if (next->epoch < now->epoch || next->count != now->count)
+        return false;
+    for (unsigned i = 0; i < now->count; i++)
+        if (next->member[i].number != now->member[i].number ||
+            (now->member[i].id != 0 && next->member[i].id != now->member[i].id))
+            return false;
+    return true;
+}
+
+/* Whether this node may go by a view, from etcd or kept (NULL: it is none). If
+   it can never, that ends the node. */
+static bool view_check(struct node *node, const struct view *view) {
+    const struct flags *f = &node->flags;
+    const struct view *now = node->view;
+    uint64_t cluster = now != NULL ? now->cluster : node->self.cluster;
+    const struct member *me = view == NULL ? NULL : &view->member[view->me];
+
+    if (view == NULL)
+        node_fail(node, 1, "strj_ring in etcd is not a ring of this version");
+    else if (cluster != 0 && view->cluster != cluster)
+        node_fail(node, 1, "this data directory belongs to another cluster");
+    else if ((f->partitions_given && view->partitions != f->partitions) ||
+             (f->replicas_given && view->replicas != f->replicas))
+        node_fail(node, 1,
+                  "the cluster was made with -partitions %u "
+                  "-replicas %u",
+                  view->partitions, view->replicas);
+    else if (view->me == view->count)
+        node_fail(node, 2,
+                  "%s is not a member of this cluster: a node joins "
+                  "with -add, which is not built yet",
+                  f->name);
+    else if (me->id != 0 && me->id != node->self.id)
+        node_fail(node, 1,
+                  "the name %s belongs to another data directory "
+                  "(node id %016" PRIx64 "), of a node at %s:%u: choose "
+                  "another -name; to replace a lost directory is not built "
+                  "yet",
+                  me->name, me->id, me->host, me->peer_port);
+    else if (!view_newer(now, view))
+        node->etcd->trouble = "has an older ring, which is not obeyed: was it "
+                              "restored from a backup?";
+    else
+        return true;
+    return false;
+}
+
+/* ---- The etcd thread */
+
+/* A first ring, which the caller owns, without owners yet: of the sidecars that
+   the command line names, or of this node alone. Zones are in the nodes'
+   records; *missing counts those that are not, for which hosts stand in. */
+static struct view *view_first(const struct node *node, struct slice records,
+                               unsigned *missing) {
+    const char *names = node->flags.initial_cluster;
+    const struct identity *self = &node->self;
+    struct sidecar list[SIDECARS_MAX] = {0};
+    struct view *view = view_new(SIDECARS_MAX);
+    bool alone = self->cluster != 0; /* it brings the data of a node alone */
+    struct slice bad;
+
+    view->epoch = 1;
+    view->cluster = alone ? self->cluster : random_id();
+    view->hash[0] = alone ? self->hash[0] : random_id();
+    view->hash[1] = alone ? self->hash[1] : random_id();
+    view->partitions =
+        (unsigned)(alone ? self->partitions : node->flags.partitions);
+    view->replicas = (unsigned)(alone ? self->replicas : node->flags.replicas);
+    memcpy(list[0].name, node->flags.name, strlen(node->flags.name));
+    view->count = names == NULL ? 1 : sidecars_parse(names, list, &bad);
+    for (unsigned i = 0; i < view->count; i++) {
+        view->member[i].number = i + 1;
+        memcpy(view->member[i].name, list[i].name, sizeof list[i].name);
+    }
+    view_records(view, records);
+    *missing = 0;
+    for (unsigned i = 0; i < view->count; i++)
+        if (view->member[i].zone[0] == '\0') {
+            memcpy(view->member[i].zone, list[i].host, sizeof list[i].host);
+            ++*missing;
+        }
+    return view;
+}
+
+/* At start of a node that runs alone: a ring of itself. */
+static void view_alone(struct node *node) {
+    struct buf record = {0};
+    struct view *view;
+    unsigned missing;
+
+    identity_begin(node);
+    record_text(&record, node);
+    buf_text(&record, "\n");
+    view = view_first(node, buf_slice(&record), &missing);
+    view->member[0].id = node->self.id;
+    if (!view_ring(view))
+        die("a ring of one node cannot be built");
+    view_adopt(node, view);
+    buf_free(&record);
+}
+
+/* Durable, then in force: takes over what was read, unless it is in force
+   already. The view is the node's from then on, or freed. */
+static bool ring_obey(struct node *node, struct etcd *e, struct view *view) {
+    struct buf text = e->text;
+    bool same = slice_equal(buf_slice(&text), buf_slice(&e->obeyed));
+
+    if (same || !ring_keep(node, buf_slice(&text))) {
+        e->trouble = "has a ring that cannot be kept on the disk here";
+        view_release(view);
+        return same;
+    }
+    e->text = e->obeyed;
+    e->obeyed = text;
+    view_adopt(node, view);
+    return true;
+}
+
+/* At start: the ring that was kept on disk is in force, if there is one. */
+static void ring_begin(struct node *node, struct etcd *e) {
+    int fd = openat(node->dir_fd, "ring", O_RDONLY | O_CLOEXEC);
+    struct view *view = NULL;
+    struct stat st;
+
+    if (fd >= 0 && fstat(fd, &st) == 0) {
+        buf_zero(&e->obeyed, (size_t)st.st_size);
+        read_at(fd, e->obeyed.p, e->obeyed.n, 0);
+        view = view_parse(node, buf_slice(&e->obeyed));
+        close(fd);
+    }
+    if (view != NULL && view_check(node, view))
+        view_adopt(node, view);
+    else
+        e->obeyed.n = 0;
+}
+
+/*
+ * Looks at everything in etcd and takes the next step that is due: says that
+ * this node is there, makes the first ring, claims its place in it, obeys it.
+ * Nothing is written before what is there was checked. 1: the ring is obeyed;
+ * 0: look again, at once; -1: there is trouble.
+ */
+static int etcd_step(struct node *node, struct etcd *e) {
+    struct view *view = NULL;
+    struct buf text = {0};
+    unsigned missing = 0;
+    bool done = false;
+
+    if (!etcd_read(e))
+        return -1;
+    if (strcmp(e->ring_revision, "0") != 0) {
+        view = view_parse(node, buf_slice(&e->text));
+        if (!view_check(node, view))
+            goto end;
+    } else if (node->view != NULL) {
+        e->trouble = "has lost the ring"; /* a new one: another cluster's */
+        return -1;
+    }
+    if (e->lease[0] == '\0') {
+        identity_begin(node);
+        record_text(&text, node);
+        buf_add(&text, "", 1);
+        done = etcd_announce(e, node->flags.name, (char *)text.p);
+        goto end;
+    }
+    if (view == NULL)
+        view = view_first(node, buf_slice(&e->text), &missing);
+    else if (view->member[view->me].id != 0)
+        return ring_obey(node, e, view) ? 1 : -1;
+    else
+        view->member[view->me].id = node->self.id;
+    if (missing > 0 && now_ms() < e->patience) {
+        rest_ms(50); /* the others' zones will come */
+        done = true;
+    } else {
+        ring_text(&text, view);
+        buf_add(&text, "", 1);
+        done = etcd_change_ring(e, (char *)text.p);
+    }
+end:
+    buf_free(&text);
+    view_release(view);
+    return done ? 0 : -1;
+}
+
+/* Keeps the lease, and steps until the ring in etcd is obeyed. What is in the
+   way is in e->trouble. */
+static void etcd_look(struct node *node, struct etcd *e) {
+    int step = 0;
+
+    e->trouble = "gives answers that make no sense";
+    if (e->lease[0] != '\0' && !etcd_beat(e))
+        return;
+    while (step == 0 && !stop_requested)
+        step = etcd_step(node, e);
+    if (step == 1)
+        e->trouble = NULL;
+}
+
+/* Acts on how a look at etcd went; says it when it is another one than what was
+   said last. */
+static void etcd_judge(struct node *node, const struct sidecar *at,
+                       const char *told, uint64_t until) {
+    const char *trouble = node->etcd->trouble;
+    char where[300];
+
+    where_text(where, at->host, at->port);
+    atomic_store(&node->etcd_lost, trouble != NULL);
+    if (trouble != NULL && node->view == NULL &&
+        (trouble == gateway_off || now_ms() >= until))
+        node_fail(node, 1, "etcd at %s %s; no ring was kept from before", where,
+                  trouble);
+    if (trouble != told && !stop_requested)
+        say(trouble == NULL ? "info" : "warning", "etcd at %s %s", where,
+            trouble == NULL ? "answers" : trouble);
+}
+
+/* Waits until it is time to look again: when the watch says something, when a
+   peer knows of a newer ring, when the lease wants a beat. */
+static void etcd_wait(struct node *node, struct etcd *e) {
+    struct pollfd fds[2] = {{node->etcd_wake[0], POLLIN, 0},
+                            {e->watch.fd, POLLIN, 0}};
+    uint64_t ms = node->view == NULL ? 100 : e->watch.fd < 0 ? 1000 : LOOK_MS;
+
+    poll(fds, 2, (int)jitter(ms));
+    wake_drain(node->etcd_wake[0]);
+    if (fds[1].revents != 0)
+        etcd_heard(e);
+}
+
+/* The etcd thread: begins with the ring that was kept, then looks, waits, and
+   looks again. */
+static void *etcd_run(void *arg) {
+    struct node *node = arg;
+    struct etcd *e = node->etcd;
+    uint64_t until = now_ms() + ETCD_PATIENCE * 1000;
+
+    ring_begin(node, e);
+    while (!stop_requested) {
+        const struct sidecar *at = &e->endpoints[e->at];
+        const char *told = e->trouble;
+
+        atomic_store(&node->ring_wanted, false);
+        etcd_look(node, e);
+        etcd_judge(node, at, told, until);
+        atomic_store(&node->etcd_asked, true);
+        if (e->trouble == NULL && e->watch.fd < 0)
+            etcd_watch(e);
+        etcd_wait(node, e);
+    }
+    return NULL;
+}
+
+/* ----------------------------------------------------------- Replication
+ *
+ * Any node coordinates. It finds the owners of the key in its view, sends them
+ * the record, and counts: an answer counts for the attempt that it was asked
+ * in and no other. Peers are spoken to in HTTP over links that are kept open,
+ * with many calls under way in each; answers come in the order of the calls.
+ *
+ *     POST /_peer/accept     a record; the answer is a vote
+ *     POST /_peer/read       a key; the answer is a record, or none
+ *     POST /_peer/heartbeat  see "heartbeats" below
+ *     POST /_peer/list, /_peer/pull    see "Repair"
+ *
+ * Each request says, in the field Estoraje, of which cluster, epoch, member,
+ * data directory and boot it is. What does not fit is refused unread.
+ */
+
+#define INTRO_WORDS 6 /* 16 hexadecimal digits each, with a blank between */
+
+/* The field, and the others that every call to a peer has. */
+static void intro_text(struct buf *b, const struct node *node,
+                       const struct view *view) {
+    const uint64_t words[INTRO_WORDS] = {1,
+                                         view->cluster,
+                                         view->epoch,
+                                         node->self.number,
+                                         node->self.id,
+                                         node->self.boot};
+
+    buf_text(b, "Estoraje:");
+    for (int i = 0; i < INTRO_WORDS; i++) {
+        buf_text(b, " ");
+        buf_hex(b, words[i]);
+    }
+    buf_text(b, "\r\n");
+    if (node->secret[0] != '\0')
+        buf_print(b, "Authorization: Bearer %s\r\n", node->secret);
+}
+
+/* Has the etcd thread look for a newer ring. */
+static void ring_want(struct node *node) {
+    if (!atomic_exchange(&node->ring_wanted, true))
+        wake_write(node->etcd_wake[1]);
+}
+
+/* Connects a link, as far as that goes without waiting. */
+static bool link_open(struct worker *w, struct link *l) {
+    const struct member *m = view_member(w->view, l->number);
+    int fd;
+
+    if (m == NULL || m->address_n == 0 || w->now < l->retry_at)
+        return false;
+    fd = socket(m->address.ss_family, SOCK_STREAM, 0);
+    if (fd < 0)
+        return false;
+    l->conn = conn_new(w, fd, CONN_LINK);
+    l->conn->link = l;
+    l->conn->connecting = true;
+    if (connect(fd, (const struct sockaddr *)&m->address, m->address_n) != 0 &&
+        errno != EINPROGRESS)
+        conn_kill(l->conn);
+    conn_touch(l->conn);
+    return !l->conn->dead;
+}
+
+/* Calls a member. false: nothing was sent, and no answer will come. */
+static bool link_call(struct worker *w, struct link **links, unsigned number,
+                      const char *path, struct slice body, struct call call) {
+    struct link *l = links[number];
+    struct buf *out;
+
+    if (l == NULL) {
+        l = links[number] = memory(1, sizeof *l);
+        l->number = number;
+    }
+    if ((l->conn == NULL && !link_open(w, l)) || l->conn->dead ||
+        conn_unsent(l->conn) > PEER_QUEUE)
+        return false;
+    if (w->intro_view != w->view_seen) {
+        w->intro.n = 0;
+        intro_text(&w->intro, w->node, w->view);
+        w->intro_view = w->view_seen;
+    }
+    out = &l->conn->out;
+    buf_text(out, "POST /_peer/");
+    buf_text(out, path);
+    buf_text(out, " HTTP/1.1\r\nHost: peer\r\n");
+    buf_add(out, w->intro.p, w->intro.n);
+    buf_text(out, "Content-Length: ");
+    buf_number(out, body.n);
+    buf_text(out, "\r\n\r\n");
+    buf_add(out, body.p, body.n);
+    conn_touch(l->conn);
+    call.since = w->now;
+    buf_add(&l->calls, &call, sizeof call);
+    return true;
+}
+
+/* The call that is answered next; NULL: none is under way. */
+static const struct call *link_oldest(const struct link *l) {
+    return l->called == l->calls.n
+               ? NULL
+               : (const struct call *)(const void *)(l->calls.p + l->called);
+}
+
+static void beat_answered(struct worker *w, const struct link *l,
+                          uint64_t since, unsigned status, struct slice body);
+
+/* Takes the oldest call off a link and gives its answer to who waits for it;
+   0: it failed. The op is let go last: until then it lives. */
+static void link_answer(struct worker *w, struct link *l, unsigned status,
+                        struct slice body) {
+    struct call call = *link_oldest(l);
+    struct op *op = call.op;
+
+    l->called += sizeof call;
+    if (l->called * 2 >= l->calls.n) {
+        l->calls.n -= l->called;
+        memmove(l->calls.p, l->calls.p + l->called, l->calls.n);
+        l->called = 0;
+    }
+    if (status == 409)
+        ring_want(w->node);
+    if (op == NULL) {
+        beat_answered(w, l, call.since, status, body);
+        return;
+    }
+    if (!op->done && op->attempt == call.attempt)
+        op->answered(op, call.owner, status, body);
+    op->calls--;
+    op_release(op);
+}
+
+/* Reads answers of a peer, as many as are whole. */
+static void link_input(struct conn *c) {
+    struct link *l = c->link;
+    const char *refusal;
+    struct http h;
+
+    while (c->data.n > 0) {
+        size_t scanned = 0;
+        size_t n = http_head_end(c->data.p, c->data.n, &scanned, &refusal);
+
+        if (n == 0 && refusal == NULL)
+            return;
+        if (n == 0 || http_parse(c->data.p, n, false, &h) != NULL ||
+            h.chunked || h.length > RECORD_MAX || link_oldest(l) == NULL) {
+            conn_kill(c);
+            return;
+        }
+        if (c->data.n - n < h.length)
+            return;
+        l->failures = 0;
+        link_answer(c->w, l, h.status,
+                    (struct slice){c->data.p + n, (size_t)h.length});
+        c->data = slice_skip(c->data, n + (size_t)h.length);
+    }
+}
+
+/* The connection of a link is gone, and with it the calls under way. */
+static void link_lost(struct conn *c) {
+    struct link *l = c->link;
+
+    l->conn = NULL;
+    l->failures += l->failures < 2;
+    l->retry_at = c->w->now + jitter(50u << l->failures);
+    while (link_oldest(l) != NULL)
+        link_answer(c->w, l, 0, (struct slice){NULL, 0});
+    buf_free(&l->calls);
+    if (l == c->w->beats[l->number]) /* whoever is there next is asked first */
+        atomic_store(&c->w->node->peers[l->number].heard, 0);
+}
+
+/* Ends a link whose oldest call has waited for too long. */
+static void link_check(struct worker *w, const struct link *l) {
+    const struct call *call = l == NULL ? NULL : link_oldest(l);
+
+    if (call != NULL && w->now - call->since > CALL_MS)
+        conn_kill(l->conn);
+}
+
+/* Whether two secrets are equal, in a time that tells nothing about them. */
+static bool secret_equal(struct slice given, const char *secret) {
+    size_t n = strlen(secret);
+    volatile uint8_t differ = given.n != n;
+
+    for (size_t i = 0; i < given.n; i++)
+        differ |= given.p[i] ^ (uint8_t)secret[n > 0 ? i % n : 0];
+    return differ == 0;
+}
+
+/* Checks who speaks; false: it was refused. What a connection said before, byte
+   for byte under the same view, was checked. */
+static bool peer_check(struct op *op, const struct http *h) {
+    struct conn *c = op->c;
+    const struct view *view = op->w->view;
+    const struct member *m;
+    const char *wrong = NULL;
+    struct slice field = h->estoraje;
+    uint64_t x[INTRO_WORDS] = {0};
+    unsigned status = 403;
+
+    if (c->known_n > 0 && c->known_view == op->w->view_seen &&
+        slice_equal(field, (struct slice){(uint8_t *)c->known, c->known_n}))
+        return true;
+    for (size_t i = 0; i < INTRO_WORDS && field.n == 17 * INTRO_WORDS - 1; i++)
+        slice_hex((struct slice){field.p + 17 * i, 16}, &x[i]);
+    m = view_member(view, (unsigned)x[3]);
+    if (x[0] != 1) {
+        wrong = "no Estoraje field of protocol version 1: this port is for the "
+                "cluster's own nodes";
+    } else if (x[1] != view->cluster) {
+        wrong = "another cluster";
+    } else if (x[2] != view->epoch) {
+        status = 409;
+        wrong = "another epoch of the ring is in force here";
+        if (x[2] > view->epoch)
+            ring_want(op->w->node);
+    } else if (m == NULL || (m->id != 0 && m->id != x[4])) {
+        wrong = "not a member of this cluster";
+    } else if (!peer_booted(op->w->node, m->number, x[5])) {
+        wrong = "a later process of that node has spoken";
+    }
+    if (wrong != NULL) {
+        answer_error(op, status, "%s", wrong);
+        return false;
+    }
+    memcpy(c->known, field.p, field.n);
+    c->known_n = field.n;
+    c->known_view = op->w->view_seen;
+    return true;
+}
+
+/* ---- The replica: votes and reads.
+ *
+ * It is asked in one of two ways: in a request of a peer, or by the coordinator
+ * of the same op, who takes its word like that of any other owner. */
+
+/* Notes the fingerprint and partition of a key. Whether this node owns it. */
+static bool op_part(struct op *op, struct slice key) {
+    struct node *node = op->w->node;
+
+    op->fingerprint = ring_fingerprint(key.p, key.n, node->self.hash);
+    op->partition = ring_partition(op->fingerprint, node->partitions);
+    op->part = &node->parts[op->partition];
+    return view_owns(op->w->view, op->partition, (unsigned)node->self.number);
+}
+
+/* Answers 200 with bytes that a peer understands. */
+static void answer_peer(struct op *op, const void *p, size_t n) {
+    answer_begin(op, 200);
+    answer_body(op, p, n);
+}
+
+/* Gives what this replica says to whoever asked. */
+static void replica_says(struct op *op, const void *p, size_t n) {
+    if (op->answered == NULL)
+        answer_peer(op, p, n);
+    else if (!op->done)
+        op->answered(op, op->mine, 200, (struct slice){p, n});
+}
+
+/* A vote: verdict 1; 1: existed, 2: counts; 0 6; held 8; above 8. */
+#define VOTE_SIZE    24
+#define VOTE_EXISTED 1
+#define VOTE_COUNTS  2
+
+/* Votes, as op->vote says, once the log is synced if it has to be. */
+static void replica_vote(struct op *op) {
+    uint8_t vote[VOTE_SIZE] = {0};
+    bool counts;
+
+    part_sure(op->w->node, op->part, &counts);
+    vote[0] = (uint8_t)(op->wait_result != 0 ? ACCEPT_DEAD : op->vote.verdict);
+    vote[1] = (uint8_t)((op->vote.existed ? VOTE_EXISTED : 0) |
+                        (counts ? VOTE_COUNTS : 0));
+    put64(vote + 8, op->vote.held);
+    put64(vote + 16, op->vote.above);
+    replica_says(op, vote, sizeof vote);
+}
+
+/* Stores op->rec, which is verified, and votes. It waits for the ceiling, but
+   not for ever. */
+static void replica_accept(struct op *op) {
+    struct node *node = op->w->node;
+    struct record r;
+
+    if (record_parse(op->rec.p, op->rec.n, 0, &r) != 1)
+        die("a record that was verified does not verify");
+    op->vote =
+        store_accept(node, op->part, op->rec.p, &r, op->fingerprint, false);
+    if (op->vote.verdict == ACCEPT_CEILING &&
+        op->w->now - op->attempt_since < CALL_MS) {
+        op_due(op, replica_accept);
+        return;
+    }
+    op->resume = replica_vote;
+    if (op->vote.verdict == ACCEPT_OK && node->sync == SYNC_ALWAYS)
+        sync_park(node, op->part, op);
+    else
+        replica_vote(op);
+}
+
+/* A peer's record has arrived. */
+static void accept_body(struct op *op) {
+    struct record r;
+
+    op->attempt_since = op->w->now;
+    if (record_parse(op->rec.p, op->rec.n, 0, &r) == 1 && r.size == op->rec.n &&
+        record_intact(&r) && op_part(op, r.key))
+        replica_accept(op);
+    else
+        answer_error(op, 400, "not a record of a partition owned here");
+}
+
+/* The answer to a read: flags in 8 bytes, then the record if there is one. */
+#define READ_SURE    1 /* the replica is not in doubt */
+#define READ_COUNTS  2 /* it is not recovering */
+#define READ_DAMAGED 4 /* it cannot say */
+
+/* Says what this replica holds of a key. */
+static void replica_read(struct op *op, struct slice key) {
+    struct worker *w = op->w;
+    struct buf answer = {0};
+    enum found found;
+    struct record r;
+    bool counts, sure = part_sure(w->node, op->part, &counts);
+
+    found = store_read(w->node, op->part, op->fingerprint, key, SIZE_MAX,
+                       &w->record, &r, NULL, NULL);
+    buf_zero(&answer, 8);
+    if (found == DAMAGED || found == UNSURE) {
+        answer.p[0] = READ_DAMAGED;
+        doubt_part(w->node, op->partition);
+    } else {
+        answer.p[0] =
+            (uint8_t)((sure ? READ_SURE : 0) | (counts ? READ_COUNTS : 0));
+    }
+    if (found == FOUND) {
+        record_seal(w->record.p, 0);
+        buf_add(&answer, w->record.p, r.size);
+    }
+    buf_reset(&w->record, 2 * READ_SIZE);
+    replica_says(op, answer.p, answer.n);
+    buf_free(&answer);
+}
+
+/* A peer asks for a key. */
+static void read_body(struct op *op) {
+    struct slice key = buf_slice(&op->rec);
+
+    if (key.n > 0 && key.n <= KEY_MAX && op_part(op, key))
+        replica_read(op, key);
+    else
+        answer_error(op, 400, "not a key of a partition owned here");
+}
+
+/* ---- The coordinator */
+
+/* Notes the owners of the op's partition, of whom nobody was asked yet. */
+static void op_owners(struct op *op) {
+    const struct view *view = op->w->view;
+    const unsigned *owners = ring_owners(view->ring, op->partition, &op->count);
+
+    op->mine = op->count;
+    for (unsigned i = 0; i < op->count; i++) {
+        op->owners[i] = view->member[owners[i]].number;
+        op->answers[i] = ANSWER_NONE;
+        op->counts[i] = false;
+        if (owners[i] == view->me)
+            op->mine = i;
+    }
+    op->quorum = op->count / 2 + 1;
+    op->epoch = view->epoch;
+}
+
+/* Asks one of the owners, another node than this. */
+static void op_call(struct op *op, unsigned owner, const char *path,
+                    struct slice body) {
+    struct call call = {.op = op, .owner = owner, .attempt = op->attempt};
+    struct worker *w = op->w;
+    bool sent = link_call(w, w->links, op->owners[owner], path, body, call);
+
+    op->answers[owner] = sent ? ANSWER_WAIT : ANSWER_FAILED;
+    op->calls += sent;
+}
+
+/* How many owners have given an answer that counts for a majority. */
+static unsigned op_oks(const struct op *op) {
+    unsigned n = 0;
+
+    for (unsigned i = 0; i < op->count; i++)
+        n += op->answers[i] == ANSWER_OK && op->counts[i];
+    return n;
+}
+
+/* How many owners may still answer: of all, or of those believed alive. */
+static unsigned op_waits(const struct op *op, bool alive) {
+    unsigned n = 0;
+
+    for (unsigned i = 0; i < op->count; i++)
+        n += op->answers[i] == ANSWER_WAIT &&
+             (!alive || member_alive(op->w->node, op->owners[i]));
+    return n;
+}
+
+/* Success: a majority has the write, and nobody alive was left out. An owner
+   that has missed it is told with the next heartbeat, and repairs; this node
+   itself does so at once, but what it waits to have synced it has. */
+static void write_done(struct op *op) {
+    struct node *node = op->w->node;
+    unsigned partition = op->partition;
+    struct buf *out;
+
+    for (unsigned i = 0; i < op->count; i++) {
+        struct peer *peer = &node->peers[op->owners[i]];
+
+        if (op->answers[i] == ANSWER_OK || (i == op->mine && op->parked))
+            continue;
+        if (i == op->mine) {
+            doubt_part(node, partition);
+            continue;
+        }
+        atomic_fetch_or(&peer->missed[partition / 64], UINT64_C(1)
+                                                           << partition % 64);
+        atomic_store(&peer->missed_any, true);
+    }
+    out = answer_begin(op, op->remove && !op->existed  ? 404
+                           : op->remove || op->existed ? 204
+                                                       : 201);
+    if (!op->remove) {
+        buf_text(out, "\r\nETag: \"");
+        buf_hex(out, op->etag);
+        buf_text(out, "\"");
+    }
+    answer_body(op, NULL, 0);
+}
+
+/* Failure, and what can be said of it. */
+static void write_failed(struct op *op) {
+    if (op->reached)
+        answer_error(op, 504,
+                     "outcome unknown: some replicas have the write "
+                     "but not a majority of the %u owners; read the key, or "
+                     "write it again",
+                     op->count);
+    else if (op->full)
+        answer_error(op, 507,
+                     "no room left on the disk: nothing was stored; "
+                     "delete something, or make room");
+    else
+        answer_error(op, 503,
+                     "not applied: a majority of the key's %u owners "
+                     "cannot be reached or cannot store it now",
+                     op->count);
+}
+
+static void write_judge(struct op *op);
+
+/* An owner's vote has come, or its link has failed: then the write may have
+   arrived. Whether the key existed is what the newest record says that was held
+   before the first attempt. */
+static void write_answered(struct op *op, unsigned i, unsigned status,
+                           struct slice body) {
+    bool voted = status == 200 && body.n == VOTE_SIZE;
+    int verdict = voted ? body.p[0] : ACCEPT_DEAD;
+    uint64_t held = voted ? get64(body.p + 8) : 0;
+
+    op->answers[i] = verdict == ACCEPT_OK ? ANSWER_OK : ANSWER_FAILED;
+    op->counts[i] = voted && body.p[1] & VOTE_COUNTS;
+    op->reached = op->reached || verdict == ACCEPT_OK || status == 0;
+    op->full = op->full || verdict == ACCEPT_FULL;
+    if (op->attempt == 1 && held != op->version && held > op->existed_version) {
+        op->existed_version = held;
+        op->existed = body.p[1] & VOTE_EXISTED;
+    }
+    if (verdict == ACCEPT_HELD || verdict == ACCEPT_FLOOR) {
+        uint64_t above = get64(body.p + 16);
+
+        clock_see(op->w->node, above);
+        if (above > op->highest)
+            op->highest = above;
+    }
+    write_judge(op);
+}
+
+/* Sends the record, with the version it has, to all owners of the view: to this
+   node itself last, since that may be the end of it. */
+static void write_send(struct op *op) {
+    op->attempt++;
+    op->attempt_since = op->w->now;
+    op->majority_since = op->highest = 0;
+    op_owners(op);
+    op_due(op, write_judge);
+    for (unsigned i = 0; i < op->count; i++)
+        if (i == op->mine)
+            op->answers[i] = ANSWER_WAIT;
+        else
+            op_call(op, i, "accept", buf_slice(&op->rec));
+    if (op->mine < op->count)
+        replica_accept(op);
+    else
+        write_judge(op);
+}
+
+/* A new version for the record, above what the owners hold; it waits while
+   that is above the ceiling, but not for ever. */
+static void write_attempt(struct op *op) {
+    struct node *node = op->w->node;
+
+    if (op->version <= op->highest)
+        op->version = clock_version(node, op->highest);
+    if (op->etag == 0)
+        op->etag = op->version;
+    if (!ceiling_allows(node, op->version) && !clock_too_far(op->version)) {
+        if (op->w->now - op->attempt_since < CALL_MS)
+            op_due(op, write_attempt);
+        else
+            write_failed(op);
+        return;
+    }
+    record_stamp(op->rec.p, op->version, op->etag);
+    write_send(op);
+}
+
+/*
+ * What the answers so far amount to. With a majority it waits a little for the
+ * others that live, so that on a healthy cluster every replica has what was
+ * acknowledged. Without a chance for a majority it tries again above the
+ * highest version it was told, if it was told one.
+ */
+static void write_judge(struct op *op) {
+    struct worker *w = op->w;
+    unsigned oks = op_oks(op);
+    unsigned waiting = op_waits(op, false);
+
+    if (oks >= op->quorum) {
+        if (op->majority_since == 0)
+            op->majority_since = w->now;
+        if (op_waits(op, true) == 0 || w->now - op->majority_since >= GRACE_MS)
+            write_done(op);
+        else
+            op_due(op, write_judge);
+    } else if (waiting > 0 &&
+               (op->parked || (oks + waiting >= op->quorum &&
+                               w->now - op->attempt_since < ATTEMPT_MS))) {
+        op_due(op, write_judge);
+    } else if (op->attempt < ATTEMPTS && w->view->epoch != op->epoch) {
+        write_send(op);
+    } else if (op->attempt < ATTEMPTS && op->highest > 0) {
+        write_attempt(op);
+    } else {
+        op->reached = op->reached || waiting > 0;
+        write_failed(op);
+    }
+}
+
+/* Begins a write, whose record is complete but for its version. */
+static void write_begin(struct op *op) {
+    struct node *node = op->w->node;
+    unsigned alive = 0;
+
+    op_part(op, (struct slice){op->key, op->key_n});
+    op_owners(op);
+    op->attempt_since = op->w->now;
+    for (unsigned i = 0; i < op->count; i++)
+        alive += member_alive(node, op->owners[i]);
+    op->answered = write_answered;
+    if (alive < op->quorum)
+        write_failed(op);
+    else
+        write_attempt(op);
+}
+
+/* Answers a read with a record; a version of 0: there is none. The value is in
+   r, or, file not being NULL, is sent from the file from value_at on. */
+static void read_answer(struct op *op, const struct record *r, bool stale,
+                        struct file *file, uint64_t value_at) {
+    struct conn *c = op->c;
+    bool present = r->version != 0 && !r->tombstone;
+    bool unchanged = present && op->if_none_match.n > 0 &&
+                     etag_listed(op->if_none_match, r->etag);
+    struct buf *out = answer_begin(op, !present ? 404 : unchanged ? 304 : 200);
+
+    if (stale)
+        buf_text(out, "\r\nEstoraje-Stale: true");
+    if (present) {
+        buf_text(out, "\r\nETag: \"");
+        buf_hex(out, r->etag);
+        buf_text(out, "\"\r\nAccept-Ranges: bytes\r\n"
+                      "X-Content-Type-Options: nosniff\r\nContent-Type: ");
+        if (r->type.n > 0)
+            buf_add(out, r->type.p, r->type.n);
+        else
+            buf_text(out, "application/octet-stream");
+    }
+    if (unchanged || file == NULL || op->head) {
+        file_release(file);
+        answer_body(op, r->value.p, unchanged ? 0 : r->value.n);
+        return;
+    }
+    buf_text(out, "\r\nContent-Length: ");
+    buf_number(out, r->value.n);
+    buf_text(out, "\r\n\r\n");
+    c->stream = file;
+    c->stream_at = value_at;
+    c->stream_left = r->value.n;
+    c->stream_block = 0;
+    c->stream_sums = memory(blocks_of(r->value.n), 8);
+    memcpy(c->stream_sums, r->sums, 8 * blocks_of(r->value.n));
+    conn_touch(c);
+}
+
+/* Answers from this node's own replica, which is not in doubt. false: it is
+   damaged there. A large value is left in its file, and no HEAD needs it. */
+static bool read_sure(struct op *op) {
+    struct worker *w = op->w;
+    struct record r = {0};
+    struct file *file = NULL;
+    uint64_t offset = 0;
+    size_t most =
+        op->head ? RECORD_HEADER + KEY_MAX + TYPE_MAX : BLOCK + READ_SIZE;
+    enum found found = store_read(w->node, op->part, op->fingerprint,
+                                  (struct slice){op->key, op->key_n}, most,
+                                  &w->record, &r, &file, &offset);
+
+    if (found != FOUND && found != ABSENT)
+        return false;
+    if (found == ABSENT) {
+        r = (struct record){0};
+    } else if (w->record.n >= r.size) {
+        file_release(file);
+        file = NULL;
+    }
+    read_answer(op, &r, false, file,
+                file == NULL ? 0 : offset + record_meta(w->record.p));
+    return true;
+}
+
+/* Answers with the newest record that has come, in op->rec. stale: of fewer
+   than a majority, whose word is not enough for "absent". */
+static void read_newest(struct op *op, bool stale) {
+    struct record r = {0};
+
+    if (op->version != 0 && record_parse(op->rec.p, op->rec.n, 0, &r) != 1)
+        die("a record that was verified does not verify");
+    if (stale && (op->version == 0 || r.tombstone))
+        answer_error(op, 503,
+                     "the key is not on the replicas that can be "
+                     "asked, and they are no majority of its %u owners: try "
+                     "again",
+                     op->count);
+    else
+        read_answer(op, &r, stale, NULL, 0);
+}
+
+/* Asks first one owner that lives, whose answer is enough if it is not in
+   doubt, since values may be large; and then all. */
+static void read_ask(struct op *op) {
+    unsigned from = op->w->turn++;
+    bool all = op->asked++ > 0;
+
+    op->attempt_since = op->w->now;
+    for (unsigned k = 0; k < op->count; k++) {
+        unsigned i = (from + k) % op->count;
+
+        if (op->answers[i] != ANSWER_NONE ||
+            (!all && !member_alive(op->w->node, op->owners[i])))
+            continue;
+        op_call(op, i, "read", (struct slice){op->key, op->key_n});
+        if (!all && op->answers[i] == ANSWER_WAIT)
+            return;
+    }
+}
+
+/* What the answers so far amount to. */
+static void read_judge(struct op *op) {
+    const uint64_t *since = &op->attempt_since, now = op->w->now;
+
+    if (op->sure || op_oks(op) >= op->quorum) {
+        read_newest(op, false);
+        return;
+    }
+    while (op->asked < 2 &&
+           (op_waits(op, false) == 0 || now - *since >= GRACE_MS))
+        read_ask(op);
+    if (op_waits(op, false) > 0 && now - *since < ATTEMPT_MS)
+        op_due(op, read_judge);
+    else if (op->reached)
+        read_newest(op, true);
+    else if (op->damaged)
+        answer_error(op, 500,
+                     "damaged: the value fails its checksum, and no "
+                     "other replica has it");
+    else
+        answer_error(op, 503,
+                     "none of the key's %u owners can be asked: try "
+                     "again",
+                     op->count);
+}
+
+/* An owner's answer to a read has come, or its link has failed. */
+static void read_answered(struct op *op, unsigned i, unsigned status,
+                          struct slice body) {
+    bool good = status == 200 && body.n >= 8;
+    unsigned flags = good ? body.p[0] : 0;
+    struct record r;
+
+    op->damaged = op->damaged || flags & READ_DAMAGED;
+    good = good && !(flags & READ_DAMAGED);
+    if (good && body.n > 8) {
+        body = slice_skip(body, 8);
+        good = record_parse(body.p, body.n, 0, &r) == 1 && r.size == body.n &&
+               record_intact(&r) &&
+               slice_equal(r.key, (struct slice){op->key, op->key_n});
+        if (good && r.version > op->version) {
+            op->version = r.version;
+            op->rec.n = 0;
+            buf_add(&op->rec, body.p, body.n);
+        }
+    }
+    op->answers[i] = good ? ANSWER_OK : ANSWER_FAILED;
+    op->counts[i] = good && flags & READ_COUNTS;
+    op->reached = op->reached || good;
+    op->sure = op->sure || (good && flags & READ_SURE);
+    read_judge(op);
+}
+
+/* Begins a read. */
+static void read_begin(struct op *op) {
+    struct slice key = {op->key, op->key_n};
+    bool counts, mine = op_part(op, key);
+
+    if (mine && part_sure(op->w->node, op->part, &counts) && read_sure(op))
+        return;
+    op_owners(op);
+    op->answered = read_answered;
+    if (mine)
+        replica_read(op, key);
+    else
+        read_judge(op);
+}
+
+/* ---- Heartbeats.
+ *
+ * Every half second each node asks each other one for a sign of life. The
+ * question: its clock, 8 bytes; which members it hears, 8; then the partitions
+ * in which the other has missed a write, a bit each. The answer: clock, 1 if
+ * in doubt somewhere, partitions, keys, bytes, which members it hears; 8 bytes
+ * each. A member may go on coordinating writes which never reach this node,
+ * and cannot tell it so: one that others hear and this node does not, or one
+ * that does not hear this node. As long as there is one this node is cut off,
+ * and trusts none of its partitions. */
+
+#define BEAT_ANSWER 48
+
+/* The members that this node hears; bits are there for the first 64. */
+static uint64_t peers_heard(const struct node *node, const struct view *view) {
+    uint64_t bits = 0;
+
+    for (unsigned i = 0; i < view->count; i++)
+        if (view->member[i].number < 64 &&
+            member_alive(node, view->member[i].number))
+            bits |= UINT64_C(1) << view->member[i].number;
+    return bits;
+}
+
+/* Takes it that no missed bit was told for which there is no answer yet. */
+static void missed_restore(struct peer *peer) {
+    for (unsigned i = 0; i < PARTITIONS_MAX / 64; i++)
+        if (peer->told[i] != 0) {
+            atomic_fetch_or(&peer->missed[i], peer->told[i]);
+            atomic_store(&peer->missed_any, true);
+            peer->told[i] = 0;
+        }
+}
+
+/* Sends a heartbeat, and with it the missed bits. */
+static void beat_send(struct worker *w, unsigned number) {
+    struct peer *peer = &w->node->peers[number];
+    size_t n = (w->node->partitions + 63) / 64;
+    uint8_t body[16 + PARTITIONS_MAX / 8];
+    struct call call = {.op = NULL};
+
+    put64(body, atomic_load(&w->node->clock));
+    put64(body + 8, peers_heard(w->node, w->view));
+    atomic_store(&peer->missed_any, false);
+    for (size_t i = 0; i < n; i++) {
+        uint64_t bits = atomic_exchange(&peer->missed[i], 0);
+
+        peer->told[i] |= bits;
+        put64(body + 16 + 8 * i, bits);
+    }
+    if (!link_call(w, w->beats, number, "heartbeat",
+                   (struct slice){body, 16 + 8 * n}, call))
+        missed_restore(peer);
+}
+
+/* A heartbeat has been answered, or not. The peer was there when it was sent,
+   at least. */
+static void beat_answered(struct worker *w, const struct link *l,
+                          uint64_t since, unsigned status, struct slice body) {
+    struct peer *peer = &w->node->peers[l->number];
+
+    if (status != 200 || body.n != BEAT_ANSWER) {
+        missed_restore(peer);
+        return;
+    }
+    if (link_oldest(l) == NULL)
+        memset(peer->told, 0, sizeof peer->told);
+    clock_see(w->node, get64(body.p));
+    atomic_store(&peer->recovering, get64(body.p + 8) != 0);
+    atomic_store(&peer->partitions, (unsigned)get64(body.p + 16));
+    atomic_store(&peer->keys, get64(body.p + 24));
+    atomic_store(&peer->bytes, get64(body.p + 32));
+    atomic_store(&peer->hears, get64(body.p + 40));
+    atomic_store(&peer->heard, since);
+}
+
+/* A peer's heartbeat has arrived. */
+static void beat_body(struct op *op) {
+    struct node *node = op->w->node;
+    uint8_t answer[BEAT_ANSWER];
+
+    if (op->rec.n != 16 + (node->partitions + 63) / 64 * 8) {
+        answer_error(op, 400, "not a heartbeat");
+        return;
+    }
+    clock_see(node, get64(op->rec.p));
+    for (unsigned i = 0; i < node->partitions; i++)
+        if (op->rec.p[16 + i / 8] >> i % 8 & 1)
+            doubt_part(node, i);
+    put64(answer, atomic_load(&node->clock));
+    put64(answer + 8, atomic_load(&node->in_doubt));
+    put64(answer + 16, atomic_load(&node->owned));
+    put64(answer + 24, atomic_load(&node->keys));
+    put64(answer + 32, atomic_load(&node->bytes));
+    put64(answer + 40, peers_heard(node, op->w->view));
+    answer_peer(op, answer, sizeof answer);
+}
+
+/* Looks who is there: a link that is lost, or back, is a cause of doubt. */
+static void peers_watch(struct worker *w) {
+    struct node *node = w->node;
+    uint64_t mine = peers_heard(node, w->view), any = 0, all = UINT64_MAX;
+    uint64_t me = node->self.number < 64 ? UINT64_C(1) << node->self.number : 0;
+
+    for (unsigned i = 0; i < w->view->count; i++) {
+        const struct member *m = &w->view->member[i];
+        struct peer *peer = &node->peers[m->number];
+        bool alive = member_alive(node, m->number);
+
+        if (i == w->view->me)
+            continue;
+        if (alive) {
+            any |= atomic_load(&peer->hears);
+            all &= atomic_load(&peer->hears);
+        }
+        if (alive == peer->was_alive)
+            continue;
+        say("info", "%s %s", m->name, alive ? "is heard" : "is not heard");
+        if (!alive || peer->was_known)
+            doubt_all(node, alive ? "a link is back" : "a link is lost");
+        peer->was_alive = alive;
+        peer->was_known = true;
+    }
+    atomic_store(&node->cut, (any & ~mine) != 0 || (me & ~all) != 0);
+}
+
+/* Whether a heartbeat is not to wait for its time: the other one has missed
+   something, or is not heard yet and nothing is on its way to it. */
+static bool beat_early(const struct worker *w, unsigned number) {
+    const struct link *l = w->beats[number];
+
+    if (member_alive(w->node, number))
+        return atomic_load(&w->node->peers[number].missed_any);
+    return l == NULL || link_oldest(l) == NULL;
+}
+
+/* What a worker does for its links each tick; the first one also sends the
+   heartbeats, at once to who has missed something. */
+static void worker_beat(struct worker *w) {
+    struct node *node = w->node;
+    bool due = w->now >= w->beat_at;
+
+    if (w->view == NULL || !atomic_load(&node->loaded))
+        return;
+    for (unsigned i = 0; i < w->view->count; i++) {
+        unsigned number = w->view->member[i].number;
+
+        link_check(w, w->links[number]);
+        link_check(w, w->beats[number]);
+        if (w->index == 0 && i != w->view->me && (due || beat_early(w, number)))
+            beat_send(w, number);
+    }
+    if (w->index == 0)
+        peers_watch(w);
+    if (due)
+        w->beat_at = w->now + BEAT_MS;
+}
+
+/* ---------------------------------------------------------------- Repair
+ *
+ * A round of repair brings one partition up to date and ends the doubt about
+ * it: the other owners list what they hold, fingerprint and version, and what
+ * is newer there is pulled. It is a round when a majority of the owners, this
+ * one among them, has taken part. One thread does it, in blocking code.
+ *
+ *     list  partition 4, 0 4, floor 8, fingerprint 8: from there on.
+ *           answers flags 8 (1: recovering, 2: more), then pairs of 16 bytes
+ *     pull  partition 4, 0 4, then fingerprints of 8 bytes.
+ *           answers how many of them it covers, 8 bytes, then records
+ *
+ * After an unclean start a replica may have lost what it had accepted, and must
+ * not be counted until it has made that good: it is recovering. It has its
+ * ceiling put under the floors of so many others that no majority can be found
+ * without one of them, so that no write which it forgot can still succeed
+ * without being seen; then it repairs with these.
+ */
+
+#define LIST_RECOVERING 1
+#define LIST_MORE       2
+
+/* Answers a list. It stops only between fingerprints. A floor is a promise: it
+   has to be below the ceiling, which outlives the process. */
+static void list_body(struct op *op) {
+    struct node *node = op->w->node;
+    bool asked = op->rec.n == 24 && get32(op->rec.p) < node->partitions;
+    uint64_t floor = asked ? get64(op->rec.p + 8) : 0, print = 0;
+    struct buf answer = {0};
+    struct part *part;
+
+    if (!asked || clock_too_far(floor) || !ceiling_allows(node, floor)) {
+        answer_error(op, 503, "not a list of a partition, or not now");
+        return;
+    }
+    part = &node->parts[get32(op->rec.p)];
+    clock_see(node, floor);
+    buf_zero(&answer, 8);
+    pthread_mutex_lock(&part->lock);
+    if (floor > part->floor)
+        part->floor = floor;
+    answer.p[0] = part->recovering ? LIST_RECOVERING : 0;
+    for (uint32_t at = part->total == 0
+                           ? 0
+                           : table_seek(node, part, get64(op->rec.p + 16));
+         at < part->total; at++) {
+        const struct entry *e = &part->table[at];
+
+        if (e->version == 0)
+            continue;
+        if (answer.n > PAGE_BYTES && e->fingerprint != print) {
+            answer.p[0] |= LIST_MORE;
+            break;
+        }
+        print = e->fingerprint;
+        buf_zero(&answer, 16);
+        put64(answer.p + answer.n - 16, print);
+        put64(answer.p + answer.n - 8, e->version);
+    }
+    pthread_mutex_unlock(&part->lock);
+    answer_peer(op, answer.p, answer.n);
+    buf_free(&answer);
+}
+
+/* Appends every record with a fingerprint. false: one of them is damaged. */
+static bool pull_records(struct worker *w, struct part *part, uint64_t print,
+                         struct buf *answer) {
+    struct file *file;
+    struct entry e;
+    struct record r;
+    bool unsure, good = true;
+
+    for (unsigned n = 0;
+         good && part_place(w->node, part, print, n, &e, &file, &unsure); n++) {
+        good = entry_read(file, &e, SIZE_MAX, &w->record, &r);
+        file_release(file);
+        if (!good)
+            break;
+        record_seal(w->record.p, 0);
+        buf_add(answer, w->record.p, w->record.n);
+    }
+    buf_reset(&w->record, 2 * READ_SIZE);
+    return good;
+}
+
+/* Answers a pull with records, up to about a page. What is damaged here must be
+   had from another owner: without it, this one's word is not complete. */
+static void pull_body(struct op *op) {
+    struct node *node = op->w->node;
+    bool good = op->rec.n >= 8 && get32(op->rec.p) < node->partitions;
+    struct buf answer = {0};
+    size_t at = 8;
+
+    buf_zero(&answer, 8);
+    for (; good && at + 8 <= op->rec.n && answer.n < PAGE_BYTES; at += 8)
+        good = pull_records(op->w, &node->parts[get32(op->rec.p)],
+                            get64(op->rec.p + at), &answer);
+    put64(answer.p, at / 8 - 1);
+    if (good)
+        answer_peer(op, answer.p, answer.n);
+    else
+        answer_error(op, 500, "not a pull from a partition, or it is damaged");
+    buf_free(&answer);
+}
+
+/* What the repair thread has: a caller for each member it has spoken to. */
+struct repair {
+    struct node *node;
+    struct view *view;
+    struct caller *callers[MEMBERS_MAX + 1]; /* by number */
+    struct buf intro;
+    struct buf want; /* a pull's body */
+    uint64_t pulled; /* records, for the log */
+};
+
+/* Calls a member; its answer's body, or false. */
+static bool repair_call(struct repair *repair, const struct member *m,
+                        const char *path, struct slice body,
+                        struct slice *answer) {
+    struct caller *k = repair->callers[m->number];
+
+    if (k == NULL) {
+        k = repair->callers[m->number] = memory(1, sizeof *k);
+        k->fd = -1;
+    }
+    caller_aim(k, m->host, m->peer_port);
+    if (caller_call(k, path, (const char *)repair->intro.p, body, CALL_MS) !=
+        200)
+        return false;
+    *answer = buf_slice(&k->reply);
+    return answer->n >= 8;
+}
+
+/* Stores pulled records. They have passed the floor of an owner, and are
+   ordered by version alone. false: one is malformed or cannot be stored. */
+static bool repair_store(struct repair *repair, struct part *part,
+                         struct slice records) {
+    struct node *node = repair->node;
+    struct accepted a;
+    struct record r;
+
+    for (; records.n > 0; records = slice_skip(records, r.size)) {
+        uint64_t print;
+
+        if (record_parse(records.p, records.n, 0, &r) != 1 ||
+            r.size > records.n || !record_intact(&r))
+            return false;
+        print = ring_fingerprint(r.key.p, r.key.n, node->self.hash);
+        if (ring_partition(print, node->partitions) != part->number)
+            return false;
+        while (a = store_accept(node, part, (uint8_t *)(uintptr_t)records.p, &r,
+                                print, true),
+               a.verdict == ACCEPT_CEILING && !atomic_load(&node->ended))
+            rest_ms(10);
+        if (a.verdict != ACCEPT_OK && a.verdict != ACCEPT_HELD)
+            return false;
+        repair->pulled++;
+    }
+    return true;
+}
+
+/* Rests for as long as -moveRate wants after so many bytes. */
+static void repair_pace(const struct repair *repair, uint64_t bytes) {
+    uint64_t rate = repair->node->flags.move_rate;
+    uint64_t until = now_ms() + (rate == 0 ? 0 : bytes * 1000 / rate);
+
+    while (now_ms() < until && !atomic_load(&repair->node->ended))
+        rest_ms(10);
+}
+
+/* Pulls what repair->want names. */
+static bool repair_pull(struct repair *repair, const struct member *m,
+                        struct part *part) {
+    struct buf *want = &repair->want;
+    struct slice answer;
+
+    while (want->n > 8) {
+        size_t done;
+
+        if (!repair_call(repair, m, "/_peer/pull", buf_slice(want), &answer))
+            return false;
+        done = (size_t)get64(answer.p);
+        if (done == 0 || done > want->n / 8 - 1 ||
+            !repair_store(repair, part, slice_skip(answer, 8)))
+            return false;
+        repair_pace(repair, answer.n);
+        want->n -= done * 8;
+        memmove(want->p + 8, want->p + 8 + done * 8, want->n - 8);
+    }
+    return true;
+}
+
+/* Puts into repair->want a pull of those of a list that are newer than what is
+   held here. Where two keys share a fingerprint both are pulled: lists do not
+   tell them apart. */
+static void repair_compare(struct repair *repair, struct part *part,
+                           struct slice list) {
+    struct buf *want = &repair->want;
+
+    want->n = 0;
+    buf_zero(want, 8);
+    put32(want->p, part->number);
+    pthread_mutex_lock(&part->lock);
+    for (; list.n >= 16; list = slice_skip(list, 16)) {
+        uint64_t print = get64(list.p);
+        uint32_t at =
+            part->total == 0 ? 0 : table_seek(repair->node, part, print);
+        const struct entry *e = &part->table[at];
+
+        if (at == part->total || e->fingerprint != print ||
+            e->version < get64(list.p + 8) ||
+            (list.n >= 32 && get64(list.p + 16) == print)) {
+            buf_zero(want, 8);
+            put64(want->p + want->n - 8, print);
+        }
+    }
+    pthread_mutex_unlock(&part->lock);
+}
+
+/* Takes over from one owner all that is newer there, and raises its floor. -1:
+   that could not be done; else the flags of its list. */
+static int repair_from(struct repair *repair, const struct member *m,
+                       struct part *part, uint64_t floor) {
+    uint8_t ask[24] = {0};
+    struct slice list;
+    int flags;
+
+    put32(ask, part->number);
+    put64(ask + 8, floor);
+    do {
+        if (!repair_call(repair, m, "/_peer/list",
+                         (struct slice){ask, sizeof ask}, &list))
+            return -1;
+        flags = list.p[0];
+        list = slice_skip(list, 8);
+        if (list.n >= 16) /* the next page begins behind its last one */
+            put64(ask + 16, get64(list.p + list.n - 16) + 1);
+        repair_compare(repair, part, list);
+        if (!repair_pull(repair, m, part))
+            return -1;
+    } while (flags & LIST_MORE);
+    return flags;
+}
+
+/* One round about one partition: it ends the doubt that there was before, if
+   enough owners took part in it. Whether they did. */
+static bool repair_part(struct repair *repair, struct part *part) {
+    struct node *node = repair->node;
+    unsigned count, done = 0, recovering = 0, need;
+    const unsigned *owners =
+        ring_owners(repair->view->ring, part->number, &count);
+    uint64_t doubts;
+    bool unclean;
+
+    pthread_mutex_lock(&part->lock);
+    doubts = part->doubts;
+    unclean = part->recovering;
+    pthread_mutex_unlock(&part->lock);
+    for (unsigned i = 0; i < count; i++) {
+        const struct member *m = &repair->view->member[owners[i]];
+        int flags;
+
+        if (owners[i] == repair->view->me || !member_alive(node, m->number))
+            continue;
+        flags = repair_from(repair, m, part, unclean ? node->begin_ceiling : 0);
+        done += flags == 0;
+        recovering += flags == LIST_RECOVERING;
+    }
+    need = count / 2; /* with this one a majority */
+    if (unclean) {
+        need = (count + 1) / 2; /* none can be found without one of these */
+        if (recovering > 0 || need > count - 1)
+            need = count - 1;
+        done += recovering;
+    }
+    if (done < need)
+        return false;
+    pthread_mutex_lock(&part->lock);
+    part->cleared = doubts;
+    part->recovering = false;
+    if (count > 1)
+        part->unsure = 0;
+    pthread_mutex_unlock(&part->lock);
+    return true;
+}
+
+/* Goes over all partitions owned here and repairs those in doubt. How many are
+   left. Counts, on the way, what the heartbeats tell. */
+static unsigned repair_all(struct repair *repair) {
+    struct node *node = repair->node;
+    unsigned doubted = 0, owned = 0, recovering = 0;
+    uint64_t keys = 0, bytes = 0;
+
+    for (unsigned i = 0; i < node->partitions && !atomic_load(&node->ended);
+         i++) {
+        struct part *part = &node->parts[i];
+        bool doubt;
+
+        if (!view_owns(repair->view, i, (unsigned)node->self.number))
+            continue;
+        pthread_mutex_lock(&part->lock);
+        doubt = part->doubts != part->cleared || part->recovering;
+        recovering += part->recovering;
+        keys += part->keys;
+        bytes += part->bytes;
+        pthread_mutex_unlock(&part->lock);
+        owned++;
+        doubted += doubt && !repair_part(repair, part);
+    }
+    if (node->unclean && recovering == 0 && !atomic_load(&node->ended)) {
+        node->unclean = false; /* from now on a kill -9 is one */
+        mark_make(node);
+    }
+    atomic_store(&node->in_doubt, doubted);
+    atomic_store(&node->owned, owned);
+    atomic_store(&node->keys, keys);
+    atomic_store(&node->bytes, bytes);
+    return doubted;
+}
+
+/* The repair thread: a pass a second, at once when there is new doubt, and soon
+   after one that could not end it. */
+static void *repair_run(void *arg) {
+    struct node *node = arg;
+    struct repair *repair = node->repair = memory(1, sizeof *repair);
+    unsigned before, doubted = 1;
+
+    repair->node = node;
+    while (!atomic_load(&node->ended)) {
+        uint64_t pulled = repair->pulled;
+
+        repair->view = view_hold(node);
+        repair->intro.n = 0;
+        intro_text(&repair->intro, node, repair->view);
+        buf_zero(&repair->intro, 1);
+        before = doubted;
+        doubted = repair_all(repair);
+        if (repair->pulled > pulled || (doubted == 0 && before > 0))
+            say("info", "repair records=%" PRIu64 " partitions_in_doubt=%u",
+                repair->pulled - pulled, doubted);
+        view_release(repair->view);
+        pthread_mutex_lock(&node->repair_lock);
+        if (!node->repair_poked)
+            cond_wait_ms(&node->repair_more, &node->repair_lock,
+                         doubted > 0 ? 200 : 1000);
+        node->repair_poked = false;
+        pthread_mutex_unlock(&node->repair_lock);
+    }
+    return NULL;
+}
+
+/* ---------------------------------------------------------------- Routes
+ *
+ * First the paths of the system: a short function each, which appends a text
+ * or says why there is none. Then the table of all paths, and what a request
+ * for a key and one of a peer begin with. At the end is the one function that
+ * every request goes through: it asks a list of checks, and whatever refuses
+ * the request, the refusal is sent from there.
+ */
+
+static const char *help_text(struct op *op, struct buf *b) {
+    static const char *const calls[][3] = {
+        {"-X POST -d hello ", "/greeting", "stores a value (PUT too)"},
+        {"", "/greeting", "reads it"},
+        {"-I ", "/greeting", "its ETag and size"},
+        {"-X DELETE ", "/greeting", "deletes it"},
+        {"-T FILE ", "/path/of/file", "stores a file"},
+        {"", "/_cluster_status", "the nodes, as JSON"},
+        {"", "/_nodes/greeting", "who owns a key"},
+        {"", "/_nodes_discovery", "the nodes in short"},
+        {"", "/_nodes_discovery_plain", "those that live, a line each"},
+        {"", "/_health", "200: it runs"},
+        {"", "/_ready", "200: it serves"},
+    };
+    const struct node *node = op->w->node;
+    char at[300];
+
+    where_text(at, node->flags.host, node->client_port);
+    buf_text(b, "estoraje: a key-value store. Any node answers for any "
+                "key.\n\n");
+    for (size_t i = 0; i < sizeof calls / sizeof calls[0]; i++)
+        buf_print(b, "  curl %shttp://%s%s   %s\n", calls[i][0], at,
+                  calls[i][1], calls[i][2]);
+    buf_print(b,
+              "\nKeys have 1 to %d bytes, percent-encoded; values up to "
+              "%" PRIu64 " bytes (-maxValue).\nA key that begins with _ is "
+              "written %%5F...\n",
+              KEY_MAX, node->flags.max_value);
+    return NULL;
+}
+
+static const char *health_text(struct op *op, struct buf *b) {
+    (void)op;
+    buf_text(b, "ok\n");
+    return NULL;
+}
+
+/* Trouble that does not keep the node from answering is told in the text. */
+static const char *ready_text(struct op *op, struct buf *b) {
+    struct node *node = op->w->node;
+    const struct view *view = op->w->view;
+    unsigned dead = atomic_load(&node->dead_logs);
+
+    if (atomic_load(&node->stopping))
+        return "503 this node is stopping: ask another one";
+    buf_text(b, "ready\n");
+    if (atomic_load(&node->etcd_lost))
+        buf_text(b, "degraded: etcd does not answer\n");
+    for (unsigned i = 0; i < view->count; i++)
+        if (!member_alive(node, view->member[i].number))
+            buf_print(b, "degraded: %s is not heard\n", view->member[i].name);
+    if (dead > 0)
+        buf_print(b, "degraded: %u logs take no more writes: the disk failed\n",
+                  dead);
+    return NULL;
+}
+
+/* One of Ready, Recovering and Down: what a member can be as long as nobody
+   joins or leaves. */
+static const char *member_status(const struct node *node,
+                                 const struct member *m) {
+    const struct peer *peer = &node->peers[m->number];
+
+    if (!member_alive(node, m->number))
+        return "Down";
+    if (m->number == node->self.number ? atomic_load(&node->in_doubt) > 0
+                                       : atomic_load(&peer->recovering))
+        return "Recovering";
+    return "Ready";
+}
+
+static const char *cluster_text(struct op *op, struct buf *b) {
+    struct node *node = op->w->node;
+    const struct view *view = op->w->view;
+
+    buf_print(b,
+              "{\"name\":\"%s\",\"epoch\":%" PRIu64 ",\"replicas\":%u,"
+              "\"partitions\":%u,\"moving\":0,\"nodes\":[",
+              node->flags.name, view->epoch, view->replicas, view->partitions);
+    for (unsigned i = 0; i < view->count; i++) {
+        const struct member *m = &view->member[i];
+        struct peer *peer = &node->peers[m->number];
+        bool me = i == view->me, alive = member_alive(node, m->number);
+        char host[300], at[300];
+
+        where_text(host, m->host, m->port);
+        where_text(at, m->host, m->peer_port);
+        buf_print(b,
+                  "%s{\"name\":\"%s\",\"host\":\"%s\",\"peer\":\"%s\","
+                  "\"zone\":\"%s\",\"status\":\"%s\",\"alive\":%s,",
+                  i > 0 ? "," : "", m->name, host, at, m->zone,
+                  member_status(node, m), alive ? "true" : "false");
+        if (alive)
+            buf_print(b, "\"partitions\":%u,\"keys\":%llu,\"bytes\":%llu}",
+                      atomic_load(me ? &node->owned : &peer->partitions),
+                      atomic_load(me ? &node->keys : &peer->keys),
+                      atomic_load(me ? &node->bytes : &peer->bytes));
+        else
+            buf_text(b, "\"partitions\":null,\"keys\":null,\"bytes\":null}");
+    }
+    buf_text(b, "]}\n");
+    return NULL;
+}
+
+static const char *discovery_text(struct op *op, struct buf *b) {
+    const struct view *view = op->w->view;
+    char host[300], at[300];
+
+    for (unsigned i = 0; i < view->count; i++) {
+        const struct member *m = &view->member[i];
+
+        where_text(host, m->host, m->port);
+        where_text(at, m->host, m->peer_port);
+        buf_print(b,
+                  "%s{\"Name\":\"%s\",\"Host\":\"%s\",\"ApiHost\":\"%s\","
+                  "\"Status\":\"%s\"}",
+                  i > 0 ? "," : "[", m->name, at, host,
+                  member_status(op->w->node, m));
+    }
+    buf_text(b, "]\n");
+    return NULL;
+}
+
+static const char *plain_text(struct op *op, struct buf *b) {
+    const struct view *view = op->w->view;
+    char host[300];
+
+    for (unsigned i = 0; i < view->count; i++) {
+        const struct member *m = &view->member[i];
+
+        where_text(host, m->host, m->port);
+        if (member_alive(op->w->node, m->number))
+            buf_print(b, "%s\n", host);
+    }
+    return NULL;
+}
+
+/* Decodes a key into the op. */
+static const char *op_key(struct op *op, struct slice raw) {
+    ssize_t n = percent_decode(raw, op->key, sizeof op->key);
+
+    if (n <= 0)
+        return "400 a key has 1 to 1024 bytes, and a % in it is "
+               "followed by two hexadecimal digits";
+    op->key_n = (size_t)n;
+    return NULL;
+}
+
+static const char *owners_text(struct op *op, struct buf *b) {
+    const struct view *view = op->w->view;
+    const char *refusal = op_key(op, op->path);
+    const unsigned *owners;
+    char host[300];
+    unsigned n;
+
+    if (refusal != NULL)
+        return refusal;
+    op_part(op, (struct slice){op->key, op->key_n});
+    owners = ring_owners(view->ring, op->partition, &n);
+    for (unsigned i = 0; i < n; i++) {
+        const struct member *m = &view->member[owners[i]];
+
+        where_text(host, m->host, m->port);
+        buf_print(b, "%s\"%s\"", i > 0 ? "," : "[", host);
+    }
+    buf_text(b, "]\n");
+    return NULL;
+}
+
+/* A node that starts asks this one whether it bears the same name. */
+static const char *hello_text(struct op *op, struct buf *b) {
+    const struct node *node = op->w->node;
+
+    buf_print(b, "{\"name\":\"%s\",\"id\":\"%016" PRIx64 "\"}\n",
+              node->flags.name, node->self.id);
+    return NULL;
+}
+
+static const char *unbuilt_text(struct op *op, struct buf *b) {
+    (void)op, (void)b;
+    return "501 this is not built yet";
+}
+
+static const char *unknown_text(struct op *op, struct buf *b) {
+    (void)op, (void)b;
+    return "404 no such path on this port";
+}
+
+#define ALLOW        "\r\nAllow: "
+#define ALLOW_READ   ALLOW "GET, HEAD"
+#define ALLOW_POST   ALLOW "POST"
+#define ALLOW_DELETE ALLOW "DELETE"
+#define ALLOW_ALL    ALLOW "GET, HEAD, PUT, POST, DELETE"
+
+#define TYPE_TEXT "text/plain; charset=utf-8"
+#define TYPE_JSON "application/json"
+
+/* The first row that fits is the one; a * at the end stands for anything, which
+   the function finds in op->path. A row without functions is a key's. */
+static const struct route {
+    enum conn_kind port; /* a client's or a peer's */
+    const char *path;
+    const char *allow; /* the methods, as the field of a 405 */
+    bool early;        /* it answers before there is a ring, too */
+    const char *type;  /* of the text */
+    const char *(*text)(struct op *, struct buf *);
+    void (*body)(struct op *); /* gets the body, once a peer has said who it
+                                  is */
+} routes[] = {
+    {CONN_CLIENT, "/", ALLOW_READ, true, TYPE_TEXT, help_text, NULL},
+    {CONN_CLIENT, "/_health", ALLOW_READ, true, TYPE_TEXT, health_text, NULL},
+    {CONN_CLIENT, "/_ready", ALLOW_READ, false, TYPE_TEXT, ready_text, NULL},
+    {CONN_CLIENT, "/_cluster_status", ALLOW_READ, false, TYPE_JSON,
+     cluster_text, NULL},
+    {CONN_CLIENT, "/_nodes/*", ALLOW_READ, false, TYPE_JSON, owners_text, NULL},
+    {CONN_CLIENT, "/_nodes_discovery", ALLOW_READ, false, TYPE_JSON,
+     discovery_text, NULL},
+    {CONN_CLIENT, "/_nodes_discovery_plain", ALLOW_READ, false, TYPE_TEXT,
+     plain_text, NULL},
+    {CONN_CLIENT, "/_metrics", ALLOW_READ, true, NULL, unbuilt_text, NULL},
+    {CONN_CLIENT, "/_ring", ALLOW_READ, true, NULL, unbuilt_text, NULL},
+    {CONN_CLIENT, "/_*", ALLOW_READ, true, NULL, unknown_text, NULL},
+    {CONN_CLIENT, "*", ALLOW_ALL, false, NULL, NULL, NULL},
+    {CONN_PEER, "/_peer/accept", ALLOW_POST, false, NULL, NULL, accept_body},
+    {CONN_PEER, "/_peer/read", ALLOW_POST, false, NULL, NULL, read_body},
+    {CONN_PEER, "/_peer/heartbeat", ALLOW_POST, false, NULL, NULL, beat_body},
+    {CONN_PEER, "/_peer/list", ALLOW_POST, false, NULL, NULL, list_body},
+    {CONN_PEER, "/_peer/pull", ALLOW_POST, false, NULL, NULL, pull_body},
+    {CONN_PEER, "/_peer/hello", ALLOW_POST, true, TYPE_JSON, hello_text, NULL},
+    {CONN_PEER, "/_nodes/*", ALLOW_DELETE, true, NULL, unbuilt_text, NULL},
+    {CONN_PEER, "*", ALLOW_ALL, true, NULL, unknown_text, NULL},
+};
+
+/* The route of a path: there is one for each. */
+static const struct route *route_find(struct op *op, struct slice path) {
+    const struct route *r = routes;
+
+    for (;; r++) {
+        size_t n = strcspn(r->path, "*");
+
+        op->path = slice_skip(path, path.n < n ? path.n : n);
+        if (r->port == op->c->kind && path.n >= n &&
+            memcmp(path.p, r->path, n) == 0 &&
+            (op->path.n == 0 || r->path[n] == '*'))
+            return r;
+    }
+}
+
+/* The name of a method that HTTP has; NULL: it is none. */
+static const char *method_name(struct slice method) {
+    static const char *const names[] = {"GET",     "HEAD",   "PUT",
+                                        "POST",    "DELETE", "PATCH",
+                                        "OPTIONS", "TRACE",  "CONNECT"};
+
+    for (size_t i = 0; i < sizeof names / sizeof names[0]; i++)
+        if (slice_is(method, names[i]))
+            return names[i];
+    return NULL;
+}
+
+/* All that a query can ask for is still to be built. */
+static const char *query_check(struct slice query) {
+    const char *refusal = NULL;
+    struct slice one, name, known, word;
+
+    while (query.n > 0 && (refusal == NULL || atoi(refusal) != 400)) {
+        if (!slice_cut(&query, '&', &one)) {
+            one = query;
+            query.n = 0;
+        }
+        if (!slice_cut(&one, '=', &name))
+            name = one;
+        refusal = "400 a query parameter is not known";
+        known = slice_of("consistent,list,prefix,limit,cursor,explain,force");
+        while (list_next(&known, &word))
+            if (slice_equal(word, name))
+                refusal = "501 what this query asks for is not built "
+                          "yet";
+    }
+    return refusal;
+}
+
+/* Whether the peer port may be used: it wants the secret, if there is one. */
+static bool secret_given(const struct node *node, const struct http *h) {
+    struct slice given = h->authorization;
+
+    if (slice_begins(given, "Bearer "))
+        given = slice_skip(given, 7);
+    else
+        given.n = 0;
+    return node->secret[0] == '\0' || secret_equal(given, node->secret);
+}
+
+/* What can be said against a request before its route looks at it. */
+static const char *route_check(struct op *op, const struct http *h,
+                               const struct route *r, struct slice query) {
+    const char *method = method_name(h->method);
+    struct slice allow = slice_skip(slice_of(r->allow), sizeof ALLOW - 1);
+
+    if (r->port == CONN_PEER && !secret_given(op->w->node, h))
+        return "401 this port wants the secret of -secretFile, as "
+               "Authorization: Bearer";
+    if (method == NULL)
+        return "501 the methods are GET, HEAD, PUT, POST and DELETE";
+    if (!list_has(allow, method)) {
+        op->allow = r->allow;
+        if (r->port == CONN_CLIENT && r->path[1] == '_' &&
+            list_has(slice_of("PUT, POST, DELETE"), method))
+            return "403 paths that begin with /_ are the system's: "
+                   "nodes are removed on the peer port, a key is "
+                   "written as /%5F...";
+        return "405 this path does not have that method";
+    }
+    if (!r->early &&
+        (op->w->view == NULL || !atomic_load(&op->w->node->loaded)))
+        return "503 this node is starting: it has no ring yet, or is "
+               "reading its logs";
+    return query_check(query);
+}
+
+/* Answers with the text of a route. */
+static const char *text_begin(struct op *op, const struct route *r) {
+    struct buf text = {0};
+    const char *refusal = r->text(op, &text);
+
+    if (refusal == NULL)
+        answer_text(op, 200, r->type, buf_slice(&text));
+    buf_free(&text);
+    return refusal;
+}
+
+/* The body of a write has arrived. */
+static void key_written(struct op *op) {
+    record_end(&op->rec, op->value_at);
+    write_begin(op);
+}
+
+/* Begins a write. What Content-Length says is only a guess here, and nothing
+   is allocated for one that will not be allowed. */
+static const char *key_write(struct op *op, const struct http *h) {
+    uint64_t most = op->w->node->flags.max_value;
+    struct slice type = h->type;
+
+    if (op->remove ||
+        slice_is_nocase(type, "application/x-www-form-urlencoded"))
+        type.n = 0;
+    if (type.n > TYPE_MAX)
+        return "400 Content-Type is over 127 bytes: use a shorter one";
+    op->value_at = record_begin(
+        &op->rec, (struct slice){op->key, op->key_n}, type, op->remove,
+        op->remove || h->length > most ? 0 : (size_t)h->length);
+    op->body_most = most;
+    if (op->remove)
+        key_written(op);
+    else
+        op->body = key_written;
+    return NULL;
+}
+
+/* Begins a request for a key. */
+static const char *key_begin(struct op *op, const struct http *h) {
+    bool get = slice_is(h->method, "GET"), read = get || op->head;
+    const char *refusal;
+
+    if (!slice_begins(op->path, "/")) {
+        op->keep = false; /* who sends that may send anything */
+        return "400 the path must begin with a slash";
+    }
+    refusal = op_key(op, slice_skip(op->path, 1));
+    if (refusal != NULL)
+        return refusal;
+    if (get && h->range.p != NULL)
+        return "501 Range is not built yet: leave it out for the whole "
+               "value";
+    if (h->if_match.p != NULL || (!read && h->if_none_match.p != NULL))
+        return "501 If-Match, and If-None-Match on writes, are not "
+               "built yet";
+    if (!read)
+        return key_write(op, h);
+    if (slice_copy(h->if_none_match, op->condition, sizeof op->condition))
+        op->if_none_match = slice_of(op->condition);
+    read_begin(op);
+    return NULL;
+}
+
+/* Begins to read what a peer sends, once it is known to be one. */
+static const char *peer_begin(struct op *op, const struct http *h,
+                              const struct route *r) {
+    if (peer_check(op, h) != 0) {
+        op->body = r->body;
+        op->body_most = RECORD_MAX;
+    }
+    return NULL; /* or peer_check() has answered */
+}
+
+/* A whole head has arrived: the operation that it asks for begins. A body is
+   read if op->body was set, and else skipped by whoever called. */
+static const char *route_request(struct op *op, const struct http *h) {
+    struct slice path = h->target, rest = path;
+    const struct route *r;
+    const char *refusal;
+
+    if (op->w->node->flags.debug)
+        say("info", "request method=%.*s target=%.*s", (int)h->method.n,
+            (const char *)h->method.p, (int)path.n, (const char *)path.p);
+    op->keep = h->keep && !atomic_load(&op->w->node->stopping);
+    op->head = slice_is(h->method, "HEAD");
+    op->remove = slice_is(h->method, "DELETE");
+    if (!slice_cut(&rest, '?', &path))
+        rest.n = 0;
+    if (slice_begins(path, "http://")) { /* the authority goes */
+        path = slice_skip(path, 7);
+        while (path.n > 0 && path.p[0] != '/')
+            path = slice_skip(path, 1);
+    }
+    r = route_find(op, path);
+    refusal = route_check(op, h, r, rest);
+    if (refusal == NULL)
+        refusal = r->text != NULL   ? text_begin(op, r)
+                  : r->body != NULL ? peer_begin(op, h, r)
+                                    : key_begin(op, h);
+    return refusal;
+}
+
+/* ----------------------------------------------------------- Starting up
+ *
+ * First all that can be refused without a trace: the command line, then the
+ * directory, then the ports. Next the ring, from etcd if there is a cluster,
+ * and with it the logs; only then the superblock says that this process has
+ * begun. "ready" is printed when it is true.
+ */
+
+enum flag_kind { FLAG_TEXT, FLAG_NUMBER, FLAG_SIZE, FLAG_SWITCH, FLAG_LATER };
+
+#define FLAG(field) offsetof(struct flags, field)
+
+/* Of those that are still to be built (FLAG_LATER) nothing is kept: they can
+   only be off. */
+static const struct flag {
+    const char *name;
+    enum flag_kind kind;
+    size_t offset; /* in struct flags */
+    uint64_t least, most;
+    const char *value; /* the default */
+    const char *help;
+} flag_table[] = {
+    {"name", FLAG_TEXT, FLAG(name), 0, 0, "node1",
+     "this node's name, unique in the cluster"},
+    {"host", FLAG_TEXT, FLAG(host), 0, 0, "127.0.0.1",
+     "address at which clients and nodes reach this node"},
+    {"listen", FLAG_TEXT, FLAG(listen), 0, 0, NULL,
+     "address to bind, when it differs from -host"},
+    {"port", FLAG_NUMBER, FLAG(port), 0, 65535, "8000",
+     "client API; 0 takes a free one and says which"},
+    {"peerPort", FLAG_NUMBER, FLAG(peer_port), 0, 65535, "9000",
+     "node-to-node and administration, a private port; 0 likewise"},
+    {"dataPath", FLAG_TEXT, FLAG(data), 0, 0, "data", "data directory"},
+    {"initialCluster", FLAG_TEXT, FLAG(initial_cluster), 0, 0, NULL,
+     "name=peerURL,... as etcd writes it: runs an etcd beside this node"},
+    {"etcd", FLAG_TEXT, FLAG(etcd), 0, 0, NULL,
+     "URL[,URL...], http only: uses an etcd that runs"},
+    {"add", FLAG_LATER, 0, 0, 0, "false", "join a cluster that exists"},
+    {"replicas", FLAG_NUMBER, FLAG(replicas), 1, REPLICAS_MAX, "3",
+     "copies of each value; fixed when the cluster is created"},
+    {"partitions", FLAG_NUMBER, FLAG(partitions), 1, PARTITIONS_MAX, "256",
+     "partitions of the key space, a power of two; fixed likewise"},
+    {"zone", FLAG_TEXT, FLAG(zone), 0, 0, NULL,
+     "replicas prefer distinct zones; -host if not given"},
+    {"sync", FLAG_TEXT, FLAG(sync), 0, 0, "second",
+     "always: acknowledged means on disk; second: flushed each second; none"},
+    {"threads", FLAG_NUMBER, FLAG(threads), 1, 256, NULL,
+     "poll() loops; as many as CPUs if not given"},
+    {"maxValue", FLAG_SIZE, FLAG(max_value), 1, VALUE_MAX, "64M",
+     "largest value (K, M, G suffixes), 1G at most"},
+    {"secretFile", FLAG_TEXT, FLAG(secret_file), 0, 0, NULL,
+     "file with a secret that every peer-port request must carry"},
+    {"moveRate", FLAG_SIZE, FLAG(move_rate), 1, UINT64_MAX, NULL,
+     "bytes a second at most for joins, leaves and repair"},
+    {"scrub", FLAG_LATER, 0, 0, 0, "24h",
+     "every value is read and verified once in this time"},
+    {"acceptDamage", FLAG_LATER, 0, 0, 0, "false",
+     "start with unreadable records given up"},
+    {"check", FLAG_LATER, 0, 0, 0, NULL, "look at a data directory, and exit"},
+    {"dump", FLAG_LATER, 0, 0, 0, NULL, "print the records of a log, and exit"},
+    {"debug", FLAG_SWITCH, FLAG(debug), 0, 0, "false", "log every request"},
+    {"help", FLAG_SWITCH, FLAG(help), 0, 0, "false", "this text"},
+    {"version", FLAG_SWITCH, FLAG(version), 0, 0, "false", "the version"},
+};
+
+#define FLAGS (sizeof flag_table / sizeof flag_table[0])
+
+static void flags_help(void) {
+    printf("estoraje: a distributed key-value store that you use with curl\n\n"
+           "  estoraje                            one node, on port 8000, data "
+           "in ./data\n"
+           "  estoraje -name node1 -initialCluster \\\n"
+           "    node1=http://127.0.0.1:2380       a cluster of one, with an "
+           "etcd beside it\n\n");
+    for (const struct flag *f = flag_table; f < flag_table + FLAGS; f++)
+        printf("  -%-15s %s%s%s%s%s\n", f->name, f->help,
+               f->value != NULL ? " [" : "", f->value != NULL ? f->value : "",
+               f->value != NULL ? "]" : "",
+               f->kind == FLAG_LATER ? " (not built yet)" : "");
+}
+
+/* Sets a flag. false: the value is bad. */
+static bool flag_set(struct flags *flags, const struct flag *f,
+                     const char *value) {
+    static const char units[] = "KMG";
+    void *field = (char *)flags + f->offset;
+    struct slice s = slice_of(value);
+    const char *unit;
+    unsigned shift;
+    uint64_t x;
+
+    if (f->kind == FLAG_TEXT) {
+        *(const char **)field = value;
+        return value[0] != '\0';
+    }
+    if (f->kind == FLAG_SWITCH) {
+        *(bool *)field = slice_is(s, "true");
+        return *(bool *)field || slice_is(s, "false");
+    }
+    if (f->kind == FLAG_LATER)
+        return slice_is(s, "0") || slice_is(s, "false");
+    unit =
+        f->kind == FLAG_SIZE && s.n > 0 ? strchr(units, value[s.n - 1]) : NULL;
+    shift = unit == NULL ? 0 : 10 * (unsigned)(unit - units + 1);
+    s.n -= unit != NULL;
+    if (!slice_number(s, &x) || x < f->least || x > f->most >> shift)
+        return false;
+    *(uint64_t *)field = x << shift;
+    return true;
+}
+
+/* Reads the command line. */
+static void flags_parse(struct flags *flags, char **argv) {
+    for (const struct flag *f = flag_table; f < flag_table + FLAGS; f++)
+        if (f->value != NULL && f->kind != FLAG_LATER)
+            flag_set(flags, f, f->value);
+    while (*++argv != NULL) {
+        const char *word = *argv, *value = strchr(word, '=');
+        const struct flag *f = flag_table;
+        struct slice name = slice_of(word);
+
+        if (name.n < 2 || word[0] != '-')
+            give_up(2, "stray word %s: flags begin with -, see -help", word);
+        name.n = value != NULL ? (size_t)(value++ - word) : name.n;
+        name = slice_skip(name, word[1] == '-' ? 2 : 1);
+        while (f < flag_table + FLAGS && !slice_is(name, f->name))
+            f++;
+        if (f == flag_table + FLAGS)
+            give_up(2, "unknown flag %s, see -help", word);
+        if (value == NULL && f->kind == FLAG_SWITCH)
+            value = argv[1] != NULL && flag_set(flags, f, argv[1]) ? *++argv
+                                                                   : "true";
+        else if (value == NULL)
+            value = *++argv;
+        if (value == NULL || !flag_set(flags, f, value))
+            give_up(2,
+                    f->kind == FLAG_LATER
+                        ? "-%s %s: this is not built yet, leave it out (%s)"
+                        : "-%s %s is not a value for it: %s",
+                    f->name, value == NULL ? "(nothing)" : value, f->help);
+        flags->partitions_given |= f->offset == FLAG(partitions);
+        flags->replicas_given |= f->offset == FLAG(replicas);
+    }
+}
+
+/* Whether a text is made of letters, digits and .:-_%: it can stand in JSON as
+   it is. */
+static bool text_plain(const char *text, size_t most) {
+    size_t n = strlen(text);
+
+    return n <= most && strspn(text, "abcdefghijklmnopqrstuvwxyz"
+                                     "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+                                     "0123456789.:-_%") == n;
+}
+
+/* Looks at what the flags say together; fills in what was not given. */
+static void flags_check(struct node *node) {
+    static const char *const syncs[] = {"always", "second", "none"};
+    struct flags *f = &node->flags;
+    long cpus = sysconf(_SC_NPROCESSORS_ONLN);
+
+    if (f->threads == 0)
+        f->threads = cpus < 1 ? 1 : cpus > 256 ? 256 : (uint64_t)cpus;
+    f->listen = f->listen != NULL ? f->listen : f->host;
+    f->zone = f->zone != NULL ? f->zone : f->host;
+    while (node->sync <= SYNC_NONE && strcmp(f->sync, syncs[node->sync]) != 0)
+        node->sync++;
+    if (node->sync > SYNC_NONE)
+        give_up(2, "-sync %s is not a value for it: always, second or none",
+                f->sync);
+    if (!PARTITIONS_FIT(f->partitions))
+        give_up(2, "-partitions %" PRIu64 " is not a power of two up to %d",
+                f->partitions, PARTITIONS_MAX);
+    if (!text_plain(f->name, NAME_MAX_BYTES) || strpbrk(f->name, ":%") != NULL)
+        give_up(2, "-name %s: a name has 1 to %d letters, digits and .-_",
+                f->name, NAME_MAX_BYTES);
+    if (!text_plain(f->host, 255) || !text_plain(f->zone, 255))
+        give_up(2,
+                "-host %s, -zone %s: these have up to 255 letters, digits "
+                "and .:-_%%",
+                f->host, f->zone);
+    if (f->initial_cluster != NULL && f->etcd != NULL)
+        give_up(2, "-initialCluster and -etcd exclude each other");
+}
+
+/* The secret is the file's first line. */
+static void secret_read(struct node *node) {
+    const char *path = node->flags.secret_file;
+    int fd = path == NULL ? -1 : open(path, O_RDONLY | O_CLOEXEC);
+    size_t n = 0;
+
+    if (path == NULL)
+        return;
+    if (fd < 0 || read_at(fd, node->secret, sizeof node->secret - 1, 0) < 0)
+        give_up(1, "cannot read -secretFile %s: %s", path, strerror(errno));
+    close(fd);
+    node->secret[strcspn(node->secret, "\r\n")] = '\0';
+    while (node->secret[n] > ' ' && node->secret[n] < 127)
+        n++;
+    if (n == 0 || n == sizeof node->secret - 1 || node->secret[n] != '\0')
+        give_up(1,
+                "-secretFile %s: its first line must be the secret, 1 to "
+                "%zu characters of ASCII without blanks",
+                path, sizeof node->secret - 2);
+}
+
+/* ---- etcd: where it is, and the one beside this node. */
+
+/* Whether a program can be found on the PATH. */
+static bool program_found(const char *name) {
+    const char *path = getenv("PATH");
+    char file[PATH_MAX];
+
+    for (size_t n; path != NULL && *path != '\0';
+         path += n + (path[n] == ':')) {
+        n = strcspn(path, ":");
+        snprintf(file, sizeof file, "%.*s/%s", (int)n, path, name);
+        if (access(file, X_OK) == 0)
+            return true;
+    }
+    return false;
+}
+
+/* Finds this node in -initialCluster. */
+static void sidecar_find(struct node *node) {
+    struct sidecar list[SIDECARS_MAX];
+    struct slice bad;
+    unsigned n = sidecars_parse(node->flags.initial_cluster, list, &bad);
+
+    if (n == 0)
+        give_up(2,
+                "-initialCluster: %.*s is not name=http://host:port of one "
+                "of up to %d distinct names",
+                (int)bad.n, (const char *)bad.p, SIDECARS_MAX);
+    while (n > 0 && strcmp(list[n - 1].name, node->flags.name) != 0)
+        n--;
+    if (n == 0)
+        give_up(2, "-initialCluster does not name this node, -name %s",
+                node->flags.name);
+    if (!program_found("etcd"))
+        give_up(1, "etcd is not on the PATH: install it (Debian: etcd-server), "
+                   "or use a running one with -etcd");
+    node->sidecar = list[n - 1];
+}
+
+/* Notes the endpoints of etcd, if there is a cluster. */
+static void etcd_prepare(struct node *node) {
+    const char *urls = node->flags.etcd;
+    struct etcd *e = memory(1, sizeof *e);
+    struct slice rest = slice_of(urls == NULL ? "" : urls), url;
+
+    node->etcd = e;
+    e->call.fd = -1;
+    while (e->count < ENDPOINTS_MAX && list_next(&rest, &url)) {
+        struct sidecar *to = &e->endpoints[e->count++];
+
+        if (!url_parse(url, to) || to->tls)
+            give_up(2, "-etcd %s: it must be http://host:port[,...]", urls);
+    }
+    if (urls == NULL) {
+        sidecar_find(node);
+        e->endpoints[e->count] = node->sidecar;
+        e->endpoints[e->count++].port--;
+    }
+}
+
+/* A socket that is bound to a port; -1, and errno, if it cannot be. */
+static int socket_bound(const char *host, unsigned port) {
+    struct sockaddr_storage address;
+    socklen_t n;
+    int fd, on = 1;
+
+    if (!resolve(host, port, &address, &n))
+        give_up(1, "cannot find the address of %s", host);
+    fd = socket(address.ss_family, SOCK_STREAM, 0);
+    if (fd < 0)
+        return -1;
+    setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
+    if (bind(fd, (struct sockaddr *)&address, n) == 0)
+        return fd;
+    close(fd);
+    return -1;
+}
+
+/* Forks the guardian of the sidecar: before there is any thread or socket. */
+static void sidecar_prepare(struct node *node) {
+    const struct sidecar *me = &node->sidecar;
+    struct sockaddr_storage address;
+    socklen_t n;
+    char text[300];
+
+    if (!resolve(me->host, me->port, &address, &n) ||
+        getnameinfo((struct sockaddr *)&address, n, text, sizeof text, NULL, 0,
+                    NI_NUMERICHOST) != 0)
+        give_up(1, "cannot find the address of %s", me->host);
+    guardian_fork(node, me, text);
+}
+
+/* Starts the sidecar, once its ports are free: those of the process before may
+   take a moment. An etcd of somebody else must not be taken for it. */
+static void sidecar_begin(struct node *node) {
+    const struct sidecar *me = &node->sidecar;
+    uint64_t until = now_ms() + STOP_MS / 2;
+    char start = GUARDIAN_START;
+
+    for (unsigned port = me->port - 1; port <= me->port; port++) {
+        int fd;
+
+        while ((fd = socket_bound(me->host, port)) < 0) {
+            if (stop_requested)
+                exit(0);
+            if (now_ms() >= until)
+                give_up(1,
+                        "cannot use port %u of %s, which this node's etcd "
+                        "needs: %s",
+                        port, me->host, strerror(errno));
+            rest_ms(50);
+        }
+        close(fd);
+    }
+    if (write(node->guardian_fd, &start, 1) != 1)
+        give_up(1, "cannot start etcd: its guardian is gone");
+}
+
+/* ---- The directory, and who this node is. */
+
+/* Opens and locks the data directory, and reads who this node is. */
+static void directory_open(struct node *node) {
+    const char *path = node->flags.data;
+    struct flock lock = {.l_type = F_WRLCK, .l_whence = SEEK_SET};
+    struct identity *self = &node->self;
+    int known = 0;
+
+    if (mkdir(path, 0777) != 0 && errno != EEXIST)
+        give_up(1, "cannot make the data directory %s: %s", path,
+                strerror(errno));
+    node->dir_fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    node->lock_fd =
+        node->dir_fd < 0
+            ? -1
+            : openat(node->dir_fd, "lock", O_RDWR | O_CREAT | O_CLOEXEC, 0666);
+    if (node->lock_fd < 0)
+        give_up(1, "cannot use the data directory %s: %s", path,
+                strerror(errno));
+    if (fcntl(node->lock_fd, F_SETLK, &lock) != 0)
+        give_up(1, "the data directory %s is in use by another process", path);
+    node->super_fd = openat(node->dir_fd, "superblock", O_RDWR | O_CLOEXEC);
+    if (node->super_fd < 0 && errno != ENOENT)
+        give_up(1, "cannot open %s/superblock: %s", path, strerror(errno));
+    if (node->super_fd >= 0)
+        known = super_read(node);
+    if (known < 0)
+        give_up(1,
+                "%s/superblock is damaged or of another format; nothing "
+                "was changed",
+                path);
+    if (known == 0) {
+        self->id = random_id();
+        self->clean = 1;
+    }
+    node->unclean = !self->clean && !mark_found(node);
+    node->begin_ceiling = self->ceiling;
+}
+
+/* What the flags and the directory say together. */
+static void directory_check(const struct node *node) {
+    const struct flags *f = &node->flags;
+    const struct identity *self = &node->self;
+
+    if (self->cluster == 0)
+        return;
+    if (f->partitions_given && f->partitions != self->partitions)
+        give_up(1, "%s was made with -partitions %" PRIu64, f->data,
+                self->partitions);
+    if (f->replicas_given && f->replicas != self->replicas)
+        give_up(1, "%s was made with -replicas %" PRIu64, f->data,
+                self->replicas);
+    if (node->etcd == NULL && !self->alone)
+        give_up(1,
+                "%s belongs to a cluster: start it with -initialCluster "
+                "or -etcd, as before",
+                f->data);
+    if (self->alone && f->initial_cluster != NULL)
+        give_up(1,
+                "%s has the data of a node that ran alone: it can found a "
+                "cluster with -etcd, not with -initialCluster",
+                f->data);
+}
+
+/* Writes the superblock; a new directory gets one here. */
+static void identity_save(struct node *node) {
+    if (node->super_fd < 0)
+        node->super_fd = openat(node->dir_fd, "superblock",
+                                O_RDWR | O_CREAT | O_CLOEXEC, 0666);
+    if (node->super_fd < 0 || super_write(node) != 0 ||
+        fsync(node->dir_fd) != 0)
+        give_up(1, "cannot write %s/superblock: %s", node->flags.data,
+                strerror(errno));
+}
+
+/* Takes over what the ring says. */
+static void identity_settle(struct node *node, const struct view *view) {
+    struct identity *self = &node->self;
+
+    self->cluster = view->cluster;
+    self->hash[0] = view->hash[0];
+    self->hash[1] = view->hash[1];
+    self->partitions = node->partitions = view->partitions;
+    self->replicas = view->replicas;
+    self->number = view->member[view->me].number;
+    self->alone = node->etcd == NULL;
+    atomic_store(&node->clock, self->ceiling);
+    atomic_store(&node->ceiling, self->ceiling);
+}
+
+/* Claims the directory: the boot number is on the disk before anybody is told.
+   Main and the etcd thread come here, and the first does it. */
+static void identity_begin(struct node *node) {
+    pthread_mutex_lock(&node->view_lock);
+    if (!node->begun) {
+        node->begun = true;
+        node->self.boot++;
+        identity_save(node);
+        if (!node->unclean) /* else when that is made good */
+            mark_make(node);
+    }
+    pthread_mutex_unlock(&node->view_lock);
+}
+
+/* ---- The process: descriptors, ports, threads. */
+
+/* Raises the limit of descriptors, and sees whether it is enough. */
+static void descriptors_check(struct node *node, uint64_t partitions) {
+    const rlim_t most = 1000000;
+    rlim_t need = (rlim_t)partitions + FILES_RESERVED;
+    struct rlimit limit;
+
+    if (getrlimit(RLIMIT_NOFILE, &limit) == 0) {
+        limit.rlim_cur = limit.rlim_max;
+        setrlimit(RLIMIT_NOFILE, &limit);
+    }
+    if (getrlimit(RLIMIT_NOFILE, &limit) != 0 || limit.rlim_cur <= need)
+        give_up(1,
+                "the limit of descriptors is %llu, more than %llu are "
+                "needed for %u partitions: raise it (ulimit -n) or use fewer "
+                "-partitions",
+                (unsigned long long)limit.rlim_cur, (unsigned long long)need,
+                (unsigned)partitions);
+    limit.rlim_cur = limit.rlim_cur < most ? limit.rlim_cur : most;
+    atomic_store(&node->connections_max, (unsigned)(limit.rlim_cur - need));
+}
+
+/* A listening socket; *port is the one that it got. */
+static int listen_on(const char *host, uint64_t wanted, unsigned *port) {
+    int fd = socket_bound(host, (unsigned)wanted);
+    struct sockaddr_storage address;
+    socklen_t n = sizeof address;
+    char where[300];
+
+    where_text(where, host, (unsigned)wanted);
+    if (fd < 0 || listen(fd, 1024) != 0)
+        give_up(1, "cannot listen on %s: %s", where, strerror(errno));
+    fd_nonblocking(fd);
+    getsockname(fd, (struct sockaddr *)&address, &n);
+    *port = ntohs(address.ss_family == AF_INET6
+                      ? ((struct sockaddr_in6 *)&address)->sin6_port
+                      : ((struct sockaddr_in *)&address)->sin_port);
+    return fd;
+}
+
+static void on_signal(int number) {
+    (void)number;
+    stop_requested = 1;
+}
+
+static void signals_prepare(void) {
+    struct sigaction action = {.sa_handler = on_signal};
+
+    sigaction(SIGTERM, &action, NULL);
+    sigaction(SIGINT, &action, NULL);
+    action.sa_handler = SIG_IGN;
+    sigaction(SIGPIPE, &action, NULL);
+    sigaction(SIGXFSZ, &action, NULL);
+}
+
+/* Starts a thread with all signals blocked, so that main gets them. */
+static void thread_start(pthread_t *thread, void *(*run)(void *), void *arg) {
+    sigset_t all, before;
+
+    sigfillset(&all);
+    pthread_sigmask(SIG_BLOCK, &all, &before);
+    if (pthread_create(thread, NULL, run, arg) != 0)
+        give_up(1, "cannot start a thread");
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+}
+
+/* The house thread: the ceiling, the syncs of each second. A write that waits
+   for the ceiling waits for this rest, and is tried again with the next
+   tick of its worker. */
+static void *house_run(void *arg) {
+    struct node *node = arg;
+    uint64_t sync_at = 0;
+
+    while (!atomic_load(&node->ended)) {
+        ceiling_raise(node);
+        if (node->sync == SYNC_SECOND && now_ms() >= sync_at) {
+            sync_at = now_ms() + 1000;
+            sync_all(node);
+        }
+        rest_ms(TICK_MS / 2);
+    }
+    return NULL;
+}
+
+/* Has a view in force: of this node alone, the one kept, or etcd's first. The
+   last two are the etcd thread's to bring. Even with a ring kept etcd is asked
+   first, if it answers soon: it may be another cluster's. */
+static void cluster_begin(struct node *node) {
+    uint64_t until = now_ms() + LOST_MS;
+
+    if (node->etcd == NULL)
+        view_alone(node);
+    else
+        thread_start(&node->etcd_thread, etcd_run, node);
+    while (atomic_load(&node->view_changes) == 0 ||
+           (node->etcd != NULL && !atomic_load(&node->etcd_asked) &&
+            now_ms() < until)) {
+        if (stop_requested)
+            exit(0);
+        rest_ms(10);
+    }
+    identity_begin(node);
+}
+
+/* Makes what the threads share, and starts the workers: /_health is answered
+   from now on. */
+static void workers_begin(struct node *node) {
+    node->peers = memory(MEMBERS_MAX + 1, sizeof *node->peers);
+    mutex_init(&node->view_lock);
+    mutex_init(&node->repair_lock);
+    cond_init(&node->repair_more);
+    wake_pipe(node->etcd_wake);
+    node->worker_count = (unsigned)node->flags.threads;
+    node->workers = memory(node->worker_count, sizeof *node->workers);
+    for (unsigned i = 0; i < node->worker_count; i++)
+        worker_init(&node->workers[i], node, i);
+    for (unsigned i = 0; i < node->worker_count; i++)
+        thread_start(&node->workers[i].thread, worker_run, &node->workers[i]);
+}
+
+/* Reads the logs; says in the superblock that this process uses them from now
+   on, which is not clean but with -sync always; starts the other threads. */
+static void store_begin(struct node *node) {
+    struct view *view = view_hold(node);
+
+    identity_settle(node, view);
+    descriptors_check(node, node->partitions);
+    store_load(node);
+    if (node->unclean)
+        say("warning", "the machine went down while this node ran: what it "
+                       "wrote last may be lost, and is repaired first");
+    node->unclean = node->unclean && view->count > 1;
+    for (unsigned i = 0; i < node->partitions; i++)
+        node->parts[i].recovering = node->unclean;
+    view_release(view);
+    node->self.clean = node->sync == SYNC_ALWAYS && !node->unclean;
+    identity_save(node);
+    atomic_store(&node->in_doubt, node->partitions);
+    atomic_store(&node->loaded, true);
+    thread_start(&node->house_thread, house_run, node);
+    thread_start(&node->repair_thread, repair_run, node);
+    workers_wake(node);
+}
+
+/* Waits until the other members were heard and there is no doubt left, for two
+   seconds at most: then the first reads need not. The last line is bare. */
+static void ready_wait(struct node *node) {
+    struct view *view = view_hold(node);
+    uint64_t until = now_ms() + LOST_MS;
+    char where[300];
+
+    for (unsigned i = 0; i < view->count; i++)
+        while ((!member_alive(node, view->member[i].number) ||
+                atomic_load(&node->in_doubt) > 0) &&
+               now_ms() < until && !stop_requested)
+            rest_ms(5);
+    view_release(view);
+    where_text(where, node->flags.host, node->client_port);
+    say("info", "listening port=%u peerPort=%u", node->client_port,
+        node->peer_port);
+    if (!stop_requested)
+        fprintf(stderr, "ready http://%s\n", where);
+}
+
+/* Stops: no new connections; what is in flight is finished; all is synced. */
+static void node_stop(struct node *node) {
+    uint64_t until = now_ms() + STOP_MS;
+
+    say("info", "stopping");
+    atomic_store(&node->stopping, true);
+    dup2(node->dir_fd, node->client_fd); /* closes the listeners, and keeps */
+    dup2(node->dir_fd, node->peer_fd);   /* their numbers from other use */
+    workers_wake(node);
+    while (atomic_load(&node->client_connections) > 0 && now_ms() < until)
+        rest_ms(10);
+    atomic_store(&node->ended, true);
+    workers_wake(node);
+    wake_write(node->etcd_wake[1]);
+    repair_poke(node);
+    for (unsigned i = 0; i < node->worker_count; i++)
+        pthread_join(node->workers[i].thread, NULL);
+    pthread_join(node->house_thread, NULL);
+    pthread_join(node->repair_thread, NULL);
+    if (node->etcd != NULL)
+        pthread_join(node->etcd_thread, NULL);
+    store_end(node);
+    guardian_stop(node);
+    node->self.clean = node->sync != SYNC_NONE && !node->unclean &&
+                       atomic_load(&node->dead_logs) == 0;
+    if (super_write(node) == 0 && node->self.clean)
+        mark_remove(node);
+}
+
+int main(int argc, char **argv) {
+    struct node *node = memory(1, sizeof *node);
+    struct flags *flags = &node->flags;
+
+    (void)argc;
+    flags_parse(flags, argv);
+    if (flags->help)
+        flags_help();
+    else if (flags->version)
+        puts(VERSION_TEXT);
+    if (flags->help || flags->version)
+        exit(0);
+    flags_check(node);
+    secret_read(node);
+    if (flags->etcd != NULL || flags->initial_cluster != NULL)
+        etcd_prepare(node);
+    directory_open(node);
+    directory_check(node);
+    logs_check(node);
+    descriptors_check(node, flags->partitions);
+    if (flags->initial_cluster != NULL)
+        sidecar_prepare(node);
+    signals_prepare();
+    node->client_fd = listen_on(flags->listen, flags->port, &node->client_port);
+    node->peer_fd =
+        listen_on(flags->listen, flags->peer_port, &node->peer_port);
+    workers_begin(node);
+    if (flags->initial_cluster != NULL)
+        sidecar_begin(node);
+    cluster_begin(node);
+    store_begin(node);
+    ready_wait(node);
+    while (!stop_requested) /* a thread that fails sets it, too */
+        rest_ms(100);
+    node_stop(node);
+    exit(node->exit_code); /* which frees all that hangs off node */
+}

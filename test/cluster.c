@@ -1,0 +1,1146 @@
+/* cluster.c - three nodes with their etcd sidecars, tested from outside
+
+   One cluster serves most of the tests, one after the other; each begins by
+   mending what the one before may have broken.  Then come the tests of
+   -etcd, with an etcd of their own.  The bulk work shrinks by SAMPLE=n,
+   which the run under ThreadSanitizer sets, and grows by TORTURE=1. */
+
+#include "harness.h"
+
+enum { NODES = 3, MAX_WORKERS = 8 };
+
+static struct server *nodes[NODES];
+static int etcd_peer[NODES];        /* its client port is one below */
+
+/* ---- The cluster ----------------------------------------------------- */
+
+/* True when every node says that all three are Ready and alive. */
+static bool cluster_is_whole(void)
+{
+    size_t ready = 0, alive = 0;
+
+    for (int i = 0; i < NODES; i++) {
+        struct client c = client_make(nodes[i]->port);
+
+        c.limit_ms = 5000;
+        if (client_text(&c, "GET", "/_cluster_status", NULL) == 200) {
+            json_squeeze(c.body);
+            ready += text_count(c.body, "\"status\":\"Ready\"");
+            alive += text_count(c.body, "\"alive\":true");
+        }
+        client_end(&c);
+    }
+    return ready == NODES * NODES && alive == NODES * NODES;
+}
+
+/* Lets every stopped process go on, starts every node that is down, and
+   waits until all is well; a cmocka setup. */
+static int cluster_mend(void **state)
+{
+    (void)state;
+    for (int i = 0; i < NODES; i++) {
+        pid_t pids[16];
+        size_t n = processes_find(nodes[i]->dir, NULL, pids, 16);
+
+        for (size_t k = 0; k < n; k++)
+            kill(pids[k], SIGCONT);
+        if (nodes[i]->pid == 0)
+            server_start(nodes[i]);
+    }
+    for (int i = 0; i < NODES; i++)
+        server_ready(nodes[i]);
+    wait_until(cluster_is_whole(), LIMIT_MS, "not all Ready and alive");
+    return 0;
+}
+
+/* Makes the cluster of three and waits for it. */
+static int cluster_begin(void **state)
+{
+    char members[256] = "";
+    size_t n = 0;
+
+    for (int i = 0; i < NODES; i++) {
+        etcd_peer[i] = port_pair();
+        n += (size_t)snprintf(members + n, sizeof members - n,
+                              "%snode%d=http://127.0.0.1:%d", i ? "," : "",
+                              i + 1, etcd_peer[i]);
+    }
+    for (int i = 0; i < NODES; i++) {
+        char name[16];
+        int port = port_pair();
+
+        snprintf(name, sizeof name, "node%d", i + 1);
+        nodes[i] = server_new(name);
+        server_args(nodes[i], "-name %s -port %d -peerPort %d "
+                    "-initialCluster %s", name, port, port - 1, members);
+        nodes[i]->port = port;
+        nodes[i]->peer = port - 1;
+    }
+    return cluster_mend(state);
+}
+
+/* Checks that soon nothing is left of a node that has ended. */
+static void check_gone(const struct server *s)
+{
+    wait_until(processes_count(s->dir) == 0, 5000, "%zu processes of %s "
+               "are left", processes_count(s->dir), s->name);
+}
+
+/* Waits until a node that was ended has a ready successor. */
+static void again(struct server *s)
+{
+    server_start(s);
+    server_ready(s);
+}
+
+/* ---- Work done by several threads ------------------------------------ */
+
+/* Items 0, 1, 2, ... are done until count are, or until stop.  An item that
+   was begun at or after strict_from must succeed; one that fails and was
+   begun before is forgiven, and done again.  One work goes on at a time. */
+static struct work {
+    bool (*item)(struct work *w, struct client *c, size_t i, char *error);
+    int ports[NODES];           /* what each worker's clients speak to */
+    size_t count;
+    int round;                  /* makes this work's values its own */
+    pthread_t threads[MAX_WORKERS];
+    size_t thread_count;
+    pthread_mutex_t lock;       /* of all below */
+    size_t next, done;
+    long strict_from;
+    bool stop;
+    size_t errors, forgiven, retries;
+    char error[512];            /* the first of them */
+} work;
+
+/* Takes the number of the next item; false when there is none. */
+static bool work_take(struct work *w, size_t *i)
+{
+    bool more;
+
+    pthread_mutex_lock(&w->lock);
+    more = !w->stop && w->next < w->count && w->errors < 10;
+    *i = more ? w->next++ : 0;
+    pthread_mutex_unlock(&w->lock);
+    return more;
+}
+
+/* Records how an item that was begun at a time went; false when it is
+   forgiven and must be done again. */
+static bool work_note(struct work *w, bool good, long begun,
+                      const char *error)
+{
+    bool over;
+
+    pthread_mutex_lock(&w->lock);
+    over = good || begun >= w->strict_from;
+    w->done += over;
+    w->forgiven += !over;
+    if (over && !good && w->errors++ == 0)
+        snprintf(w->error, sizeof w->error, "%s", error);
+    pthread_mutex_unlock(&w->lock);
+    return over;
+}
+
+static void *work_main(void *arg)
+{
+    struct work *w = arg;
+    struct client c[NODES];
+    size_t i;
+
+    for (int k = 0; k < NODES; k++)
+        c[k] = client_make(w->ports[k]);
+    while (work_take(w, &i)) {
+        char error[400] = "";
+        long begun;
+        bool good;
+
+        do {
+            begun = now_ms();
+            good = w->item(w, c, i, error);
+        } while (!work_note(w, good, begun, error));
+    }
+    for (int k = 0; k < NODES; k++)
+        client_end(&c[k]);
+    return NULL;
+}
+
+/* Begins work in some threads: how is copied. */
+static void work_begin(const struct work *how, size_t threads)
+{
+    work = *how;
+    pthread_mutex_init(&work.lock, NULL);
+    while (work.thread_count < threads) {
+        check(pthread_create(&work.threads[work.thread_count], NULL,
+                             work_main, &work) == 0, "no thread");
+        work.thread_count++;
+    }
+}
+
+/* How many items are done. */
+static size_t work_done(void)
+{
+    size_t n;
+
+    pthread_mutex_lock(&work.lock);
+    n = work.done;
+    pthread_mutex_unlock(&work.lock);
+    return n;
+}
+
+/* True when more than n items are done, or something is wrong. */
+static bool work_passed(size_t n)
+{
+    bool passed;
+
+    pthread_mutex_lock(&work.lock);
+    passed = work.done > n || work.errors > 0;
+    pthread_mutex_unlock(&work.lock);
+    return passed;
+}
+
+/* Ends work that still goes on, once what is begun is done; a teardown. */
+static int work_stop(void **state)
+{
+    (void)state;
+    if (work.thread_count == 0)
+        return 0;
+    pthread_mutex_lock(&work.lock);
+    work.stop = true;
+    pthread_mutex_unlock(&work.lock);
+    while (work.thread_count > 0)
+        pthread_join(work.threads[--work.thread_count], NULL);
+    pthread_mutex_destroy(&work.lock);
+    return 0;
+}
+
+/* Waits until all items are done, and checks that none failed. */
+static void work_end(void)
+{
+    long until = now_ms() + 4 * LIMIT_MS;
+
+    while (!work_passed(work.count - 1))
+        if (now_ms() > until)
+            break;
+        else
+            pause_ms(2);
+    work_stop(NULL);
+    check(work.errors == 0, "%zu items failed, first: %s", work.errors,
+          work.error);
+    check(work.done == work.count, "%zu of %zu done", work.done,
+          work.count);
+}
+
+/* What all items say when they fail; answers false. */
+static bool item_failed(char *error, const struct client *c,
+                        const char *method, const char *target)
+{
+    snprintf(error, 400, "%s %.100s at port %d: %d %.200s", method, target,
+             c->port, c->status, c->body != NULL ? c->body : "");
+    return false;
+}
+
+/* Item: a value written through one node is read through the next one. */
+static bool item_write_read(struct work *w, struct client *c, size_t i,
+                            char *error)
+{
+    struct client *to = &c[i % NODES], *from = &c[(i + 1) % NODES];
+    char target[64], value[64], stale[16];
+
+    snprintf(target, sizeof target, "/work/%zu", i);
+    snprintf(value, sizeof value, "value of %zu in round %d", i, w->round);
+    client_text(to, "PUT", target, value);
+    if (to->status != 201 && to->status != 204)
+        return item_failed(error, to, "PUT", target);
+    client_text(from, "GET", target, NULL);
+    if (from->status != 200 || strcmp(from->body, value) != 0 ||
+        client_header(from, "Estoraje-Stale", stale, sizeof stale))
+        return item_failed(error, from, "GET", target);
+    return true;
+}
+
+/* Item: what item_write_read wrote is read through ports[0]. */
+static bool item_read(struct work *w, struct client *c, size_t i,
+                      char *error)
+{
+    char target[64], value[64];
+
+    snprintf(target, sizeof target, "/work/%zu", i);
+    snprintf(value, sizeof value, "value of %zu in round %d", i, w->round);
+    client_text(c, "GET", target, NULL);
+    return (c->status == 200 && strcmp(c->body, value) == 0) ||
+           item_failed(error, c, "GET", target);
+}
+
+/* Reads count keys that item_write_read wrote in a round, through one. */
+static void read_back(const struct server *s, size_t count, int round)
+{
+    struct work w = { .item = item_read, .count = count, .round = round,
+                      .ports = { s->port, s->port, s->port } };
+
+    work_begin(&w, 4);
+    work_end();
+}
+
+/* ---- While all is well ----------------------------------------------- */
+
+static void test_everywhere(void **state)
+{
+    struct client c[NODES];
+    char etag[64], seen[64], target[64], value[64];
+
+    (void)state;
+    for (int i = 0; i < NODES; i++)
+        c[i] = client_make(nodes[i]->port);
+    for (int k = 0; k < 300; k++) {
+        struct client *to = &c[k % NODES];
+
+        snprintf(target, sizeof target, "/every/where/%d", k / 2);
+        snprintf(value, sizeof value, "from node %d, write %d", k % NODES,
+                 k);
+        check(client_text(to, "PUT", target, value) == (k % 2 ? 204 : 201),
+              "PUT %s: %d", target, to->status);
+        check(client_header(to, "ETag", etag, sizeof etag), "no ETag");
+        for (int i = 0; i < NODES; i++) {
+            check(client_text(&c[i], "GET", target, NULL) == 200 &&
+                  strcmp(c[i].body, value) == 0, "write %d on node %d, "
+                  "node %d: %d \"%s\"", k, k % NODES, i, c[i].status,
+                  c[i].body);
+            client_header(&c[i], "ETag", seen, sizeof seen);
+            check(strcmp(etag, seen) == 0, "%s, not %s", seen, etag);
+        }
+    }
+    for (int k = 0; k < 150; k++) {
+        struct client *to = &c[k % NODES];
+
+        snprintf(target, sizeof target, "/every/where/%d", k);
+        check(client_text(to, "DELETE", target, NULL) == 204, "%s: %d",
+              target, to->status);
+        for (int i = 0; i < NODES; i++)
+            check(client_text(&c[i], "GET", target, NULL) == 404 &&
+                  c[i].body_len == 0, "deleted on node %d, node %d: %d",
+                  k % NODES, i, c[i].status);
+        check(client_text(to, "DELETE", target, NULL) == 404, "%s: %d",
+              target, to->status);
+    }
+    for (int i = 0; i < NODES; i++)
+        client_end(&c[i]);
+}
+
+static void test_what_nodes_say(void **state)
+{
+    static const char *const targets[] = {
+        "/_cluster_status", "/_nodes/any/key", "/_nodes_discovery",
+        "/_nodes_discovery_plain",
+    };
+    char want[128];
+
+    (void)state;
+    for (int i = 0; i < NODES; i++) {
+        struct client c = client_make(nodes[i]->port);
+
+        for (size_t k = 0; k < sizeof targets / sizeof targets[0]; k++) {
+            check(client_text(&c, "GET", targets[k], NULL) == 200, "%s: %d",
+                  targets[k], c.status);
+            json_squeeze(c.body);
+            for (int j = 0; j < NODES; j++) {
+                snprintf(want, sizeof want, "127.0.0.1:%d",
+                         nodes[j]->port);
+                check(text_count(c.body, want) == 1, "node %d: %s not once"
+                      " in %s", i + 1, want, c.body);
+                snprintf(want, sizeof want, "\"127.0.0.1:%d\"",
+                         nodes[j]->peer);
+                check(text_count(c.body, want) == (k % 2 == 0), "node %d: "
+                      "%s in %s", i + 1, want, c.body);
+            }
+        }
+        snprintf(want, sizeof want, "{\"name\":\"node%d\"", i + 1);
+        client_text(&c, "GET", "/_cluster_status", NULL);
+        check(strncmp(json_squeeze(c.body), want, strlen(want)) == 0,
+              "%s does not begin with %s", c.body, want);
+        check(strstr(c.body, "\"moving\":0") != NULL, "%s", c.body);
+        client_end(&c);
+    }
+}
+
+/* Asks with the real curl; it must succeed and print exactly this. */
+static void curl_prints(const char *want, const char *options,
+                        const char *key, int port)
+{
+    struct output o = { 0 };
+
+    run(&o, "curl -sS %s http://127.0.0.1:%d/%s", options, port, key);
+    check(o.code == 0, "curl %s: exit code %d: %s", options, o.code, o.err);
+    check(o.err[0] == '\0', "curl %s: %s", options, o.err);
+    check(want == NULL || strcmp(o.out, want) == 0, "curl %s: \"%s\", not "
+          "\"%s\"", options, o.out, want);
+    output_free(&o);
+}
+
+static void test_curl(void **state)
+{
+    (void)state;
+    for (int i = 0; i < NODES; i++) {
+        int port = nodes[i]->port, next = nodes[(i + 1) % NODES]->port;
+
+        curl_prints("", "", "greeting", port);
+        curl_prints(NULL, "-X POST -d hello", "greeting", port);
+        curl_prints("hello", "", "greeting", port);
+        curl_prints("hello", "", "greeting", next);
+        curl_prints("", "-X DELETE", "greeting", port);
+        curl_prints("", "", "greeting", port);
+        curl_prints("", "", "greeting", next);
+    }
+}
+
+/* Garbage on the peer ports: closed or refused; the cluster goes on. */
+static void test_peer_garbage(void **state)
+{
+    static const char *const openings[] = {
+        "", "GET / HTTP/1.1\r\nHost: x\r\n\r\n",
+        "POST /_peer HTTP/1.1\r\nHost: x\r\nContent-Length: 4000\r\n\r\n",
+        ("POST /_accept HTTP/1.1\r\nHost: x\r\n"
+         "Transfer-Encoding: chunked\r\n\r\nfff\r\n"),
+        "PUT /k HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nvalue",
+    };
+    static char noise[8192];
+    struct work w = { .item = item_write_read, .count = 300 };
+
+    (void)state;
+    for (int i = 0; i < NODES; i++) {
+        struct client c = client_make(nodes[i]->peer);
+
+        w.ports[i] = nodes[i]->port;
+        for (uint64_t seed = 1; seed <= 100; seed++) {
+            const char *opening = openings[seed % 5];
+
+            random_bytes(noise, sizeof noise, seed);
+            check(client_connect(&c), "cannot connect");
+            client_send(&c, opening, strlen(opening));
+            client_send(&c, noise, sizeof noise);
+            shutdown(c.fd, SHUT_WR);
+            client_read(&c, false);
+            check(c.status <= 0 || c.status >= 400, "%s: %d", opening,
+                  c.status);
+        }
+        client_end(&c);
+    }
+    work_begin(&w, 2);
+    work_end();
+    check(status_of(nodes[0]->port, "GET", "/k") == 404,
+          "a value came in by the peer port");
+}
+
+/* ---- Trouble --------------------------------------------------------- */
+
+/* A node stopped for 3 s: the others go on; when it goes on, it serves what
+   was written meanwhile, and never 404 for what was there all along. */
+static void test_pause(void **state)
+{
+    struct server *paused = nodes[2];
+    struct client c[2], late = client_make(paused->port);
+    char target[64], value[64];
+    long begun, slowest = 0;
+    int round = 0;
+
+    (void)state;
+    for (int i = 0; i < 2; i++)
+        c[i] = client_make(nodes[i]->port);
+    for (int k = 0; k < 20; k++) {
+        snprintf(target, sizeof target, "/pause/%d", k);
+        check(client_text(&c[0], "PUT", target, "before") == 201, "%d",
+              c[0].status);
+    }
+    kill(paused->pid, SIGSTOP);
+    begun = now_ms();
+    while (round < 2 || now_ms() - begun < 3000) {
+        round++;
+        for (int k = 0; k < 20; k++) {
+            long start = now_ms();
+
+            snprintf(target, sizeof target, "/pause/%d", k);
+            snprintf(value, sizeof value, "round %d", round);
+            check(client_text(&c[k % 2], "PUT", target, value) == 204,
+                  "PUT %s: %d %s", target, c[k % 2].status, c[k % 2].body);
+            check(client_text(&c[1 - k % 2], "GET", target, NULL) == 200 &&
+                  strcmp(c[1 - k % 2].body, value) == 0, "GET %s: %d",
+                  target, c[1 - k % 2].status);
+            slowest = now_ms() - start > slowest ? now_ms() - start
+                                                 : slowest;
+        }
+    }
+    check(slowest < 3000, "a write and a read took %ld ms", slowest);
+    kill(paused->pid, SIGCONT);
+    begun = now_ms();
+    snprintf(value, sizeof value, "round %d", round);
+    for (int k = 0; k < 20; k++) {
+        snprintf(target, sizeof target, "/pause/%d", k);
+        for (;;) {
+            client_text(&late, "GET", target, NULL);
+            check(late.status == 200, "GET %s: %d", target, late.status);
+            if (strcmp(late.body, value) == 0)
+                break;
+            check(now_ms() - begun < 2500, "%s is still %s", target,
+                  late.body);
+        }
+    }
+    for (int i = 0; i < 2; i++)
+        client_end(&c[i]);
+    client_end(&late);
+}
+
+/* Sends a signal to the etcd of every node. */
+static void etcds_signal(int signal_number)
+{
+    for (int i = 0; i < NODES; i++) {
+        pid_t pids[4];
+        size_t n = processes_find(nodes[i]->dir, "etcd", pids, 4);
+
+        check(n == 1, "%zu etcds of %s", n, nodes[i]->name);
+        check(kill(pids[0], signal_number) == 0, "cannot signal etcd");
+    }
+}
+
+static void test_etcd_stopped(void **state)
+{
+    struct work w = { .item = item_write_read, .count = sampled(10000),
+                      .round = 1 };
+
+    (void)state;
+    etcds_signal(SIGSTOP);
+    for (int i = 0; i < NODES; i++)
+        w.ports[i] = nodes[i]->port;
+    work_begin(&w, 4);
+    while (!work_passed(w.count - 1)) {
+        for (int i = 0; i < NODES; i++)
+            check(status_of(nodes[i]->port, "GET", "/_ready") == 200,
+                  "%s is not ready", nodes[i]->name);
+        pause_ms(100);
+    }
+    work_end();
+    etcds_signal(SIGCONT);
+    wait_until(cluster_is_whole(), LIMIT_MS, "not all Ready and alive");
+    read_back(nodes[1], w.count, w.round);
+}
+
+/* Kills a node with -9 while work goes on; what begins from now on must
+   succeed, what was in flight is forgiven. */
+static void kill_under_work(struct server *s)
+{
+    pthread_mutex_lock(&work.lock);
+    work.strict_from = now_ms() + LIMIT_MS;
+    pthread_mutex_unlock(&work.lock);
+    server_kill(s);
+    pthread_mutex_lock(&work.lock);
+    work.strict_from = now_ms();
+    pthread_mutex_unlock(&work.lock);
+}
+
+/* Lets work go on for n more items, then stops it, and checks that none
+   failed but some that were in flight at the kill.  Answers how many were
+   begun, and done. */
+static size_t work_halt(size_t n)
+{
+    size_t before = work_done();
+
+    wait_until(work_passed(before + n), LIMIT_MS, "stuck at %zu, %zu before",
+               work_done(), before);
+    work_stop(NULL);
+    check(work.errors == 0, "%zu items failed, first: %s", work.errors,
+          work.error);
+    check(work.forgiven <= 8, "%zu requests in flight failed",
+          work.forgiven);
+    return work.next;
+}
+
+/* One of three is killed while the others are asked: none of the requests
+   that begin after the kill fails, and when it is back it has it all. */
+static void test_kill(void **state)
+{
+    struct server *a = nodes[0], *killed = nodes[1], *b = nodes[2];
+    struct work w = { .item = item_write_read, .count = SIZE_MAX,
+                      .round = 2, .ports = { a->port, b->port, a->port } };
+    size_t n;
+
+    (void)state;
+    work_begin(&w, 3);
+    wait_until(work_passed(300), LIMIT_MS, "%zu done", work_done());
+    kill_under_work(killed);
+    part("nothing is left of it");
+    check_gone(killed);
+    check(port_silent(etcd_peer[1] - 1), "its etcd still listens");
+    n = work_halt(600);
+    part("%zu keys through each that is left, then through it", n);
+    read_back(a, n, w.round);
+    read_back(b, n, w.round);
+    again(killed);
+    read_back(killed, n, w.round);
+}
+
+static void test_ten_restarts(void **state)
+{
+    struct server *s = nodes[2];
+    size_t usual = processes_count(s->dir);
+    struct client c = client_make(nodes[0]->port);
+    int times = torture() ? 50 : 10;
+
+    (void)state;
+    check(client_text(&c, "PUT", "/again", "0") == 201, "%d", c.status);
+    for (int k = 1; k <= times; k++) {
+        struct client own = client_make(s->port);
+        char was[16], is[16];
+
+        server_kill(s);
+        snprintf(was, sizeof was, "%d", k - 1);
+        snprintf(is, sizeof is, "%d", k);
+        again(s);
+        check(client_text(&own, "GET", "/again", NULL) == 200 &&
+              strcmp(own.body, was) == 0, "start %d: %d %s", k, own.status,
+              own.body);
+        check(client_text(&c, "PUT", "/again", is) == 204, "start %d: %d",
+              k, c.status);
+        check(client_text(&own, "GET", "/again", NULL) == 200 &&
+              strcmp(own.body, is) == 0, "start %d: %d %s", k, own.status,
+              own.body);
+        client_end(&own);
+    }
+    client_end(&c);
+    wait_until(cluster_is_whole(), LIMIT_MS, "not all Ready and alive");
+    wait_until(processes_count(s->dir) == usual, 5000, "%zu processes, not "
+               "%zu", processes_count(s->dir), usual);
+}
+
+/* One of three alone cannot know: it says so, and never 404. */
+static void test_minority(void **state)
+{
+    struct client c = client_make(nodes[0]->port);
+    long until = now_ms() + 5000, before;
+    char text[64] = "", first[64];
+    int status;
+
+    (void)state;
+    check(client_text(&c, "PUT", "/minor", "old") == 201, "%d", c.status);
+    check(client_text(&c, "PUT", "/doomed", "old") == 201, "%d", c.status);
+    server_kill(nodes[1]);
+    server_kill(nodes[2]);
+    part("reads");
+    do {
+        check(client_text(&c, "GET", "/minor", NULL) == 200 &&
+              strcmp(c.body, "old") == 0, "%d", c.status);
+        check(now_ms() < until, "no Estoraje-Stale: true\n%s", c.head);
+    } while (!client_header(&c, "Estoraje-Stale", text, sizeof text));
+    check(strcmp(text, "true") == 0, "Estoraje-Stale: %s", text);
+    check(client_text(&c, "GET", "/unheard-of", NULL) == 503 &&
+          client_header(&c, "Retry-After", text, sizeof text), "%d",
+          c.status);
+    check(client_text(&c, "GET", "/_ready", NULL) == 200 &&
+          strstr(c.body, "degraded: ") != NULL, "/_ready: %d %s", c.status,
+          c.body);
+
+    part("writes");
+    before = now_ms();
+    status = client_text(&c, "PUT", "/doomed", "new");
+    check(status == 503 || status == 504, "%d", status);
+    check(status == 503 || strstr(c.body, "outcome unknown"), "%s", c.body);
+    status = client_text(&c, "DELETE", "/minor", NULL);
+    check(status == 503 || status == 504, "%d", status);
+    check(now_ms() - before < 10000, "%ld ms", now_ms() - before);
+    client_end(&c);
+
+    part("all are back, and of one mind");
+    cluster_mend(state);
+    until = now_ms() + 15000;
+    for (bool same = false; !same; pause_ms(20)) {
+        same = true;
+        check(now_ms() < until, "the nodes still differ");
+        for (int i = 0; i < NODES; i++) {
+            c = client_make(nodes[i]->port);
+            client_text(&c, "GET", "/doomed", NULL);
+            check(c.status == 200 && (strcmp(c.body, "old") == 0 ||
+                  strcmp(c.body, "new") == 0), "%d %s", c.status, c.body);
+            if (i == 0)
+                snprintf(first, sizeof first, "%s", c.body);
+            same = same && strcmp(first, c.body) == 0;
+            client_end(&c);
+        }
+    }
+}
+
+/* ---- Real input ------------------------------------------------------ */
+
+static struct {
+    char **paths;
+    size_t count, cap;
+} files;
+
+/* Adds every regular file below a directory. */
+static void files_find(const char *dir)
+{
+    DIR *d = opendir(dir);
+    struct dirent *e;
+
+    while (d != NULL && (e = readdir(d)) != NULL) {
+        char path[1024];
+        struct stat st;
+
+        if (strcmp(e->d_name, ".") == 0 || strcmp(e->d_name, "..") == 0)
+            continue;
+        snprintf(path, sizeof path, "%s/%s", dir, e->d_name);
+        if (lstat(path, &st) != 0)
+            continue;
+        if (S_ISDIR(st.st_mode))
+            files_find(path);
+        if (!S_ISREG(st.st_mode) || strlen(path) > 1000)
+            continue;
+        if (files.count == files.cap) {
+            files.cap = 2 * files.cap + 1024;
+            files.paths = realloc(files.paths,
+                                  files.cap * sizeof files.paths[0]);
+            if (files.paths == NULL)
+                abort();
+        }
+        files.paths[files.count++] = strdup(path);
+    }
+    if (d != NULL)
+        closedir(d);
+}
+
+/* A path as a request target: what is not plain is percent-encoded. */
+static void target_of(const char *path, char *out)
+{
+    for (; *path != '\0'; path++) {
+        if (isalnum((unsigned char)*path) || strchr("/-._~", *path))
+            *out++ = *path;
+        else
+            out += sprintf(out, "%%%02X", (unsigned char)*path);
+    }
+    *out = '\0';
+}
+
+/* Item: a file is stored through ports[0].  While a node dies in the
+   middle of a request, that request is tried again, and counted. */
+static bool item_file_put(struct work *w, struct client *c, size_t i,
+                          char *error)
+{
+    char target[3072];
+    size_t len;
+    char *value = file_read(files.paths[i], &len);
+    bool good = false;
+
+    if (value == NULL)
+        return item_failed(error, c, "no file", files.paths[i]);
+    target_of(files.paths[i], target);
+    for (int tries = 0; tries < 20 && !good; tries++) {
+        client_ask(c, "PUT", target, NULL, value, len);
+        good = c->status == 201 || c->status == 204;
+        if (!good && c->status > 0 && c->status != 502 &&
+            c->status != 503 && c->status != 504)
+            break;
+        if (!good) {
+            pthread_mutex_lock(&w->lock);
+            w->retries++;
+            pthread_mutex_unlock(&w->lock);
+            pause_ms(20);
+        }
+    }
+    free(value);
+    return good || item_failed(error, c, "PUT", target);
+}
+
+/* Item: a file is read through ports[0] and equal to what it is on disk. */
+static bool item_file_get(struct work *w, struct client *c, size_t i,
+                          char *error)
+{
+    char target[3072];
+    size_t len;
+    char *value = file_read(files.paths[i], &len);
+    bool good;
+
+    (void)w;
+    if (value == NULL)
+        return item_failed(error, c, "no file", files.paths[i]);
+    target_of(files.paths[i], target);
+    client_ask(c, "GET", target, NULL, NULL, 0);
+    good = c->status == 200 && c->body_len == len &&
+           memcmp(c->body, value, len) == 0;
+    free(value);
+    if (!good && c->status == 200)
+        snprintf(error, 400, "GET %.200s: %zu bytes differ from %zu",
+                 target, c->body_len, len);
+    return good || (c->status != 200 &&
+                    item_failed(error, c, "GET", target));
+}
+
+/* Starts haproxy in front of the three nodes, and waits for it. */
+static struct server *haproxy_start(void)
+{
+    struct server *s = server_plain("haproxy", "haproxy");
+    char text[2048], path[MAX_PATH + 16];
+    int port = port_pair(), n;
+
+    n = snprintf(text, sizeof text,
+        "defaults\n"
+        "    mode http\n"
+        "    timeout connect 2s\n"
+        "    timeout client 60s\n"
+        "    timeout server 30s\n"
+        "    timeout check 2s\n"
+        "    retries 3\n"
+        "    option redispatch 1\n"
+        "    retry-on all-retryable-errors\n"
+        "frontend front\n"
+        "    bind 127.0.0.1:%d\n"
+        "    default_backend nodes\n"
+        "backend nodes\n"
+        "    balance roundrobin\n"
+        "    option httpchk GET /_ready\n"
+        "    default-server inter 300ms fall 2 rise 1\n", port);
+    for (int i = 0; i < NODES; i++)
+        n += snprintf(text + n, sizeof text - (size_t)n, "    server %s "
+                      "127.0.0.1:%d check\n", nodes[i]->name,
+                      nodes[i]->port);
+    snprintf(path, sizeof path, "%s/haproxy.cfg", the_run.dir);
+    check(file_write(path, "wb", text, (size_t)n), "cannot write %s", path);
+    server_args(s, "-db -f %s", path);
+    server_start(s);
+    s->port = port;
+    wait_until(status_of(port, "GET", "/_ready") == 200, LIMIT_MS,
+               "haproxy does not answer");
+    return s;
+}
+
+/* All files through one node, compared. */
+static void files_check(const struct server *s)
+{
+    struct work w = { .item = item_file_get, .count = files.count,
+                      .ports = { s->port, s->port, s->port } };
+
+    work_begin(&w, 4);
+    work_end();
+}
+
+static void test_real_input(void **state)
+{
+    struct server *proxy = haproxy_start(), *killed = nodes[1];
+    struct work w = { .item = item_file_put,
+                      .ports = { proxy->port, proxy->port, proxy->port } };
+    size_t all;
+
+    (void)state;
+    files_find("/usr/include");
+    all = files.count;
+    check(all > 100, "%zu files under /usr/include", all);
+    files.count = sampled(all);
+    for (size_t i = 0, step = all / files.count; i < files.count; i++) {
+        char *path = files.paths[i];            /* an even sample */
+
+        files.paths[i] = files.paths[i * step];
+        files.paths[i * step] = path;
+    }
+    w.count = files.count;
+
+    part("%zu files are stored, %s dies halfway", files.count,
+         killed->name);
+    work_begin(&w, 4);
+    wait_until(work_passed(files.count / 2), 4 * LIMIT_MS, "%zu stored",
+               work_done());
+    check(work_done() < files.count, "all stored before the kill");
+    server_kill(killed);
+    work_end();
+    check(work.retries <= 64, "%zu retries", work.retries);
+    part("read through each that is left (%zu writes were retried)",
+         work.retries);
+    files_check(nodes[0]);
+    files_check(nodes[2]);
+    part("and through the one that comes back");
+    again(killed);
+    files_check(killed);
+    wait_until(cluster_is_whole(), LIMIT_MS, "not all Ready and alive");
+    kill(proxy->pid, SIGKILL);
+    process_wait(proxy->pid, LIMIT_MS);
+    proxy->pid = 0;
+    while (all > 0)
+        free(files.paths[--all]);
+    free(files.paths);
+}
+
+/* ---- The end, and the beginning again -------------------------------- */
+
+static void test_stop_all(void **state)
+{
+    static const int orders[][NODES] = { { 2, 0, 1 }, { 0, 1, 2 } };
+    struct client c = client_make(nodes[0]->port);
+
+    check(client_text(&c, "PUT", "/lasting", "value") == 201, "%d",
+          c.status);
+    client_end(&c);
+    for (size_t k = 0; k < 2; k++) {
+        for (int i = 0; i < NODES; i++) {
+            struct server *s = nodes[orders[k][i]];
+
+            server_stop(s);
+            check_gone(s);
+        }
+        if (k > 0)
+            break;
+        cluster_mend(state);
+        for (int i = 0; i < NODES; i++) {
+            c = client_make(nodes[i]->port);
+            check(client_text(&c, "GET", "/lasting", NULL) == 200 &&
+                  strcmp(c.body, "value") == 0, "%s: %d", nodes[i]->name,
+                  c.status);
+            client_end(&c);
+        }
+    }
+}
+
+/* ---- Starts that must fail ------------------------------------------- */
+
+/* Who may not join the running cluster: exit code, and a line that names
+   the reason. */
+static void test_refused(void **state)
+{
+    const char *etcd = "http://127.0.0.1";
+    struct output o = { 0 };
+    char dir[MAX_PATH + 16], path[MAX_PATH + 16];
+
+    (void)state;
+    snprintf(dir, sizeof dir, "%s/unused", the_run.dir);
+    part("no etcd on the PATH");
+    snprintf(path, sizeof path, "%s/no-programs", the_run.dir);
+    o.path = path;
+    run(&o, "%s -dataPath %s -port 0 -peerPort 0 -name node1 "
+        "-initialCluster node1=%s:%d", the_run.exe, dir, etcd,
+        port_pair());
+    check_refused(&o, 1, "etcd");
+    o.path = NULL;
+
+    part("a name that is live");
+    run(&o, "%s -dataPath %s -port 0 -peerPort 0 -name node1 -etcd %s:%d",
+        the_run.exe, dir, etcd, etcd_peer[1] - 1);
+    check_refused(&o, 1, "node1");
+    part("no member, and no -add");
+    run(&o, "%s -dataPath %s -port 0 -peerPort 0 -name stranger -etcd "
+        "%s:%d", the_run.exe, dir, etcd, etcd_peer[0] - 1);
+    check_refused(&o, 2, "-add");
+    part("not named in its own -initialCluster");
+    run(&o, "%s -dataPath %s -port 0 -peerPort 0 -name node9 "
+        "-initialCluster node1=%s:%d", the_run.exe, dir, etcd, port_pair());
+    check(o.code != 0, "exit code 0");
+    check_refused(&o, o.code, "node9");
+    check(cluster_is_whole(), "the cluster was disturbed");
+}
+
+/* ---- An etcd that runs already (-etcd) ------------------------------- */
+
+static int lone_etcd_port;
+
+/* Starts an etcd on its own, or again, with one more flag. */
+static struct server *etcd_start(struct server *s, const char *flag)
+{
+    if (s == NULL) {
+        int port = port_pair();
+
+        s = server_plain("etcd", "etcd");
+        lone_etcd_port = port - 1;
+        server_args(s, "--data-dir %s --name e --initial-cluster "
+            "e=http://127.0.0.1:%d --initial-advertise-peer-urls "
+            "http://127.0.0.1:%d --listen-peer-urls http://127.0.0.1:%d "
+            "--listen-client-urls http://127.0.0.1:%d "
+            "--advertise-client-urls http://127.0.0.1:%d", s->dir, port,
+            port, port, port - 1, port - 1);
+    }
+    if (flag != NULL)
+        server_args(s, "%s", flag);
+    server_start(s);
+    wait_until(status_of(lone_etcd_port, "GET", "/health") == 200, LIMIT_MS,
+               "etcd does not become healthy");
+    return s;
+}
+
+/* Ends an etcd; how it says goodbye is its own affair. */
+static void etcd_end(struct server *s)
+{
+    kill(s->pid, SIGKILL);
+    process_wait(s->pid, LIMIT_MS);
+    s->pid = 0;
+}
+
+/* Checks that a node that is alone in its ring holds the ten keys. */
+static void check_ten(const struct server *s)
+{
+    struct client c = client_make(s->port);
+    char target[32];
+
+    for (int k = 0; k < 10; k++) {
+        snprintf(target, sizeof target, "/ten/%d", k);
+        check(client_text(&c, "GET", target, NULL) == 200 &&
+              strcmp(c.body, target) == 0, "%s: %d", target, c.status);
+    }
+    check(client_text(&c, "GET", "/_cluster_status", NULL) == 200, "%d",
+          c.status);
+    json_squeeze(c.body);
+    check(text_count(c.body, "\"status\":\"Ready\"") == 1, "%s", c.body);
+    client_end(&c);
+}
+
+static void test_gateway_off(void **state)
+{
+    struct server *etcd = etcd_start(NULL, "--enable-grpc-gateway=false");
+    struct output o = { 0 };
+
+    (void)state;
+    run(&o, "%s -dataPath %s/unused -port 0 -peerPort 0 -etcd "
+        "http://127.0.0.1:%d", the_run.exe, the_run.dir, lone_etcd_port);
+    check_refused(&o, 1, "gateway");
+    etcd_end(etcd);
+}
+
+/* A node that ran alone brings its data to a ring in etcd, and stays there
+   through kill -9 and without etcd. */
+static void test_etcd_mode(void **state)
+{
+    struct server *etcd = etcd_start(NULL, NULL), *s, *other;
+    int port = port_pair();
+    struct output o = { 0 };
+    struct client c;
+    char target[32];
+    uint64_t before;
+
+    (void)state;
+    part("alone first, then with -etcd");
+    s = server_new("solo");
+    server_args(s, "-name solo -port %d -peerPort %d", port, port - 1);
+    again(s);
+    c = client_make(port);
+    for (int k = 0; k < 10; k++) {
+        snprintf(target, sizeof target, "/ten/%d", k);
+        check(client_text(&c, "PUT", target, target) == 201, "%d",
+              c.status);
+    }
+    client_end(&c);
+    server_stop(s);
+    server_args(s, "-etcd http://127.0.0.1:%d", lone_etcd_port);
+    again(s);
+    check_ten(s);
+    part("a second of its name");
+    run(&o, "%s -dataPath %s/second -port 0 -peerPort 0 -name solo -etcd "
+        "http://127.0.0.1:%d", the_run.exe, the_run.dir, lone_etcd_port);
+    check_refused(&o, 1, "solo");
+    part("kill -9, and again; then again without etcd");
+    server_kill(s);
+    again(s);
+    check_ten(s);
+    server_kill(s);
+    etcd_end(etcd);
+    again(s);
+    check_ten(s);
+    etcd_start(etcd, NULL);
+    check_ten(s);
+    server_stop(s);
+
+    part("a data directory of another cluster");
+    static const char wipe[] =          /* all from strj_ to strj` */
+        "{\"key\":\"c3Ryal8=\",\"range_end\":\"c3RyamA=\"}";
+    c = client_make(lone_etcd_port);
+    check(client_text(&c, "POST", "/v3/kv/deleterange", wipe) == 200 &&
+          strstr(c.body, "\"deleted\"") != NULL, "%d %s", c.status, c.body);
+    client_end(&c);
+    other = server_new("other");
+    server_args(other, "-name solo -port %d -peerPort %d -etcd "
+                "http://127.0.0.1:%d", port, port - 1, lone_etcd_port);
+    again(other);
+    server_stop(other);
+    before = tree_sum(s->dir);
+    run(&o, "%s -dataPath %s -name solo -port %d -peerPort %d -etcd "
+        "http://127.0.0.1:%d", the_run.exe, s->dir, port, port - 1,
+        lone_etcd_port);
+    check_refused(&o, 1, "cluster");
+    check(tree_sum(s->dir) == before, "the directory was changed");
+    part("another count of partitions than the ring's");
+    run(&o, "%s -dataPath %s/third -name solo -port %d -peerPort %d "
+        "-partitions 32 -etcd http://127.0.0.1:%d", the_run.exe,
+        the_run.dir, port, port - 1, lone_etcd_port);
+    check_refused(&o, 1, "partitions");
+    again(other);
+    server_stop(other);
+    etcd_end(etcd);
+}
+
+/* An etcd that nobody answers for: given up after 60 s. */
+static void test_etcd_unreachable(void **state)
+{
+    struct output o = { .limit_ms = 90000 };
+    long before = now_ms();
+
+    (void)state;
+    if (!torture())
+        skip();
+    run(&o, "%s -dataPath %s/unused -port 0 -peerPort 0 -etcd "
+        "http://127.0.0.1:%d", the_run.exe, the_run.dir, port_pair());
+    check(now_ms() - before > 50000, "after %ld ms", now_ms() - before);
+    check(o.code == 1 && strstr(o.err, "etcd") != NULL, "%d %s", o.code,
+          o.err);
+    output_free(&o);
+}
+
+/* Any node killed at any moment, again and again, under load: what was
+   acknowledged is there.  Only in the long form. */
+static void test_storm(void **state)
+{
+    uint64_t seed = the_run.random;
+    long until = now_ms() + 120000;
+
+    if (!torture())
+        skip();
+    part("seed %llu", (unsigned long long)seed);
+    for (int round = 3; now_ms() < until; round++) {
+        size_t victim = random_next(&seed) % NODES, n;
+        struct server *s = nodes[victim];
+        struct work w = { .item = item_write_read, .count = SIZE_MAX,
+                          .round = round };
+
+        for (size_t i = 0; i < NODES; i++)
+            w.ports[i] = nodes[i == victim ? (i + 1) % NODES : i]->port;
+        work_begin(&w, 4);
+        pause_ms((long)(random_next(&seed) % 1000));
+        kill_under_work(s);
+        pause_ms((long)(random_next(&seed) % 3000));
+        again(s);
+        n = work_halt(10);
+        read_back(s, n, round);
+    }
+    cluster_mend(state);
+}
+
+#define TEST(f) cmocka_unit_test_setup_teardown(f, cluster_mend, work_stop)
+
+int main(void)
+{
+    const struct CMUnitTest three[] = {
+        TEST(test_everywhere),
+        TEST(test_what_nodes_say),
+        TEST(test_curl),
+        TEST(test_peer_garbage),
+        TEST(test_refused),
+        TEST(test_pause),
+        TEST(test_etcd_stopped),
+        TEST(test_kill),
+        TEST(test_minority),
+        TEST(test_ten_restarts),
+        TEST(test_real_input),
+        TEST(test_storm),
+        TEST(test_stop_all),
+    };
+    const struct CMUnitTest others[] = {
+        cmocka_unit_test_teardown(test_gateway_off, servers_end),
+        cmocka_unit_test_teardown(test_etcd_mode, servers_end),
+        cmocka_unit_test_teardown(test_etcd_unreachable, servers_end),
+    };
+    int failed;
+
+    run_begin(torture() ? 3600 : 400);
+    failed = cmocka_run_group_tests(three, cluster_begin, servers_end);
+    failed += cmocka_run_group_tests(others, NULL, NULL);
+    return run_result(failed);
+}
