@@ -50,11 +50,11 @@
 #include <time.h>
 #include <unistd.h>
 
-#define CONNECTIONS_MAX 1024          /* of one thread */
-#define THREADS_MAX 64
-#define RECORD_HEADER 74              /* header and key before a value */
-#define REQUEST_ROOM 4096             /* for a request's header */
-#define LOG_MAX ((size_t)64 << 20)    /* a log starts anew beyond this */
+#define CONNECTIONS_MAX 1024 /* of one thread */
+#define THREADS_MAX     64
+#define RECORD_HEADER   74                 /* header and key before a value */
+#define REQUEST_ROOM    4096               /* for a request's header */
+#define LOG_MAX         ((size_t)64 << 20) /* a log starts anew beyond this */
 
 struct answer {
     char text[512];
@@ -67,50 +67,47 @@ struct floor {
     const char *dir;
     unsigned threads;
     unsigned keys;
-    unsigned size;          /* of a value, bytes */
-    unsigned seconds;       /* to live */
-    int data;               /* keys records of record bytes each */
+    unsigned size;    /* of a value, bytes */
+    unsigned seconds; /* to live */
+    int data;         /* keys records of record bytes each */
     size_t record;
-    struct answer found;    /* a 200, but for its value */
-    struct answer absent;   /* a 404 */
-    struct answer written;  /* a 204 */
+    struct answer found;   /* a 200, but for its value */
+    struct answer absent;  /* a 404 */
+    struct answer written; /* a 204 */
 };
 
 struct connection {
-    char *in;               /* what was read and not answered yet */
-    size_t have;            /* bytes of it */
-    size_t length[3];       /* of a GET, a PUT, a DELETE; 0: not known yet */
+    char *in;         /* what was read and not answered yet */
+    size_t have;      /* bytes of it */
+    size_t length[3]; /* of a GET, a PUT, a DELETE; 0: not known yet */
 };
 
 struct worker {
     const struct floor *floor;
-    int new_fd;             /* a pipe: the accepted descriptors */
+    int new_fd; /* a pipe: the accepted descriptors */
     int log;
     size_t log_size;
     uint64_t random;
-    char *record;           /* where a value is read to */
-    nfds_t count;           /* of fds in use; [0] is new_fd */
+    char *record; /* where a value is read to */
+    nfds_t count; /* of fds in use; [0] is new_fd */
     struct pollfd fds[CONNECTIONS_MAX + 1];
     struct connection connections[CONNECTIONS_MAX + 1];
 };
 
 static volatile sig_atomic_t stopping;
 
-static void on_signal(int number)
-{
+static void on_signal(int number) {
     (void)number;
     stopping = 1;
 }
 
 /* Ends the program with a line that names what failed. */
-static void die(const char *what)
-{
+static void die(const char *what) {
     fprintf(stderr, "floor: %s: %s\n", what, strerror(errno));
     exit(1);
 }
 
-static void *allocate(size_t size)
-{
+static void *allocate(size_t size) {
     void *p = calloc(1, size);
 
     if (p == NULL)
@@ -119,8 +116,7 @@ static void *allocate(size_t size)
 }
 
 /* Opens a new file in the data directory and takes its name away. */
-static int file_new(const struct floor *f)
-{
+static int file_new(const struct floor *f) {
     char path[4096];
     int fd;
 
@@ -132,8 +128,7 @@ static int file_new(const struct floor *f)
 }
 
 /* Fills the data file, so that each pread finds its pages in memory. */
-static void data_make(struct floor *f)
-{
+static void data_make(struct floor *f) {
     char *record;
     unsigned i;
 
@@ -148,29 +143,29 @@ static void data_make(struct floor *f)
 }
 
 /* Makes one answer: its first lines, then those that all of them have. */
-static void answer_make(struct answer *a, const char *first)
-{
+static void answer_make(struct answer *a, const char *first) {
     char date[64];
     struct tm tm;
     time_t now = time(NULL);
 
     gmtime_r(&now, &tm);
     strftime(date, sizeof date, "%a, %d %b %Y %H:%M:%S GMT", &tm);
-    a->length = (size_t)snprintf(a->text, sizeof a->text,
+    a->length = (size_t)snprintf(
+        a->text, sizeof a->text,
         "%sX-Content-Type-Options: nosniff\r\nDate: %s\r\n\r\n", first, date);
 }
 
 /* Makes the answers, with the fields and so about the bytes of estoraje's. */
-static void answers_make(struct floor *f)
-{
+static void answers_make(struct floor *f) {
     char first[256];
 
-    snprintf(first, sizeof first, "HTTP/1.1 200 OK\r\nContent-Length: %u\r\n"
+    snprintf(first, sizeof first,
+             "HTTP/1.1 200 OK\r\nContent-Length: %u\r\n"
              "Content-Type: application/octet-stream\r\n"
-             "ETag: \"0123456789abcdef\"\r\nAccept-Ranges: bytes\r\n", f->size);
+             "ETag: \"0123456789abcdef\"\r\nAccept-Ranges: bytes\r\n",
+             f->size);
     answer_make(&f->found, first);
-    answer_make(&f->absent,
-                "HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n");
+    answer_make(&f->absent, "HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n");
     answer_make(&f->written,
                 "HTTP/1.1 204 No Content\r\nETag: \"0123456789abcdef\"\r\n");
 }
@@ -179,8 +174,7 @@ static void answers_make(struct floor *f)
  * The length of the first request in have bytes, header and body, or 0 if
  * its header is not complete. Called once for each connection and method.
  */
-static size_t request_measure(const char *in, size_t have)
-{
+static size_t request_measure(const char *in, size_t have) {
     char header[REQUEST_ROOM + 1];
     const char *end;
     const char *field;
@@ -201,8 +195,7 @@ static size_t request_measure(const char *in, size_t have)
 }
 
 /* Answers a GET of a present key. False: the client is gone. */
-static int answer_value(struct worker *w, int fd)
-{
+static int answer_value(struct worker *w, int fd) {
     const struct floor *f = w->floor;
     struct iovec parts[2];
     uint64_t i;
@@ -211,8 +204,8 @@ static int answer_value(struct worker *w, int fd)
     w->random ^= w->random >> 7;
     w->random ^= w->random << 17;
     i = w->random % f->keys;
-    if (pread(f->data, w->record, f->record, (off_t)(i * f->record))
-        != (ssize_t)f->record)
+    if (pread(f->data, w->record, f->record, (off_t)(i * f->record)) !=
+        (ssize_t)f->record)
         die("pread");
     parts[0].iov_base = (void *)(uintptr_t)f->found.text;
     parts[0].iov_len = f->found.length;
@@ -222,8 +215,8 @@ static int answer_value(struct worker *w, int fd)
 }
 
 /* Appends a request to the log and answers it. False: the client is gone. */
-static int answer_write(struct worker *w, int fd, const char *in, size_t length)
-{
+static int answer_write(struct worker *w, int fd, const char *in,
+                        size_t length) {
     if (w->log_size > LOG_MAX) {
         if (ftruncate(w->log, 0) != 0 || lseek(w->log, 0, SEEK_SET) != 0)
             die("log");
@@ -239,8 +232,7 @@ static int answer_write(struct worker *w, int fd, const char *in, size_t length)
  * Reads once and answers every whole request that is there; what is left
  * moves to the buffer's start. False: close the connection.
  */
-static int connection_serve(struct worker *w, struct connection *c, int fd)
-{
+static int connection_serve(struct worker *w, struct connection *c, int fd) {
     const struct floor *f = w->floor;
     size_t room = REQUEST_ROOM + f->size;
     size_t done = 0;
@@ -279,8 +271,7 @@ static int connection_serve(struct worker *w, struct connection *c, int fd)
 }
 
 /* Takes a connection that the main thread has accepted. */
-static void worker_add(struct worker *w)
-{
+static void worker_add(struct worker *w) {
     struct connection *c = &w->connections[w->count];
     int fd;
 
@@ -299,8 +290,7 @@ static void worker_add(struct worker *w)
 }
 
 /* Closes connection i; the last one takes its place. */
-static void worker_drop(struct worker *w, nfds_t i)
-{
+static void worker_drop(struct worker *w, nfds_t i) {
     close(w->fds[i].fd);
     free(w->connections[i].in);
     w->count--;
@@ -309,8 +299,7 @@ static void worker_drop(struct worker *w, nfds_t i)
 }
 
 /* A thread's life. It walks backwards, so that a drop hides no neighbour. */
-static void *worker_run(void *argument)
-{
+static void *worker_run(void *argument) {
     struct worker *w = argument;
     nfds_t i;
 
@@ -318,8 +307,8 @@ static void *worker_run(void *argument)
         if (poll(w->fds, w->count, -1) < 0 && errno != EINTR)
             die("poll");
         for (i = w->count - 1; i > 0; i--)
-            if (w->fds[i].revents != 0
-                && !connection_serve(w, &w->connections[i], w->fds[i].fd))
+            if (w->fds[i].revents != 0 &&
+                !connection_serve(w, &w->connections[i], w->fds[i].fd))
                 worker_drop(w, i);
         if (w->fds[0].revents != 0)
             worker_add(w);
@@ -328,8 +317,7 @@ static void *worker_run(void *argument)
 }
 
 /* Starts thread number n; the answer is where to write its connections. */
-static int worker_start(const struct floor *f, unsigned n)
-{
+static int worker_start(const struct floor *f, unsigned n) {
     struct worker *w = allocate(sizeof *w);
     pthread_t thread;
     int ends[2];
@@ -349,8 +337,7 @@ static int worker_start(const struct floor *f, unsigned n)
     return ends[1];
 }
 
-static int listener_open(const struct floor *f)
-{
+static int listener_open(const struct floor *f) {
     struct sockaddr_in address;
     int fd = socket(AF_INET, SOCK_STREAM, 0);
     int on = 1;
@@ -360,43 +347,54 @@ static int listener_open(const struct floor *f)
     address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
     address.sin_port = htons((uint16_t)f->port);
     setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
-    if (bind(fd, (struct sockaddr *)&address, sizeof address) != 0
-        || listen(fd, CONNECTIONS_MAX) != 0)
+    if (bind(fd, (struct sockaddr *)&address, sizeof address) != 0 ||
+        listen(fd, CONNECTIONS_MAX) != 0)
         die("listen");
     return fd;
 }
 
 /* Reads the command line; a mistake ends the program. */
-static void flags_read(struct floor *f, int argc, char **argv)
-{
+static void flags_read(struct floor *f, int argc, char **argv) {
     int c;
 
     while ((c = getopt(argc, argv, "p:d:t:k:v:s:")) != -1) {
         unsigned number = optarg ? (unsigned)strtoul(optarg, NULL, 10) : 0;
 
         switch (c) {
-        case 'p': f->port = number; break;
-        case 'd': f->dir = optarg; break;
-        case 't': f->threads = number; break;
-        case 'k': f->keys = number; break;
-        case 'v': f->size = number; break;
-        case 's': f->seconds = number; break;
-        default: exit(2);
+        case 'p':
+            f->port = number;
+            break;
+        case 'd':
+            f->dir = optarg;
+            break;
+        case 't':
+            f->threads = number;
+            break;
+        case 'k':
+            f->keys = number;
+            break;
+        case 'v':
+            f->size = number;
+            break;
+        case 's':
+            f->seconds = number;
+            break;
+        default:
+            exit(2);
         }
     }
-    if (f->port == 0 || f->port > 65535 || f->dir == NULL || f->keys == 0
-        || f->size == 0 || f->threads == 0 || f->threads > THREADS_MAX) {
+    if (f->port == 0 || f->port > 65535 || f->dir == NULL || f->keys == 0 ||
+        f->size == 0 || f->threads == 0 || f->threads > THREADS_MAX) {
         fprintf(stderr, "floor: -p PORT and -d DIR are needed,"
-                " and no number may be 0\n");
+                        " and no number may be 0\n");
         exit(2);
     }
 }
 
-int main(int argc, char **argv)
-{
-    struct floor f = { .keys = 100000, .size = 1024, .seconds = 600 };
-    struct sigaction action = { .sa_handler = on_signal };
-    struct pollfd wait = { .events = POLLIN };
+int main(int argc, char **argv) {
+    struct floor f = {.keys = 100000, .size = 1024, .seconds = 600};
+    struct sigaction action = {.sa_handler = on_signal};
+    struct pollfd wait = {.events = POLLIN};
     int give[THREADS_MAX];
     time_t end;
     unsigned n;
@@ -414,7 +412,7 @@ int main(int argc, char **argv)
     for (n = 0; n < f.threads; n++)
         give[n] = worker_start(&f, n);
     end = time(NULL) + (time_t)f.seconds;
-    for (n = 0; !stopping && time(NULL) < end; ) {
+    for (n = 0; !stopping && time(NULL) < end;) {
         if (poll(&wait, 1, 200) <= 0)
             continue;
         fd = accept(wait.fd, NULL, NULL);

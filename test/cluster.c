@@ -10,13 +10,12 @@
 enum { NODES = 3, MAX_WORKERS = 8 };
 
 static struct server *nodes[NODES];
-static int etcd_peer[NODES];        /* its client port is one below */
+static int etcd_peer[NODES]; /* its client port is one below */
 
 /* ---- The cluster ----------------------------------------------------- */
 
 /* True when every node says that all three are Ready and alive. */
-static bool cluster_is_whole(void)
-{
+static bool cluster_is_whole(void) {
     size_t ready = 0, alive = 0;
 
     for (int i = 0; i < NODES; i++) {
@@ -35,8 +34,7 @@ static bool cluster_is_whole(void)
 
 /* Lets every stopped process go on, starts every node that is down, and
    waits until all is well; a cmocka setup. */
-static int cluster_mend(void **state)
-{
+static int cluster_mend(void **state) {
     (void)state;
     for (int i = 0; i < NODES; i++) {
         pid_t pids[16];
@@ -54,8 +52,7 @@ static int cluster_mend(void **state)
 }
 
 /* Makes the cluster of three and waits for it. */
-static int cluster_begin(void **state)
-{
+static int cluster_begin(void **state) {
     char members[256] = "";
     size_t n = 0;
 
@@ -71,8 +68,10 @@ static int cluster_begin(void **state)
 
         snprintf(name, sizeof name, "node%d", i + 1);
         nodes[i] = server_new(name);
-        server_args(nodes[i], "-name %s -port %d -peerPort %d "
-                    "-initialCluster %s", name, port, port - 1, members);
+        server_args(nodes[i],
+                    "-name %s -port %d -peerPort %d "
+                    "-initialCluster %s",
+                    name, port, port - 1, members);
         nodes[i]->port = port;
         nodes[i]->peer = port - 1;
     }
@@ -80,15 +79,15 @@ static int cluster_begin(void **state)
 }
 
 /* Checks that soon nothing is left of a node that has ended. */
-static void check_gone(const struct server *s)
-{
-    wait_until(processes_count(s->dir) == 0, 5000, "%zu processes of %s "
-               "are left", processes_count(s->dir), s->name);
+static void check_gone(const struct server *s) {
+    wait_until(processes_count(s->dir) == 0, 5000,
+               "%zu processes of %s "
+               "are left",
+               processes_count(s->dir), s->name);
 }
 
 /* Waits until a node that was ended has a ready successor. */
-static void again(struct server *s)
-{
+static void again(struct server *s) {
     server_start(s);
     server_ready(s);
 }
@@ -100,22 +99,21 @@ static void again(struct server *s)
    begun before is forgiven, and done again.  One work goes on at a time. */
 static struct work {
     bool (*item)(struct work *w, struct client *c, size_t i, char *error);
-    int ports[NODES];           /* what each worker's clients speak to */
+    int ports[NODES]; /* what each worker's clients speak to */
     size_t count;
-    int round;                  /* makes this work's values its own */
+    int round; /* makes this work's values its own */
     pthread_t threads[MAX_WORKERS];
     size_t thread_count;
-    pthread_mutex_t lock;       /* of all below */
+    pthread_mutex_t lock; /* of all below */
     size_t next, done;
     long strict_from;
     bool stop;
     size_t errors, forgiven, retries;
-    char error[512];            /* the first of them */
+    char error[512]; /* the first of them */
 } work;
 
 /* Takes the number of the next item; false when there is none. */
-static bool work_take(struct work *w, size_t *i)
-{
+static bool work_take(struct work *w, size_t *i) {
     bool more;
 
     pthread_mutex_lock(&w->lock);
@@ -128,8 +126,7 @@ static bool work_take(struct work *w, size_t *i)
 /* Records how an item that was begun at a time went; false when it is
    forgiven and must be done again. */
 static bool work_note(struct work *w, bool good, long begun,
-                      const char *error)
-{
+                      const char *error) {
     bool over;
 
     pthread_mutex_lock(&w->lock);
@@ -142,8 +139,7 @@ static bool work_note(struct work *w, bool good, long begun,
     return over;
 }
 
-static void *work_main(void *arg)
-{
+static void *work_main(void *arg) {
     struct work *w = arg;
     struct client c[NODES];
     size_t i;
@@ -166,20 +162,19 @@ static void *work_main(void *arg)
 }
 
 /* Begins work in some threads: how is copied. */
-static void work_begin(const struct work *how, size_t threads)
-{
+static void work_begin(const struct work *how, size_t threads) {
     work = *how;
     pthread_mutex_init(&work.lock, NULL);
     while (work.thread_count < threads) {
-        check(pthread_create(&work.threads[work.thread_count], NULL,
-                             work_main, &work) == 0, "no thread");
+        check(pthread_create(&work.threads[work.thread_count], NULL, work_main,
+                             &work) == 0,
+              "no thread");
         work.thread_count++;
     }
 }
 
 /* How many items are done. */
-static size_t work_done(void)
-{
+static size_t work_done(void) {
     size_t n;
 
     pthread_mutex_lock(&work.lock);
@@ -189,8 +184,7 @@ static size_t work_done(void)
 }
 
 /* True when more than n items are done, or something is wrong. */
-static bool work_passed(size_t n)
-{
+static bool work_passed(size_t n) {
     bool passed;
 
     pthread_mutex_lock(&work.lock);
@@ -200,8 +194,7 @@ static bool work_passed(size_t n)
 }
 
 /* Ends work that still goes on, once what is begun is done; a teardown. */
-static int work_stop(void **state)
-{
+static int work_stop(void **state) {
     (void)state;
     if (work.thread_count == 0)
         return 0;
@@ -215,8 +208,7 @@ static int work_stop(void **state)
 }
 
 /* Waits until all items are done, and checks that none failed. */
-static void work_end(void)
-{
+static void work_end(void) {
     long until = now_ms() + 4 * LIMIT_MS;
 
     while (!work_passed(work.count - 1))
@@ -227,14 +219,12 @@ static void work_end(void)
     work_stop(NULL);
     check(work.errors == 0, "%zu items failed, first: %s", work.errors,
           work.error);
-    check(work.done == work.count, "%zu of %zu done", work.done,
-          work.count);
+    check(work.done == work.count, "%zu of %zu done", work.done, work.count);
 }
 
 /* What all items say when they fail; answers false. */
-static bool item_failed(char *error, const struct client *c,
-                        const char *method, const char *target)
-{
+static bool item_failed(char *error, const struct client *c, const char *method,
+                        const char *target) {
     snprintf(error, 400, "%s %.100s at port %d: %d %.200s", method, target,
              c->port, c->status, c->body != NULL ? c->body : "");
     return false;
@@ -242,8 +232,7 @@ static bool item_failed(char *error, const struct client *c,
 
 /* Item: a value written through one node is read through the next one. */
 static bool item_write_read(struct work *w, struct client *c, size_t i,
-                            char *error)
-{
+                            char *error) {
     struct client *to = &c[i % NODES], *from = &c[(i + 1) % NODES];
     char target[64], value[64], stale[16];
 
@@ -260,9 +249,7 @@ static bool item_write_read(struct work *w, struct client *c, size_t i,
 }
 
 /* Item: what item_write_read wrote is read through ports[0]. */
-static bool item_read(struct work *w, struct client *c, size_t i,
-                      char *error)
-{
+static bool item_read(struct work *w, struct client *c, size_t i, char *error) {
     char target[64], value[64];
 
     snprintf(target, sizeof target, "/work/%zu", i);
@@ -273,10 +260,11 @@ static bool item_read(struct work *w, struct client *c, size_t i,
 }
 
 /* Reads count keys that item_write_read wrote in a round, through one. */
-static void read_back(const struct server *s, size_t count, int round)
-{
-    struct work w = { .item = item_read, .count = count, .round = round,
-                      .ports = { s->port, s->port, s->port } };
+static void read_back(const struct server *s, size_t count, int round) {
+    struct work w = {.item = item_read,
+                     .count = count,
+                     .round = round,
+                     .ports = {s->port, s->port, s->port}};
 
     work_begin(&w, 4);
     work_end();
@@ -284,8 +272,7 @@ static void read_back(const struct server *s, size_t count, int round)
 
 /* ---- While all is well ----------------------------------------------- */
 
-static void test_everywhere(void **state)
-{
+static void test_everywhere(void **state) {
     struct client c[NODES];
     char etag[64], seen[64], target[64], value[64];
 
@@ -296,16 +283,16 @@ static void test_everywhere(void **state)
         struct client *to = &c[k % NODES];
 
         snprintf(target, sizeof target, "/every/where/%d", k / 2);
-        snprintf(value, sizeof value, "from node %d, write %d", k % NODES,
-                 k);
+        snprintf(value, sizeof value, "from node %d, write %d", k % NODES, k);
         check(client_text(to, "PUT", target, value) == (k % 2 ? 204 : 201),
               "PUT %s: %d", target, to->status);
         check(client_header(to, "ETag", etag, sizeof etag), "no ETag");
         for (int i = 0; i < NODES; i++) {
             check(client_text(&c[i], "GET", target, NULL) == 200 &&
-                  strcmp(c[i].body, value) == 0, "write %d on node %d, "
-                  "node %d: %d \"%s\"", k, k % NODES, i, c[i].status,
-                  c[i].body);
+                      strcmp(c[i].body, value) == 0,
+                  "write %d on node %d, "
+                  "node %d: %d \"%s\"",
+                  k, k % NODES, i, c[i].status, c[i].body);
             client_header(&c[i], "ETag", seen, sizeof seen);
             check(strcmp(etag, seen) == 0, "%s, not %s", seen, etag);
         }
@@ -314,23 +301,24 @@ static void test_everywhere(void **state)
         struct client *to = &c[k % NODES];
 
         snprintf(target, sizeof target, "/every/where/%d", k);
-        check(client_text(to, "DELETE", target, NULL) == 204, "%s: %d",
-              target, to->status);
+        check(client_text(to, "DELETE", target, NULL) == 204, "%s: %d", target,
+              to->status);
         for (int i = 0; i < NODES; i++)
             check(client_text(&c[i], "GET", target, NULL) == 404 &&
-                  c[i].body_len == 0, "deleted on node %d, node %d: %d",
-                  k % NODES, i, c[i].status);
-        check(client_text(to, "DELETE", target, NULL) == 404, "%s: %d",
-              target, to->status);
+                      c[i].body_len == 0,
+                  "deleted on node %d, node %d: %d", k % NODES, i, c[i].status);
+        check(client_text(to, "DELETE", target, NULL) == 404, "%s: %d", target,
+              to->status);
     }
     for (int i = 0; i < NODES; i++)
         client_end(&c[i]);
 }
 
-static void test_what_nodes_say(void **state)
-{
+static void test_what_nodes_say(void **state) {
     static const char *const targets[] = {
-        "/_cluster_status", "/_nodes/any/key", "/_nodes_discovery",
+        "/_cluster_status",
+        "/_nodes/any/key",
+        "/_nodes_discovery",
         "/_nodes_discovery_plain",
     };
     char want[128];
@@ -344,14 +332,16 @@ static void test_what_nodes_say(void **state)
                   targets[k], c.status);
             json_squeeze(c.body);
             for (int j = 0; j < NODES; j++) {
-                snprintf(want, sizeof want, "127.0.0.1:%d",
-                         nodes[j]->port);
-                check(text_count(c.body, want) == 1, "node %d: %s not once"
-                      " in %s", i + 1, want, c.body);
-                snprintf(want, sizeof want, "\"127.0.0.1:%d\"",
-                         nodes[j]->peer);
-                check(text_count(c.body, want) == (k % 2 == 0), "node %d: "
-                      "%s in %s", i + 1, want, c.body);
+                snprintf(want, sizeof want, "127.0.0.1:%d", nodes[j]->port);
+                check(text_count(c.body, want) == 1,
+                      "node %d: %s not once"
+                      " in %s",
+                      i + 1, want, c.body);
+                snprintf(want, sizeof want, "\"127.0.0.1:%d\"", nodes[j]->peer);
+                check(text_count(c.body, want) == (k % 2 == 0),
+                      "node %d: "
+                      "%s in %s",
+                      i + 1, want, c.body);
             }
         }
         snprintf(want, sizeof want, "{\"name\":\"node%d\"", i + 1);
@@ -364,21 +354,21 @@ static void test_what_nodes_say(void **state)
 }
 
 /* Asks with the real curl; it must succeed and print exactly this. */
-static void curl_prints(const char *want, const char *options,
-                        const char *key, int port)
-{
-    struct output o = { 0 };
+static void curl_prints(const char *want, const char *options, const char *key,
+                        int port) {
+    struct output o = {0};
 
     run(&o, "curl -sS %s http://127.0.0.1:%d/%s", options, port, key);
     check(o.code == 0, "curl %s: exit code %d: %s", options, o.code, o.err);
     check(o.err[0] == '\0', "curl %s: %s", options, o.err);
-    check(want == NULL || strcmp(o.out, want) == 0, "curl %s: \"%s\", not "
-          "\"%s\"", options, o.out, want);
+    check(want == NULL || strcmp(o.out, want) == 0,
+          "curl %s: \"%s\", not "
+          "\"%s\"",
+          options, o.out, want);
     output_free(&o);
 }
 
-static void test_curl(void **state)
-{
+static void test_curl(void **state) {
     (void)state;
     for (int i = 0; i < NODES; i++) {
         int port = nodes[i]->port, next = nodes[(i + 1) % NODES]->port;
@@ -394,17 +384,17 @@ static void test_curl(void **state)
 }
 
 /* Garbage on the peer ports: closed or refused; the cluster goes on. */
-static void test_peer_garbage(void **state)
-{
+static void test_peer_garbage(void **state) {
     static const char *const openings[] = {
-        "", "GET / HTTP/1.1\r\nHost: x\r\n\r\n",
+        "",
+        "GET / HTTP/1.1\r\nHost: x\r\n\r\n",
         "POST /_peer HTTP/1.1\r\nHost: x\r\nContent-Length: 4000\r\n\r\n",
         ("POST /_accept HTTP/1.1\r\nHost: x\r\n"
          "Transfer-Encoding: chunked\r\n\r\nfff\r\n"),
         "PUT /k HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nvalue",
     };
     static char noise[8192];
-    struct work w = { .item = item_write_read, .count = 300 };
+    struct work w = {.item = item_write_read, .count = 300};
 
     (void)state;
     for (int i = 0; i < NODES; i++) {
@@ -435,8 +425,7 @@ static void test_peer_garbage(void **state)
 
 /* A node stopped for 3 s: the others go on; when it goes on, it serves what
    was written meanwhile, and never 404 for what was there all along. */
-static void test_pause(void **state)
-{
+static void test_pause(void **state) {
     struct server *paused = nodes[2];
     struct client c[2], late = client_make(paused->port);
     char target[64], value[64];
@@ -463,10 +452,9 @@ static void test_pause(void **state)
             check(client_text(&c[k % 2], "PUT", target, value) == 204,
                   "PUT %s: %d %s", target, c[k % 2].status, c[k % 2].body);
             check(client_text(&c[1 - k % 2], "GET", target, NULL) == 200 &&
-                  strcmp(c[1 - k % 2].body, value) == 0, "GET %s: %d",
-                  target, c[1 - k % 2].status);
-            slowest = now_ms() - start > slowest ? now_ms() - start
-                                                 : slowest;
+                      strcmp(c[1 - k % 2].body, value) == 0,
+                  "GET %s: %d", target, c[1 - k % 2].status);
+            slowest = now_ms() - start > slowest ? now_ms() - start : slowest;
         }
     }
     check(slowest < 3000, "a write and a read took %ld ms", slowest);
@@ -480,8 +468,7 @@ static void test_pause(void **state)
             check(late.status == 200, "GET %s: %d", target, late.status);
             if (strcmp(late.body, value) == 0)
                 break;
-            check(now_ms() - begun < 2500, "%s is still %s", target,
-                  late.body);
+            check(now_ms() - begun < 2500, "%s is still %s", target, late.body);
         }
     }
     for (int i = 0; i < 2; i++)
@@ -490,8 +477,7 @@ static void test_pause(void **state)
 }
 
 /* Sends a signal to the etcd of every node. */
-static void etcds_signal(int signal_number)
-{
+static void etcds_signal(int signal_number) {
     for (int i = 0; i < NODES; i++) {
         pid_t pids[4];
         size_t n = processes_find(nodes[i]->dir, "etcd", pids, 4);
@@ -501,10 +487,9 @@ static void etcds_signal(int signal_number)
     }
 }
 
-static void test_etcd_stopped(void **state)
-{
-    struct work w = { .item = item_write_read, .count = sampled(10000),
-                      .round = 1 };
+static void test_etcd_stopped(void **state) {
+    struct work w = {
+        .item = item_write_read, .count = sampled(10000), .round = 1};
 
     (void)state;
     etcds_signal(SIGSTOP);
@@ -525,8 +510,7 @@ static void test_etcd_stopped(void **state)
 
 /* Kills a node with -9 while work goes on; what begins from now on must
    succeed, what was in flight is forgiven. */
-static void kill_under_work(struct server *s)
-{
+static void kill_under_work(struct server *s) {
     pthread_mutex_lock(&work.lock);
     work.strict_from = now_ms() + LIMIT_MS;
     pthread_mutex_unlock(&work.lock);
@@ -539,8 +523,7 @@ static void kill_under_work(struct server *s)
 /* Lets work go on for n more items, then stops it, and checks that none
    failed but some that were in flight at the kill.  Answers how many were
    begun, and done. */
-static size_t work_halt(size_t n)
-{
+static size_t work_halt(size_t n) {
     size_t before = work_done();
 
     wait_until(work_passed(before + n), LIMIT_MS, "stuck at %zu, %zu before",
@@ -548,18 +531,18 @@ static size_t work_halt(size_t n)
     work_stop(NULL);
     check(work.errors == 0, "%zu items failed, first: %s", work.errors,
           work.error);
-    check(work.forgiven <= 8, "%zu requests in flight failed",
-          work.forgiven);
+    check(work.forgiven <= 8, "%zu requests in flight failed", work.forgiven);
     return work.next;
 }
 
 /* One of three is killed while the others are asked: none of the requests
    that begin after the kill fails, and when it is back it has it all. */
-static void test_kill(void **state)
-{
+static void test_kill(void **state) {
     struct server *a = nodes[0], *killed = nodes[1], *b = nodes[2];
-    struct work w = { .item = item_write_read, .count = SIZE_MAX,
-                      .round = 2, .ports = { a->port, b->port, a->port } };
+    struct work w = {.item = item_write_read,
+                     .count = SIZE_MAX,
+                     .round = 2,
+                     .ports = {a->port, b->port, a->port}};
     size_t n;
 
     (void)state;
@@ -577,8 +560,7 @@ static void test_kill(void **state)
     read_back(killed, n, w.round);
 }
 
-static void test_ten_restarts(void **state)
-{
+static void test_ten_restarts(void **state) {
     struct server *s = nodes[2];
     size_t usual = processes_count(s->dir);
     struct client c = client_make(nodes[0]->port);
@@ -595,24 +577,25 @@ static void test_ten_restarts(void **state)
         snprintf(is, sizeof is, "%d", k);
         again(s);
         check(client_text(&own, "GET", "/again", NULL) == 200 &&
-              strcmp(own.body, was) == 0, "start %d: %d %s", k, own.status,
-              own.body);
-        check(client_text(&c, "PUT", "/again", is) == 204, "start %d: %d",
-              k, c.status);
+                  strcmp(own.body, was) == 0,
+              "start %d: %d %s", k, own.status, own.body);
+        check(client_text(&c, "PUT", "/again", is) == 204, "start %d: %d", k,
+              c.status);
         check(client_text(&own, "GET", "/again", NULL) == 200 &&
-              strcmp(own.body, is) == 0, "start %d: %d %s", k, own.status,
-              own.body);
+                  strcmp(own.body, is) == 0,
+              "start %d: %d %s", k, own.status, own.body);
         client_end(&own);
     }
     client_end(&c);
     wait_until(cluster_is_whole(), LIMIT_MS, "not all Ready and alive");
-    wait_until(processes_count(s->dir) == usual, 5000, "%zu processes, not "
-               "%zu", processes_count(s->dir), usual);
+    wait_until(processes_count(s->dir) == usual, 5000,
+               "%zu processes, not "
+               "%zu",
+               processes_count(s->dir), usual);
 }
 
 /* One of three alone cannot know: it says so, and never 404. */
-static void test_minority(void **state)
-{
+static void test_minority(void **state) {
     struct client c = client_make(nodes[0]->port);
     long until = now_ms() + 5000, before;
     char text[64] = "", first[64];
@@ -626,16 +609,17 @@ static void test_minority(void **state)
     part("reads");
     do {
         check(client_text(&c, "GET", "/minor", NULL) == 200 &&
-              strcmp(c.body, "old") == 0, "%d", c.status);
+                  strcmp(c.body, "old") == 0,
+              "%d", c.status);
         check(now_ms() < until, "no Estoraje-Stale: true\n%s", c.head);
     } while (!client_header(&c, "Estoraje-Stale", text, sizeof text));
     check(strcmp(text, "true") == 0, "Estoraje-Stale: %s", text);
     check(client_text(&c, "GET", "/unheard-of", NULL) == 503 &&
-          client_header(&c, "Retry-After", text, sizeof text), "%d",
-          c.status);
+              client_header(&c, "Retry-After", text, sizeof text),
+          "%d", c.status);
     check(client_text(&c, "GET", "/_ready", NULL) == 200 &&
-          strstr(c.body, "degraded: ") != NULL, "/_ready: %d %s", c.status,
-          c.body);
+              strstr(c.body, "degraded: ") != NULL,
+          "/_ready: %d %s", c.status, c.body);
 
     part("writes");
     before = now_ms();
@@ -657,7 +641,8 @@ static void test_minority(void **state)
             c = client_make(nodes[i]->port);
             client_text(&c, "GET", "/doomed", NULL);
             check(c.status == 200 && (strcmp(c.body, "old") == 0 ||
-                  strcmp(c.body, "new") == 0), "%d %s", c.status, c.body);
+                                      strcmp(c.body, "new") == 0),
+                  "%d %s", c.status, c.body);
             if (i == 0)
                 snprintf(first, sizeof first, "%s", c.body);
             same = same && strcmp(first, c.body) == 0;
@@ -674,8 +659,7 @@ static struct {
 } files;
 
 /* Adds every regular file below a directory. */
-static void files_find(const char *dir)
-{
+static void files_find(const char *dir) {
     DIR *d = opendir(dir);
     struct dirent *e;
 
@@ -694,8 +678,8 @@ static void files_find(const char *dir)
             continue;
         if (files.count == files.cap) {
             files.cap = 2 * files.cap + 1024;
-            files.paths = realloc(files.paths,
-                                  files.cap * sizeof files.paths[0]);
+            files.paths =
+                realloc(files.paths, files.cap * sizeof files.paths[0]);
             if (files.paths == NULL)
                 abort();
         }
@@ -706,8 +690,7 @@ static void files_find(const char *dir)
 }
 
 /* A path as a request target: what is not plain is percent-encoded. */
-static void target_of(const char *path, char *out)
-{
+static void target_of(const char *path, char *out) {
     for (; *path != '\0'; path++) {
         if (isalnum((unsigned char)*path) || strchr("/-._~", *path))
             *out++ = *path;
@@ -720,8 +703,7 @@ static void target_of(const char *path, char *out)
 /* Item: a file is stored through ports[0].  While a node dies in the
    middle of a request, that request is tried again, and counted. */
 static bool item_file_put(struct work *w, struct client *c, size_t i,
-                          char *error)
-{
+                          char *error) {
     char target[3072];
     size_t len;
     char *value = file_read(files.paths[i], &len);
@@ -733,8 +715,8 @@ static bool item_file_put(struct work *w, struct client *c, size_t i,
     for (int tries = 0; tries < 20 && !good; tries++) {
         client_ask(c, "PUT", target, NULL, value, len);
         good = c->status == 201 || c->status == 204;
-        if (!good && c->status > 0 && c->status != 502 &&
-            c->status != 503 && c->status != 504)
+        if (!good && c->status > 0 && c->status != 502 && c->status != 503 &&
+            c->status != 504)
             break;
         if (!good) {
             pthread_mutex_lock(&w->lock);
@@ -749,8 +731,7 @@ static bool item_file_put(struct work *w, struct client *c, size_t i,
 
 /* Item: a file is read through ports[0] and equal to what it is on disk. */
 static bool item_file_get(struct work *w, struct client *c, size_t i,
-                          char *error)
-{
+                          char *error) {
     char target[3072];
     size_t len;
     char *value = file_read(files.paths[i], &len);
@@ -765,40 +746,40 @@ static bool item_file_get(struct work *w, struct client *c, size_t i,
            memcmp(c->body, value, len) == 0;
     free(value);
     if (!good && c->status == 200)
-        snprintf(error, 400, "GET %.200s: %zu bytes differ from %zu",
-                 target, c->body_len, len);
-    return good || (c->status != 200 &&
-                    item_failed(error, c, "GET", target));
+        snprintf(error, 400, "GET %.200s: %zu bytes differ from %zu", target,
+                 c->body_len, len);
+    return good || (c->status != 200 && item_failed(error, c, "GET", target));
 }
 
 /* Starts haproxy in front of the three nodes, and waits for it. */
-static struct server *haproxy_start(void)
-{
+static struct server *haproxy_start(void) {
     struct server *s = server_plain("haproxy", "haproxy");
     char text[2048], path[MAX_PATH + 16];
     int port = port_pair(), n;
 
     n = snprintf(text, sizeof text,
-        "defaults\n"
-        "    mode http\n"
-        "    timeout connect 2s\n"
-        "    timeout client 60s\n"
-        "    timeout server 30s\n"
-        "    timeout check 2s\n"
-        "    retries 3\n"
-        "    option redispatch 1\n"
-        "    retry-on all-retryable-errors\n"
-        "frontend front\n"
-        "    bind 127.0.0.1:%d\n"
-        "    default_backend nodes\n"
-        "backend nodes\n"
-        "    balance roundrobin\n"
-        "    option httpchk GET /_ready\n"
-        "    default-server inter 300ms fall 2 rise 1\n", port);
+                 "defaults\n"
+                 "    mode http\n"
+                 "    timeout connect 2s\n"
+                 "    timeout client 60s\n"
+                 "    timeout server 30s\n"
+                 "    timeout check 2s\n"
+                 "    retries 3\n"
+                 "    option redispatch 1\n"
+                 "    retry-on all-retryable-errors\n"
+                 "frontend front\n"
+                 "    bind 127.0.0.1:%d\n"
+                 "    default_backend nodes\n"
+                 "backend nodes\n"
+                 "    balance roundrobin\n"
+                 "    option httpchk GET /_ready\n"
+                 "    default-server inter 300ms fall 2 rise 1\n",
+                 port);
     for (int i = 0; i < NODES; i++)
-        n += snprintf(text + n, sizeof text - (size_t)n, "    server %s "
-                      "127.0.0.1:%d check\n", nodes[i]->name,
-                      nodes[i]->port);
+        n += snprintf(text + n, sizeof text - (size_t)n,
+                      "    server %s "
+                      "127.0.0.1:%d check\n",
+                      nodes[i]->name, nodes[i]->port);
     snprintf(path, sizeof path, "%s/haproxy.cfg", the_run.dir);
     check(file_write(path, "wb", text, (size_t)n), "cannot write %s", path);
     server_args(s, "-db -f %s", path);
@@ -810,20 +791,19 @@ static struct server *haproxy_start(void)
 }
 
 /* All files through one node, compared. */
-static void files_check(const struct server *s)
-{
-    struct work w = { .item = item_file_get, .count = files.count,
-                      .ports = { s->port, s->port, s->port } };
+static void files_check(const struct server *s) {
+    struct work w = {.item = item_file_get,
+                     .count = files.count,
+                     .ports = {s->port, s->port, s->port}};
 
     work_begin(&w, 4);
     work_end();
 }
 
-static void test_real_input(void **state)
-{
+static void test_real_input(void **state) {
     struct server *proxy = haproxy_start(), *killed = nodes[1];
-    struct work w = { .item = item_file_put,
-                      .ports = { proxy->port, proxy->port, proxy->port } };
+    struct work w = {.item = item_file_put,
+                     .ports = {proxy->port, proxy->port, proxy->port}};
     size_t all;
 
     (void)state;
@@ -832,15 +812,14 @@ static void test_real_input(void **state)
     check(all > 100, "%zu files under /usr/include", all);
     files.count = sampled(all);
     for (size_t i = 0, step = all / files.count; i < files.count; i++) {
-        char *path = files.paths[i];            /* an even sample */
+        char *path = files.paths[i]; /* an even sample */
 
         files.paths[i] = files.paths[i * step];
         files.paths[i * step] = path;
     }
     w.count = files.count;
 
-    part("%zu files are stored, %s dies halfway", files.count,
-         killed->name);
+    part("%zu files are stored, %s dies halfway", files.count, killed->name);
     work_begin(&w, 4);
     wait_until(work_passed(files.count / 2), 4 * LIMIT_MS, "%zu stored",
                work_done());
@@ -866,13 +845,11 @@ static void test_real_input(void **state)
 
 /* ---- The end, and the beginning again -------------------------------- */
 
-static void test_stop_all(void **state)
-{
-    static const int orders[][NODES] = { { 2, 0, 1 }, { 0, 1, 2 } };
+static void test_stop_all(void **state) {
+    static const int orders[][NODES] = {{2, 0, 1}, {0, 1, 2}};
     struct client c = client_make(nodes[0]->port);
 
-    check(client_text(&c, "PUT", "/lasting", "value") == 201, "%d",
-          c.status);
+    check(client_text(&c, "PUT", "/lasting", "value") == 201, "%d", c.status);
     client_end(&c);
     for (size_t k = 0; k < 2; k++) {
         for (int i = 0; i < NODES; i++) {
@@ -887,8 +864,8 @@ static void test_stop_all(void **state)
         for (int i = 0; i < NODES; i++) {
             c = client_make(nodes[i]->port);
             check(client_text(&c, "GET", "/lasting", NULL) == 200 &&
-                  strcmp(c.body, "value") == 0, "%s: %d", nodes[i]->name,
-                  c.status);
+                      strcmp(c.body, "value") == 0,
+                  "%s: %d", nodes[i]->name, c.status);
             client_end(&c);
         }
     }
@@ -898,10 +875,9 @@ static void test_stop_all(void **state)
 
 /* Who may not join the running cluster: exit code, and a line that names
    the reason. */
-static void test_refused(void **state)
-{
+static void test_refused(void **state) {
     const char *etcd = "http://127.0.0.1";
-    struct output o = { 0 };
+    struct output o = {0};
     char dir[MAX_PATH + 16], path[MAX_PATH + 16];
 
     (void)state;
@@ -909,9 +885,10 @@ static void test_refused(void **state)
     part("no etcd on the PATH");
     snprintf(path, sizeof path, "%s/no-programs", the_run.dir);
     o.path = path;
-    run(&o, "%s -dataPath %s -port 0 -peerPort 0 -name node1 "
-        "-initialCluster node1=%s:%d", the_run.exe, dir, etcd,
-        port_pair());
+    run(&o,
+        "%s -dataPath %s -port 0 -peerPort 0 -name node1 "
+        "-initialCluster node1=%s:%d",
+        the_run.exe, dir, etcd, port_pair());
     check_refused(&o, 1, "etcd");
     o.path = NULL;
 
@@ -920,12 +897,16 @@ static void test_refused(void **state)
         the_run.exe, dir, etcd, etcd_peer[1] - 1);
     check_refused(&o, 1, "node1");
     part("no member, and no -add");
-    run(&o, "%s -dataPath %s -port 0 -peerPort 0 -name stranger -etcd "
-        "%s:%d", the_run.exe, dir, etcd, etcd_peer[0] - 1);
+    run(&o,
+        "%s -dataPath %s -port 0 -peerPort 0 -name stranger -etcd "
+        "%s:%d",
+        the_run.exe, dir, etcd, etcd_peer[0] - 1);
     check_refused(&o, 2, "-add");
     part("not named in its own -initialCluster");
-    run(&o, "%s -dataPath %s -port 0 -peerPort 0 -name node9 "
-        "-initialCluster node1=%s:%d", the_run.exe, dir, etcd, port_pair());
+    run(&o,
+        "%s -dataPath %s -port 0 -peerPort 0 -name node9 "
+        "-initialCluster node1=%s:%d",
+        the_run.exe, dir, etcd, port_pair());
     check(o.code != 0, "exit code 0");
     check_refused(&o, o.code, "node9");
     check(cluster_is_whole(), "the cluster was disturbed");
@@ -936,19 +917,20 @@ static void test_refused(void **state)
 static int lone_etcd_port;
 
 /* Starts an etcd on its own, or again, with one more flag. */
-static struct server *etcd_start(struct server *s, const char *flag)
-{
+static struct server *etcd_start(struct server *s, const char *flag) {
     if (s == NULL) {
         int port = port_pair();
 
         s = server_plain("etcd", "etcd");
         lone_etcd_port = port - 1;
-        server_args(s, "--data-dir %s --name e --initial-cluster "
+        server_args(
+            s,
+            "--data-dir %s --name e --initial-cluster "
             "e=http://127.0.0.1:%d --initial-advertise-peer-urls "
             "http://127.0.0.1:%d --listen-peer-urls http://127.0.0.1:%d "
             "--listen-client-urls http://127.0.0.1:%d "
-            "--advertise-client-urls http://127.0.0.1:%d", s->dir, port,
-            port, port, port - 1, port - 1);
+            "--advertise-client-urls http://127.0.0.1:%d",
+            s->dir, port, port, port, port - 1, port - 1);
     }
     if (flag != NULL)
         server_args(s, "%s", flag);
@@ -959,23 +941,22 @@ static struct server *etcd_start(struct server *s, const char *flag)
 }
 
 /* Ends an etcd; how it says goodbye is its own affair. */
-static void etcd_end(struct server *s)
-{
+static void etcd_end(struct server *s) {
     kill(s->pid, SIGKILL);
     process_wait(s->pid, LIMIT_MS);
     s->pid = 0;
 }
 
 /* Checks that a node that is alone in its ring holds the ten keys. */
-static void check_ten(const struct server *s)
-{
+static void check_ten(const struct server *s) {
     struct client c = client_make(s->port);
     char target[32];
 
     for (int k = 0; k < 10; k++) {
         snprintf(target, sizeof target, "/ten/%d", k);
         check(client_text(&c, "GET", target, NULL) == 200 &&
-              strcmp(c.body, target) == 0, "%s: %d", target, c.status);
+                  strcmp(c.body, target) == 0,
+              "%s: %d", target, c.status);
     }
     check(client_text(&c, "GET", "/_cluster_status", NULL) == 200, "%d",
           c.status);
@@ -984,25 +965,25 @@ static void check_ten(const struct server *s)
     client_end(&c);
 }
 
-static void test_gateway_off(void **state)
-{
+static void test_gateway_off(void **state) {
     struct server *etcd = etcd_start(NULL, "--enable-grpc-gateway=false");
-    struct output o = { 0 };
+    struct output o = {0};
 
     (void)state;
-    run(&o, "%s -dataPath %s/unused -port 0 -peerPort 0 -etcd "
-        "http://127.0.0.1:%d", the_run.exe, the_run.dir, lone_etcd_port);
+    run(&o,
+        "%s -dataPath %s/unused -port 0 -peerPort 0 -etcd "
+        "http://127.0.0.1:%d",
+        the_run.exe, the_run.dir, lone_etcd_port);
     check_refused(&o, 1, "gateway");
     etcd_end(etcd);
 }
 
 /* A node that ran alone brings its data to a ring in etcd, and stays there
    through kill -9 and without etcd. */
-static void test_etcd_mode(void **state)
-{
+static void test_etcd_mode(void **state) {
     struct server *etcd = etcd_start(NULL, NULL), *s, *other;
     int port = port_pair();
-    struct output o = { 0 };
+    struct output o = {0};
     struct client c;
     char target[32];
     uint64_t before;
@@ -1015,8 +996,7 @@ static void test_etcd_mode(void **state)
     c = client_make(port);
     for (int k = 0; k < 10; k++) {
         snprintf(target, sizeof target, "/ten/%d", k);
-        check(client_text(&c, "PUT", target, target) == 201, "%d",
-              c.status);
+        check(client_text(&c, "PUT", target, target) == 201, "%d", c.status);
     }
     client_end(&c);
     server_stop(s);
@@ -1024,8 +1004,10 @@ static void test_etcd_mode(void **state)
     again(s);
     check_ten(s);
     part("a second of its name");
-    run(&o, "%s -dataPath %s/second -port 0 -peerPort 0 -name solo -etcd "
-        "http://127.0.0.1:%d", the_run.exe, the_run.dir, lone_etcd_port);
+    run(&o,
+        "%s -dataPath %s/second -port 0 -peerPort 0 -name solo -etcd "
+        "http://127.0.0.1:%d",
+        the_run.exe, the_run.dir, lone_etcd_port);
     check_refused(&o, 1, "solo");
     part("kill -9, and again; then again without etcd");
     server_kill(s);
@@ -1040,27 +1022,32 @@ static void test_etcd_mode(void **state)
     server_stop(s);
 
     part("a data directory of another cluster");
-    static const char wipe[] =          /* all from strj_ to strj` */
+    static const char wipe[] = /* all from strj_ to strj` */
         "{\"key\":\"c3Ryal8=\",\"range_end\":\"c3RyamA=\"}";
     c = client_make(lone_etcd_port);
     check(client_text(&c, "POST", "/v3/kv/deleterange", wipe) == 200 &&
-          strstr(c.body, "\"deleted\"") != NULL, "%d %s", c.status, c.body);
+              strstr(c.body, "\"deleted\"") != NULL,
+          "%d %s", c.status, c.body);
     client_end(&c);
     other = server_new("other");
-    server_args(other, "-name solo -port %d -peerPort %d -etcd "
-                "http://127.0.0.1:%d", port, port - 1, lone_etcd_port);
+    server_args(other,
+                "-name solo -port %d -peerPort %d -etcd "
+                "http://127.0.0.1:%d",
+                port, port - 1, lone_etcd_port);
     again(other);
     server_stop(other);
     before = tree_sum(s->dir);
-    run(&o, "%s -dataPath %s -name solo -port %d -peerPort %d -etcd "
-        "http://127.0.0.1:%d", the_run.exe, s->dir, port, port - 1,
-        lone_etcd_port);
+    run(&o,
+        "%s -dataPath %s -name solo -port %d -peerPort %d -etcd "
+        "http://127.0.0.1:%d",
+        the_run.exe, s->dir, port, port - 1, lone_etcd_port);
     check_refused(&o, 1, "cluster");
     check(tree_sum(s->dir) == before, "the directory was changed");
     part("another count of partitions than the ring's");
-    run(&o, "%s -dataPath %s/third -name solo -port %d -peerPort %d "
-        "-partitions 32 -etcd http://127.0.0.1:%d", the_run.exe,
-        the_run.dir, port, port - 1, lone_etcd_port);
+    run(&o,
+        "%s -dataPath %s/third -name solo -port %d -peerPort %d "
+        "-partitions 32 -etcd http://127.0.0.1:%d",
+        the_run.exe, the_run.dir, port, port - 1, lone_etcd_port);
     check_refused(&o, 1, "partitions");
     again(other);
     server_stop(other);
@@ -1068,26 +1055,25 @@ static void test_etcd_mode(void **state)
 }
 
 /* An etcd that nobody answers for: given up after 60 s. */
-static void test_etcd_unreachable(void **state)
-{
-    struct output o = { .limit_ms = 90000 };
+static void test_etcd_unreachable(void **state) {
+    struct output o = {.limit_ms = 90000};
     long before = now_ms();
 
     (void)state;
     if (!torture())
         skip();
-    run(&o, "%s -dataPath %s/unused -port 0 -peerPort 0 -etcd "
-        "http://127.0.0.1:%d", the_run.exe, the_run.dir, port_pair());
+    run(&o,
+        "%s -dataPath %s/unused -port 0 -peerPort 0 -etcd "
+        "http://127.0.0.1:%d",
+        the_run.exe, the_run.dir, port_pair());
     check(now_ms() - before > 50000, "after %ld ms", now_ms() - before);
-    check(o.code == 1 && strstr(o.err, "etcd") != NULL, "%d %s", o.code,
-          o.err);
+    check(o.code == 1 && strstr(o.err, "etcd") != NULL, "%d %s", o.code, o.err);
     output_free(&o);
 }
 
 /* Any node killed at any moment, again and again, under load: what was
    acknowledged is there.  Only in the long form. */
-static void test_storm(void **state)
-{
+static void test_storm(void **state) {
     uint64_t seed = the_run.random;
     long until = now_ms() + 120000;
 
@@ -1097,8 +1083,8 @@ static void test_storm(void **state)
     for (int round = 3; now_ms() < until; round++) {
         size_t victim = random_next(&seed) % NODES, n;
         struct server *s = nodes[victim];
-        struct work w = { .item = item_write_read, .count = SIZE_MAX,
-                          .round = round };
+        struct work w = {
+            .item = item_write_read, .count = SIZE_MAX, .round = round};
 
         for (size_t i = 0; i < NODES; i++)
             w.ports[i] = nodes[i == victim ? (i + 1) % NODES : i]->port;
@@ -1115,21 +1101,12 @@ static void test_storm(void **state)
 
 #define TEST(f) cmocka_unit_test_setup_teardown(f, cluster_mend, work_stop)
 
-int main(void)
-{
+int main(void) {
     const struct CMUnitTest three[] = {
-        TEST(test_everywhere),
-        TEST(test_what_nodes_say),
-        TEST(test_curl),
-        TEST(test_peer_garbage),
-        TEST(test_refused),
-        TEST(test_pause),
-        TEST(test_etcd_stopped),
-        TEST(test_kill),
-        TEST(test_minority),
-        TEST(test_ten_restarts),
-        TEST(test_real_input),
-        TEST(test_storm),
+        TEST(test_everywhere),   TEST(test_what_nodes_say), TEST(test_curl),
+        TEST(test_peer_garbage), TEST(test_refused),        TEST(test_pause),
+        TEST(test_etcd_stopped), TEST(test_kill),           TEST(test_minority),
+        TEST(test_ten_restarts), TEST(test_real_input),     TEST(test_storm),
         TEST(test_stop_all),
     };
     const struct CMUnitTest others[] = {

@@ -22,11 +22,11 @@
 #ifndef HARNESS_H
 #define HARNESS_H
 
+#include <cmocka.h>
+#include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
-#include <setjmp.h>
-#include <cmocka.h>
 
 #include <arpa/inet.h>
 #include <ctype.h>
@@ -51,51 +51,50 @@
 #include <unistd.h>
 
 enum {
-    LIMIT_MS = 30000,     /* the longest that any one wait may take */
-    MAX_SERVERS = 32,     /* servers of one test program at a time */
-    MAX_ARGS = 40,        /* words of one command line */
-    MAX_PATH = 512,       /* a path under the temporary directory */
-    MAX_PORTS = 512,      /* ports reserved by one test program */
-    LOG_TAIL = 12         /* lines of each log shown on a failure */
+    LIMIT_MS = 30000, /* the longest that any one wait may take */
+    MAX_SERVERS = 32, /* servers of one test program at a time */
+    MAX_ARGS = 40,    /* words of one command line */
+    MAX_PATH = 512,   /* a path under the temporary directory */
+    MAX_PORTS = 512,  /* ports reserved by one test program */
+    LOG_TAIL = 12     /* lines of each log shown on a failure */
 };
 
 /* A process with a log that the test starts and ends. */
 struct server {
     char name[32];
-    char dir[MAX_PATH];        /* its -dataPath */
-    char log[MAX_PATH];        /* its stdout and stderr, appended */
-    long log_from;             /* where this start's part of it begins */
-    char cwd[MAX_PATH];        /* working directory, "" for ours */
-    rlim_t descriptors;        /* its descriptor limit, 0 for ours */
-    char text[4096];           /* the words that argv points to */
+    char dir[MAX_PATH]; /* its -dataPath */
+    char log[MAX_PATH]; /* its stdout and stderr, appended */
+    long log_from;      /* where this start's part of it begins */
+    char cwd[MAX_PATH]; /* working directory, "" for ours */
+    rlim_t descriptors; /* its descriptor limit, 0 for ours */
+    char text[4096];    /* the words that argv points to */
     size_t text_len;
     char *argv[MAX_ARGS];
     int argc;
-    pid_t pid;                 /* 0 when it is not running */
-    int port, peer;            /* client port and peer port, once known */
+    pid_t pid;      /* 0 when it is not running */
+    int port, peer; /* client port and peer port, once known */
 };
 
 /* The state of this test program, of which there is one. */
 static struct run {
     char dir[MAX_PATH];
-    char exe[MAX_PATH];        /* a link to the binary, in dir: so every
+    char exe[MAX_PATH]; /* a link to the binary, in dir: so every
                                   process of ours has dir in its command
                                   line and can be found by it */
     pid_t keeper;
     int keeper_fd;
-    int ports[MAX_PORTS];      /* sockets that hold our ports */
+    int ports[MAX_PORTS]; /* sockets that hold our ports */
     size_t port_count;
     uint64_t random;
     struct server servers[MAX_SERVERS];
     size_t server_count;
-    unsigned made;             /* servers made so far, for their names */
+    unsigned made; /* servers made so far, for their names */
 } the_run;
 
 /* ---- Time and chance ------------------------------------------------- */
 
 /* Milliseconds on the monotonic clock. */
-static inline long now_ms(void)
-{
+static inline long now_ms(void) {
     struct timespec t;
 
     clock_gettime(CLOCK_MONOTONIC, &t);
@@ -103,17 +102,14 @@ static inline long now_ms(void)
 }
 
 /* Rests between two looks at a condition. */
-static inline void pause_ms(long ms)
-{
-    struct timespec t = { .tv_sec = ms / 1000,
-                          .tv_nsec = ms % 1000 * 1000000 };
+static inline void pause_ms(long ms) {
+    struct timespec t = {.tv_sec = ms / 1000, .tv_nsec = ms % 1000 * 1000000};
 
     nanosleep(&t, NULL);
 }
 
 /* The next number of the xorshift sequence in *s, which is never 0. */
-static inline uint64_t random_next(uint64_t *s)
-{
+static inline uint64_t random_next(uint64_t *s) {
     *s ^= *s << 13;
     *s ^= *s >> 7;
     *s ^= *s << 17;
@@ -121,8 +117,7 @@ static inline uint64_t random_next(uint64_t *s)
 }
 
 /* Fills len bytes that depend on the seed alone. */
-static inline void random_bytes(char *p, size_t len, uint64_t seed)
-{
+static inline void random_bytes(char *p, size_t len, uint64_t seed) {
     uint64_t s = seed * 0x9E3779B97F4A7C15u | 1;
 
     for (size_t i = 0; i < len; i++)
@@ -130,16 +125,14 @@ static inline void random_bytes(char *p, size_t len, uint64_t seed)
 }
 
 /* True when the environment asks for the long forms. */
-static inline bool torture(void)
-{
+static inline bool torture(void) {
     const char *s = getenv("TORTURE");
 
     return s != NULL && strcmp(s, "1") == 0;
 }
 
 /* Bulk work n, or the part of it that SAMPLE leaves; at least 1. */
-static inline size_t sampled(size_t n)
-{
+static inline size_t sampled(size_t n) {
     const char *s = getenv("SAMPLE");
     size_t by = s != NULL ? (size_t)strtoul(s, NULL, 10) : 1;
 
@@ -149,8 +142,7 @@ static inline size_t sampled(size_t n)
 /* ---- Files ----------------------------------------------------------- */
 
 /* The bytes of a file and a NUL after them, or NULL; the caller frees. */
-static inline char *file_read(const char *path, size_t *len)
-{
+static inline char *file_read(const char *path, size_t *len) {
     FILE *f = fopen(path, "rb");
     size_t cap = 4096, n;
     char *p = NULL;
@@ -172,9 +164,8 @@ static inline char *file_read(const char *path, size_t *len)
 }
 
 /* Makes path hold exactly these bytes; mode is fopen's: "wb" or "ab". */
-static inline bool file_write(const char *path, const char *mode,
-                              const void *p, size_t len)
-{
+static inline bool file_write(const char *path, const char *mode, const void *p,
+                              size_t len) {
     FILE *f = fopen(path, mode);
     bool ok = f != NULL && fwrite(p, 1, len, f) == len;
 
@@ -182,8 +173,7 @@ static inline bool file_write(const char *path, const char *mode,
 }
 
 /* The size of a file, or -1 when there is none. */
-static inline long file_size(const char *path)
-{
+static inline long file_size(const char *path) {
     struct stat st;
 
     return stat(path, &st) == 0 ? (long)st.st_size : -1;
@@ -191,8 +181,7 @@ static inline long file_size(const char *path)
 
 /* One number for all names and bytes under a directory: equal before and
    after means that nothing was changed. */
-static inline uint64_t tree_sum(const char *dir)
-{
+static inline uint64_t tree_sum(const char *dir) {
     DIR *d = opendir(dir);
     struct dirent *e;
     uint64_t sum = 0;
@@ -226,8 +215,7 @@ static inline uint64_t tree_sum(const char *dir)
 /* ---- Checks ---------------------------------------------------------- */
 
 /* Prints the last lines of the log of one server. */
-static inline void log_show(const struct server *s)
-{
+static inline void log_show(const struct server *s) {
     size_t len, lines = 0;
     char *all = file_read(s->log, &len), *p = all + len;
 
@@ -241,8 +229,7 @@ static inline void log_show(const struct server *s)
 
 /* Fails the test that is running: says where and why, shows the logs. */
 static inline void test_failed(const char *file, int line, const char *what,
-                               const char *fmt, ...)
-{
+                               const char *fmt, ...) {
     va_list ap;
 
     fprintf(stderr, "%s:%d: failed: %s\n    ", file, line, what);
@@ -257,25 +244,24 @@ static inline void test_failed(const char *file, int line, const char *what,
 }
 
 /* check(condition, "format", ...): the format says what was seen. */
-#define check(cond, ...) \
-    do { \
-        if (!(cond)) \
+#define check(cond, ...)                                         \
+    do {                                                         \
+        if (!(cond))                                             \
             test_failed(__FILE__, __LINE__, #cond, __VA_ARGS__); \
     } while (0)
 
 /* Polls until the condition holds; fails when it does not within ms. */
-#define wait_until(cond, ms, ...) \
-    do { \
-        long until_ = now_ms() + (ms); \
-        while (!(cond)) { \
+#define wait_until(cond, ms, ...)                  \
+    do {                                           \
+        long until_ = now_ms() + (ms);             \
+        while (!(cond)) {                          \
             check(now_ms() < until_, __VA_ARGS__); \
-            pause_ms(5); \
-        } \
+            pause_ms(5);                           \
+        }                                          \
     } while (0)
 
 /* Says which part of a longer test begins. */
-static inline void part(const char *fmt, ...)
-{
+static inline void part(const char *fmt, ...) {
     va_list ap;
 
     printf("             - ");
@@ -286,11 +272,13 @@ static inline void part(const char *fmt, ...)
 }
 
 /* The sanitizer's report in a text, or NULL when there is none. */
-static inline const char *sanitizer_report(const char *text)
-{
+static inline const char *sanitizer_report(const char *text) {
     static const char *const signs[] = {
-        "ERROR: AddressSanitizer", "runtime error:", "LeakSanitizer",
-        "WARNING: ThreadSanitizer", "ThreadSanitizer:DEADLYSIGNAL",
+        "ERROR: AddressSanitizer",
+        "runtime error:",
+        "LeakSanitizer",
+        "WARNING: ThreadSanitizer",
+        "ThreadSanitizer:DEADLYSIGNAL",
         "AddressSanitizer:DEADLYSIGNAL",
     };
 
@@ -303,8 +291,7 @@ static inline const char *sanitizer_report(const char *text)
 }
 
 /* Lines in a text; a last one that no newline ends counts too. */
-static inline size_t text_lines(const char *text)
-{
+static inline size_t text_lines(const char *text) {
     size_t n = 0;
 
     for (const char *p = text; *p != '\0'; p++)
@@ -313,8 +300,7 @@ static inline size_t text_lines(const char *text)
 }
 
 /* How often a word occurs in a text. */
-static inline size_t text_count(const char *text, const char *word)
-{
+static inline size_t text_count(const char *text, const char *word) {
     size_t n = 0;
 
     for (const char *p = text; (p = strstr(p, word)) != NULL; p++)
@@ -323,8 +309,7 @@ static inline size_t text_count(const char *text, const char *word)
 }
 
 /* Takes the blanks outside strings out of a JSON text, in place. */
-static inline char *json_squeeze(char *json)
-{
+static inline char *json_squeeze(char *json) {
     bool quoted = false;
     char *to = json;
 
@@ -343,8 +328,7 @@ static inline char *json_squeeze(char *json)
 /* The processes whose command line holds text, at most max of them; with
    comm, only those of that program name.  Answers how many. */
 static inline size_t processes_find(const char *text, const char *comm,
-                                    pid_t *pids, size_t max)
-{
+                                    pid_t *pids, size_t max) {
     DIR *d = opendir("/proc");
     struct dirent *e;
     size_t n = 0;
@@ -378,8 +362,7 @@ static inline size_t processes_find(const char *text, const char *comm,
 }
 
 /* How many processes have text in their command line. */
-static inline size_t processes_count(const char *text)
-{
+static inline size_t processes_count(const char *text) {
     pid_t pids[64];
 
     return processes_find(text, NULL, pids, 64);
@@ -388,12 +371,11 @@ static inline size_t processes_count(const char *text)
 /* Starts argv, its output appended to two files, in a process group of its
    own.  cwd and path (a PATH for it) may be NULL, descriptors 0.  Safe while
    threads run: the child does little more than exec. */
-static inline pid_t spawn(char *const argv[], const char *out,
-                          const char *err, const char *cwd,
-                          const char *path, rlim_t descriptors)
-{
+static inline pid_t spawn(char *const argv[], const char *out, const char *err,
+                          const char *cwd, const char *path,
+                          rlim_t descriptors) {
     int flags = O_WRONLY | O_CREAT | O_APPEND;
-    struct rlimit limit = { descriptors, descriptors };
+    struct rlimit limit = {descriptors, descriptors};
     pid_t pid = fork();
 
     if (pid != 0)
@@ -416,8 +398,7 @@ static inline pid_t spawn(char *const argv[], const char *out,
 
 /* Waits until a child has ended; its exit code, 128 + the signal that ended
    it, or -1 when it is still there after ms. */
-static inline int process_wait(pid_t pid, long ms)
-{
+static inline int process_wait(pid_t pid, long ms) {
     long until = now_ms() + ms;
     int status;
 
@@ -426,13 +407,11 @@ static inline int process_wait(pid_t pid, long ms)
             return -1;
         pause_ms(2);
     }
-    return WIFEXITED(status) ? WEXITSTATUS(status)
-                             : 128 + WTERMSIG(status);
+    return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
 }
 
 /* Cuts a line of words at its blanks, in place; answers how many. */
-static inline int words_cut(char *line, char **argv, int max)
-{
+static inline int words_cut(char *line, char **argv, int max) {
     int n = 0;
 
     while (n < max - 1) {
@@ -452,12 +431,11 @@ static inline int words_cut(char *line, char **argv, int max)
 struct output {
     int code;
     char *out, *err;
-    const char *path;          /* in: a PATH for it, or NULL */
-    long limit_ms;             /* in: how long it may take; 0: LIMIT_MS */
+    const char *path; /* in: a PATH for it, or NULL */
+    long limit_ms;    /* in: how long it may take; 0: LIMIT_MS */
 };
 
-static inline void output_free(struct output *o)
-{
+static inline void output_free(struct output *o) {
     free(o->out);
     free(o->err);
     o->out = o->err = NULL;
@@ -465,8 +443,7 @@ static inline void output_free(struct output *o)
 
 /* Runs a command line of words to its end, within the time allowed, and
    checks that no sanitizer spoke.  The caller frees the output. */
-static inline void run(struct output *o, const char *fmt, ...)
-{
+static inline void run(struct output *o, const char *fmt, ...) {
     char line[4096], out[MAX_PATH + 16], err[MAX_PATH + 16];
     char *argv[MAX_ARGS];
     size_t len;
@@ -497,10 +474,8 @@ static inline void run(struct output *o, const char *fmt, ...)
 
 /* Checks that a command was refused as the contract says: the exit code,
    nothing on stdout, one line on stderr that names the word. */
-static inline void check_refused(struct output *o, int code, const char *word)
-{
-    check(o->code == code, "exit code %d, not %d: %s", o->code, code,
-          o->err);
+static inline void check_refused(struct output *o, int code, const char *word) {
+    check(o->code == code, "exit code %d, not %d: %s", o->code, code, o->err);
     check(text_lines(o->err) == 1, "not one line: \"%s\"", o->err);
     check(o->err[strlen(o->err) - 1] == '\n', "no newline: %s", o->err);
     check(strstr(o->err, word) != NULL, "\"%s\" not named in: %s", word,
@@ -514,8 +489,7 @@ static inline void check_refused(struct output *o, int code, const char *word)
 /* The keeper's life: waits until the test program is gone, however it went,
    then kills every process with the directory in its command line, until
    none is left, and removes the directory. */
-static inline void keeper_run(int fd)
-{
+static inline void keeper_run(int fd) {
     int quiet = 0;
     char byte;
 
@@ -536,8 +510,7 @@ static inline void keeper_run(int fd)
 }
 
 /* Lets the keeper clean up, and waits for it. */
-static inline void run_end(void)
-{
+static inline void run_end(void) {
     if (getenv("KEEP") != NULL)
         fprintf(stderr, "kept: %s\n", the_run.dir);
     close(the_run.keeper_fd);
@@ -546,8 +519,7 @@ static inline void run_end(void)
 
 /* The exit code for so many failed tests.  A test that failed has freed
    nothing, so a look for leaks would only hide why. */
-static inline int run_result(int failed)
-{
+static inline int run_result(int failed) {
     if (failed > 0) {
         run_end();
         _exit(1);
@@ -557,8 +529,7 @@ static inline int run_result(int failed)
 
 /* Begins the run: the directory, the keeper, the link to the binary.  The
    whole program may take limit seconds; then it is killed. */
-static inline void run_begin(unsigned limit)
-{
+static inline void run_begin(unsigned limit) {
     const char *tmp = getenv("TMPDIR"), *exe = getenv("ESTORAJE");
     char full[MAX_PATH], cwd[MAX_PATH] = "";
     struct timespec t;
@@ -573,13 +544,13 @@ static inline void run_begin(unsigned limit)
         abort();
     snprintf(the_run.dir, sizeof the_run.dir, "%.200s/estoraje-test-XXXXXX",
              tmp != NULL && tmp[0] == '/' ? tmp : "/tmp");
-    if (snprintf(full, sizeof full, "%s%s%s", cwd, cwd[0] ? "/" : "", exe)
-            >= MAX_PATH || mkdtemp(the_run.dir) == NULL || pipe(ends) < 0) {
+    if (snprintf(full, sizeof full, "%s%s%s", cwd, cwd[0] ? "/" : "", exe) >=
+            MAX_PATH ||
+        mkdtemp(the_run.dir) == NULL || pipe(ends) < 0) {
         perror("cannot begin the tests");
         exit(1);
     }
-    snprintf(the_run.exe, sizeof the_run.exe, "%.400s/estoraje",
-             the_run.dir);
+    snprintf(the_run.exe, sizeof the_run.exe, "%.400s/estoraje", the_run.dir);
     if (access(full, X_OK) < 0 || symlink(full, the_run.exe) < 0) {
         fprintf(stderr, "cannot run %s: %s\n", full, strerror(errno));
         rmdir(the_run.dir);
@@ -600,9 +571,8 @@ static inline void run_begin(unsigned limit)
 /* Tries to reserve one port on the loopback address: a bound socket that
    does not listen.  Once SO_REUSEADDR is set after the bind, a server may
    bind the port beside it, while other copies of the tests are refused. */
-static inline int port_reserve(int port)
-{
-    struct sockaddr_in a = { .sin_family = AF_INET };
+static inline int port_reserve(int port) {
+    struct sockaddr_in a = {.sin_family = AF_INET};
     int fd = socket(AF_INET, SOCK_STREAM, 0), one = 1;
 
     a.sin_port = htons((uint16_t)port);
@@ -616,8 +586,7 @@ static inline int port_reserve(int port)
 }
 
 /* A port of our own with the one below it, for as long as we run. */
-static inline int port_pair(void)
-{
+static inline int port_pair(void) {
     check(the_run.port_count + 2 <= MAX_PORTS, "too many ports");
     for (int turn = 0; turn < 10000; turn++) {
         int port = 12001 + (int)(random_next(&the_run.random) % 19999);
@@ -640,28 +609,26 @@ static inline int port_pair(void)
 
 /* A connection, and the last reply that was read from it. */
 struct client {
-    int fd;                    /* -1 when not connected */
+    int fd; /* -1 when not connected */
     int port;
-    long limit_ms;             /* for one send or one reply */
-    char *in;                  /* received; [from, len) is not yet taken */
+    long limit_ms; /* for one send or one reply */
+    char *in;      /* received; [from, len) is not yet taken */
     size_t from, len, cap;
-    int status;                /* of the last reply, or -1 */
-    bool closes;               /* the reply says that the server closes */
-    char *head;                /* its status line and headers, and a NUL */
-    char *body;                /* its body, and a NUL */
+    int status;  /* of the last reply, or -1 */
+    bool closes; /* the reply says that the server closes */
+    char *head;  /* its status line and headers, and a NUL */
+    char *body;  /* its body, and a NUL */
     size_t body_len;
 };
 
 /* A client of a port of 127.0.0.1; it connects when it first asks. */
-static inline struct client client_make(int port)
-{
-    return (struct client){ .fd = -1, .port = port, .limit_ms = LIMIT_MS,
-                            .status = -1 };
+static inline struct client client_make(int port) {
+    return (struct client){
+        .fd = -1, .port = port, .limit_ms = LIMIT_MS, .status = -1};
 }
 
 /* Drops the connection; the last reply stays. */
-static inline void client_drop(struct client *c)
-{
+static inline void client_drop(struct client *c) {
     if (c->fd >= 0)
         close(c->fd);
     c->fd = -1;
@@ -669,8 +636,7 @@ static inline void client_drop(struct client *c)
 }
 
 /* Drops the connection and frees all. */
-static inline void client_end(struct client *c)
-{
+static inline void client_end(struct client *c) {
     client_drop(c);
     free(c->in);
     free(c->head);
@@ -680,9 +646,8 @@ static inline void client_end(struct client *c)
 }
 
 /* Connects afresh; false when the port refuses. */
-static inline bool client_connect(struct client *c)
-{
-    struct sockaddr_in a = { .sin_family = AF_INET };
+static inline bool client_connect(struct client *c) {
+    struct sockaddr_in a = {.sin_family = AF_INET};
     int one = 1;
 
     client_drop(c);
@@ -699,17 +664,15 @@ static inline bool client_connect(struct client *c)
 }
 
 /* Waits for an event on the connection until a time; true when it came. */
-static inline bool client_poll(struct client *c, short events, long until)
-{
-    struct pollfd p = { .fd = c->fd, .events = events };
+static inline bool client_poll(struct client *c, short events, long until) {
+    struct pollfd p = {.fd = c->fd, .events = events};
     long left = until - now_ms();
 
     return poll(&p, 1, left > 0 ? (int)left : 0) > 0;
 }
 
 /* Sends all of the bytes; false when the connection failed first. */
-static inline bool client_send(struct client *c, const void *p, size_t len)
-{
+static inline bool client_send(struct client *c, const void *p, size_t len) {
     long until = now_ms() + c->limit_ms;
     const char *at = p;
 
@@ -728,8 +691,7 @@ static inline bool client_send(struct client *c, const void *p, size_t len)
 }
 
 /* Receives once: 1 when bytes came, 0 at the end, -1 failed or too late. */
-static inline int client_fill(struct client *c, long until)
-{
+static inline int client_fill(struct client *c, long until) {
     ssize_t n;
 
     if (c->from > 0) {
@@ -757,8 +719,7 @@ static inline int client_fill(struct client *c, long until)
 /* The value of a header of the last reply, in a buffer of out_len bytes;
    false when there is no such header. */
 static inline bool client_header(const struct client *c, const char *name,
-                                 char *out, size_t out_len)
-{
+                                 char *out, size_t out_len) {
     size_t n = strlen(name);
 
     for (const char *p = strstr(c->head, "\r\n"); p != NULL && p[2] != '\0';
@@ -775,8 +736,7 @@ static inline bool client_header(const struct client *c, const char *name,
 }
 
 /* A copy of len bytes and a NUL in place of what *to held. */
-static inline void copy_to(char **to, const char *p, size_t len)
-{
+static inline void copy_to(char **to, const char *p, size_t len) {
     *to = realloc(*to, len + 1);
     if (*to == NULL)
         abort();
@@ -787,8 +747,7 @@ static inline void copy_to(char **to, const char *p, size_t len)
 
 /* Takes the chunks of a body that begins at p: the bytes used, 0 when more
    are needed, -1 when they are no chunks.  The body goes to c->body. */
-static inline long chunks_take(struct client *c, const char *p, size_t len)
-{
+static inline long chunks_take(struct client *c, const char *p, size_t len) {
     size_t at = 0;
 
     copy_to(&c->body, "", 0);
@@ -821,8 +780,7 @@ static inline long chunks_take(struct client *c, const char *p, size_t len)
 /* Takes one reply from the bytes received: 1 when it is whole, 0 when more
    are needed, -1 when it is no HTTP.  bodyless is for answers to HEAD, eof
    says that no more will come. */
-static inline int client_take(struct client *c, bool bodyless, bool eof)
-{
+static inline int client_take(struct client *c, bool bodyless, bool eof) {
     const char *p = c->in + c->from, *end = p, *body;
     size_t len = c->len - c->from, have, want = 0;
     char text[64];
@@ -864,8 +822,7 @@ static inline int client_take(struct client *c, bool bodyless, bool eof)
 
 /* Reads one reply: its status, 0 when the server closed instead of giving
    one, -1 when it failed, came too late or is no HTTP. */
-static inline int client_read(struct client *c, bool bodyless)
-{
+static inline int client_read(struct client *c, bool bodyless) {
     long until = now_ms() + c->limit_ms;
     bool eof = false;
 
@@ -884,8 +841,7 @@ static inline int client_read(struct client *c, bool bodyless)
 }
 
 /* True when the server closes the connection and sends nothing more. */
-static inline bool client_closed(struct client *c)
-{
+static inline bool client_closed(struct client *c) {
     bool closed = client_read(c, false) == 0;
 
     client_drop(c);
@@ -897,10 +853,9 @@ static inline bool client_closed(struct client *c)
    with their \r\n, or NULL; body NULL is no body. */
 static inline int client_ask(struct client *c, const char *method,
                              const char *target, const char *headers,
-                             const void *body, size_t len)
-{
-    char *head = malloc(strlen(target) + 512 +
-                        (headers != NULL ? strlen(headers) : 0));
+                             const void *body, size_t len) {
+    char *head =
+        malloc(strlen(target) + 512 + (headers != NULL ? strlen(headers) : 0));
     int n, status;
 
     c->status = -1;
@@ -924,16 +879,13 @@ static inline int client_ask(struct client *c, const char *method,
 
 /* As client_ask, for text and no headers of its own. */
 static inline int client_text(struct client *c, const char *method,
-                              const char *target, const char *body)
-{
+                              const char *target, const char *body) {
     return client_ask(c, method, target, NULL, body,
                       body != NULL ? strlen(body) : 0);
 }
 
 /* Asks once on a connection of its own; the status alone. */
-static inline int status_of(int port, const char *method,
-                            const char *target)
-{
+static inline int status_of(int port, const char *method, const char *target) {
     struct client c = client_make(port);
     int status;
 
@@ -944,8 +896,7 @@ static inline int status_of(int port, const char *method,
 }
 
 /* True when nobody listens on a port. */
-static inline bool port_silent(int port)
-{
+static inline bool port_silent(int port) {
     struct client c = client_make(port);
     bool silent = !client_connect(&c);
 
@@ -956,8 +907,7 @@ static inline bool port_silent(int port)
 /* ---- Servers --------------------------------------------------------- */
 
 /* Adds words to a server's command line. */
-static inline void server_args(struct server *s, const char *fmt, ...)
-{
+static inline void server_args(struct server *s, const char *fmt, ...) {
     char *at = s->text + s->text_len;
     size_t room = sizeof s->text - s->text_len;
     va_list ap;
@@ -974,8 +924,7 @@ static inline void server_args(struct server *s, const char *fmt, ...)
 /* A new server, not yet started, whose command line so far is the program's
    name.  Its directory and log are named after it. */
 static inline struct server *server_plain(const char *name,
-                                          const char *program)
-{
+                                          const char *program) {
     struct server *s = &the_run.servers[the_run.server_count];
 
     check(the_run.server_count < MAX_SERVERS, "too many servers");
@@ -985,15 +934,14 @@ static inline struct server *server_plain(const char *name,
     the_run.made++;
     snprintf(s->dir, sizeof s->dir, "%.300s/%.60s-%u.d", the_run.dir, name,
              the_run.made);
-    snprintf(s->log, sizeof s->log, "%.300s/%.60s-%u.log", the_run.dir,
-             name, the_run.made);
+    snprintf(s->log, sizeof s->log, "%.300s/%.60s-%u.log", the_run.dir, name,
+             the_run.made);
     server_args(s, "%s", program);
     return s;
 }
 
 /* A new node with a data directory of its own. */
-static inline struct server *server_new(const char *name)
-{
+static inline struct server *server_new(const char *name) {
     struct server *s = server_plain(name, the_run.exe);
 
     server_args(s, "-dataPath %s", s->dir);
@@ -1001,8 +949,7 @@ static inline struct server *server_new(const char *name)
 }
 
 /* Starts the process; the log's part of this start begins here. */
-static inline void server_start(struct server *s)
-{
+static inline void server_start(struct server *s) {
     long size = file_size(s->log);
 
     s->log_from = size > 0 ? size : 0;
@@ -1012,8 +959,7 @@ static inline void server_start(struct server *s)
 }
 
 /* This start's part of the log; the caller frees. */
-static inline char *server_log(const struct server *s)
-{
+static inline char *server_log(const struct server *s) {
     size_t len;
     char *all = file_read(s->log, &len);
 
@@ -1026,8 +972,7 @@ static inline char *server_log(const struct server *s)
 }
 
 /* True once the ready line is in the log; it gives the port. */
-static inline bool server_said_ready(struct server *s)
-{
+static inline bool server_said_ready(struct server *s) {
     char *log = server_log(s), *p = log;
     bool ready = false;
 
@@ -1048,8 +993,7 @@ static inline bool server_said_ready(struct server *s)
 
 /* Waits until a node that was started is ready: it has said so, and
    /_ready answers 200. */
-static inline void server_ready(struct server *s)
-{
+static inline void server_ready(struct server *s) {
     long until = now_ms() + 2 * LIMIT_MS;
 
     while (!server_said_ready(s)) {
@@ -1064,8 +1008,7 @@ static inline void server_ready(struct server *s)
 }
 
 /* Checks that no sanitizer spoke in a server's log. */
-static inline void server_clean(const struct server *s)
-{
+static inline void server_clean(const struct server *s) {
     size_t len;
     char *all = file_read(s->log, &len);
     const char *report = all != NULL ? sanitizer_report(all) : NULL;
@@ -1077,8 +1020,7 @@ static inline void server_clean(const struct server *s)
 }
 
 /* Ends a server with SIGTERM; it must exit 0, with a clean log. */
-static inline void server_stop(struct server *s)
-{
+static inline void server_stop(struct server *s) {
     pid_t pid = s->pid;
     int code;
 
@@ -1094,8 +1036,7 @@ static inline void server_stop(struct server *s)
 }
 
 /* Ends a server with kill -9. */
-static inline void server_kill(struct server *s)
-{
+static inline void server_kill(struct server *s) {
     int code;
 
     check(s->pid > 0, "%s is not running", s->name);
@@ -1108,8 +1049,7 @@ static inline void server_kill(struct server *s)
 
 /* A cmocka teardown: ends what a failed test left running, checks all the
    logs, and forgets the servers. */
-static inline int servers_end(void **state)
-{
+static inline int servers_end(void **state) {
     size_t n = the_run.server_count;
 
     (void)state;

@@ -6,13 +6,12 @@
 
 #include "harness.h"
 
-#define X16 "xxxxxxxxxxxxxxxx"
-#define X127 X16 X16 X16 X16 X16 X16 X16 "xxxxxxxxxxxxxxx"
-#define COUNT(table) (sizeof (table) / sizeof (table)[0])
+#define X16          "xxxxxxxxxxxxxxxx"
+#define X127         X16 X16 X16 X16 X16 X16 X16 "xxxxxxxxxxxxxxx"
+#define COUNT(table) (sizeof(table) / sizeof(table)[0])
 
 /* Starts a node that runs alone, with further flags. */
-static struct server *alone(const char *name, const char *flags)
-{
+static struct server *alone(const char *name, const char *flags) {
     struct server *s = server_new(name);
 
     server_args(s, "-port 0 -peerPort 0 %s", flags);
@@ -22,21 +21,19 @@ static struct server *alone(const char *name, const char *flags)
 }
 
 /* Starts a node again that was ended. */
-static void again(struct server *s)
-{
+static void again(struct server *s) {
     server_start(s);
     server_ready(s);
 }
 
 /* The peer port of a node, as its discovery list tells. */
-static int peer_port(const struct server *s)
-{
+static int peer_port(const struct server *s) {
     struct client c = client_make(s->port);
     const char *at;
     int port = 0;
 
-    check(client_text(&c, "GET", "/_nodes_discovery", NULL) == 200,
-          "status %d", c.status);
+    check(client_text(&c, "GET", "/_nodes_discovery", NULL) == 200, "status %d",
+          c.status);
     at = strstr(json_squeeze(c.body), "\"Host\":\"127.0.0.1:");
     check(at != NULL, "no Host in %s", c.body);
     port = (int)strtol(strrchr(strtok((char *)at, ","), ':') + 1, NULL, 10);
@@ -47,58 +44,57 @@ static int peer_port(const struct server *s)
 
 /* ---- The command line ------------------------------------------------ */
 
-static void test_flags_refused(void **state)
-{
-    static const struct { const char *args, *word; } rows[] = {
-        { "-nope", "nope" },
-        { "--nope=1", "nope" },
-        { "stray", "stray" },
-        { "-port 8000 stray", "stray" },
-        { "-debug perhaps", "perhaps" },
-        { "-debug=perhaps", "debug" },
-        { "-port", "port" },
-        { "-port eighty", "port" },
-        { "-port 80x", "port" },
-        { "-port 70000", "port" },
-        { "-port -1", "port" },
-        { "-port=", "port" },
-        { "-peerPort 65536", "peerPort" },
-        { "-partitions 3", "partitions" },
-        { "-partitions 0", "partitions" },
-        { "-partitions 8192", "partitions" },
-        { "-partitions many", "partitions" },
-        { "-replicas 0", "replicas" },
-        { "-replicas -3", "replicas" },
-        { "-threads 0x", "threads" },
-        { "-maxValue junk", "maxValue" },
-        { "-maxValue 64Q", "maxValue" },
-        { "-maxValue 99999999999999999999", "maxValue" },
-        { "-sync often", "sync" },
-        { "-scrub soon", "scrub" },
-        { "-moveRate fast", "moveRate" },
-        { "-etcd https://127.0.0.1:2379", "etcd" },
-        { "-etcd nonsense", "etcd" },
-        { "-initialCluster nonsense", "initialCluster" },
-        { "-name=", "name" },
+static void test_flags_refused(void **state) {
+    static const struct {
+        const char *args, *word;
+    } rows[] = {
+        {"-nope", "nope"},
+        {"--nope=1", "nope"},
+        {"stray", "stray"},
+        {"-port 8000 stray", "stray"},
+        {"-debug perhaps", "perhaps"},
+        {"-debug=perhaps", "debug"},
+        {"-port", "port"},
+        {"-port eighty", "port"},
+        {"-port 80x", "port"},
+        {"-port 70000", "port"},
+        {"-port -1", "port"},
+        {"-port=", "port"},
+        {"-peerPort 65536", "peerPort"},
+        {"-partitions 3", "partitions"},
+        {"-partitions 0", "partitions"},
+        {"-partitions 8192", "partitions"},
+        {"-partitions many", "partitions"},
+        {"-replicas 0", "replicas"},
+        {"-replicas -3", "replicas"},
+        {"-threads 0x", "threads"},
+        {"-maxValue junk", "maxValue"},
+        {"-maxValue 64Q", "maxValue"},
+        {"-maxValue 99999999999999999999", "maxValue"},
+        {"-sync often", "sync"},
+        {"-scrub soon", "scrub"},
+        {"-moveRate fast", "moveRate"},
+        {"-etcd https://127.0.0.1:2379", "etcd"},
+        {"-etcd nonsense", "etcd"},
+        {"-initialCluster nonsense", "initialCluster"},
+        {"-name=", "name"},
     };
 
     (void)state;
     for (size_t i = 0; i < COUNT(rows); i++) {
-        struct output o = { 0 };
+        struct output o = {0};
         char dir[MAX_PATH + 8];
 
         snprintf(dir, sizeof dir, "%s/unused", the_run.dir);
         run(&o, "%s -dataPath %s %s", the_run.exe, dir, rows[i].args);
-        check(o.code == 2, "%s: exit code %d: %s", rows[i].args, o.code,
-              o.err);
+        check(o.code == 2, "%s: exit code %d: %s", rows[i].args, o.code, o.err);
         check_refused(&o, 2, rows[i].word);
         check(file_size(dir) < 0, "%s: made a directory", rows[i].args);
     }
 }
 
-static void test_add_refused(void **state)
-{
-    struct output o = { 0 };
+static void test_add_refused(void **state) {
+    struct output o = {0};
 
     (void)state;
     run(&o, "%s -dataPath %s/unused -port 0 -peerPort 0 -add", the_run.exe,
@@ -107,18 +103,41 @@ static void test_add_refused(void **state)
     check_refused(&o, o.code, "add");
 }
 
-static void test_help(void **state)
-{
+static void test_help(void **state) {
     static const char *const words[] = {
-        "-name", "-host", "-listen", "-port", "-peerPort", "-dataPath",
-        "-initialCluster", "-etcd", "-add", "-replicas", "-partitions",
-        "-zone", "-sync", "-threads", "-maxValue", "-secretFile",
-        "-moveRate", "-scrub", "-acceptDamage", "-check", "-dump", "-debug",
-        "node1", "127.0.0.1", "8000", "9000", "256", "second", "64M",
+        "-name",
+        "-host",
+        "-listen",
+        "-port",
+        "-peerPort",
+        "-dataPath",
+        "-initialCluster",
+        "-etcd",
+        "-add",
+        "-replicas",
+        "-partitions",
+        "-zone",
+        "-sync",
+        "-threads",
+        "-maxValue",
+        "-secretFile",
+        "-moveRate",
+        "-scrub",
+        "-acceptDamage",
+        "-check",
+        "-dump",
+        "-debug",
+        "node1",
+        "127.0.0.1",
+        "8000",
+        "9000",
+        "256",
+        "second",
+        "64M",
         "24h",
     };
-    static const char *const spellings[] = { "-help", "--help" };
-    struct output o = { 0 };
+    static const char *const spellings[] = {"-help", "--help"};
+    struct output o = {0};
 
     (void)state;
     for (size_t i = 0; i < COUNT(spellings); i++) {
@@ -126,8 +145,8 @@ static void test_help(void **state)
         check(o.code == 0, "exit code %d", o.code);
         check(o.err[0] == '\0', "on stderr: %s", o.err);
         for (size_t j = 0; j < COUNT(words); j++)
-            check(strstr(o.out, words[j]) != NULL, "no %s in:\n%s",
-                  words[j], o.out);
+            check(strstr(o.out, words[j]) != NULL, "no %s in:\n%s", words[j],
+                  o.out);
         check(strstr(o.out, "estoraje") < strstr(o.out, "-acceptDamage"),
               "the examples do not come first:\n%s", o.out);
         output_free(&o);
@@ -138,8 +157,7 @@ static void test_help(void **state)
     output_free(&o);
 }
 
-static void test_flag_forms(void **state)
-{
+static void test_flag_forms(void **state) {
     static const char *const rows[] = {
         "-port 0 -peerPort 0 -name alpha -partitions 16",
         "-port=0 -peerPort=0 -name=alpha -partitions=16",
@@ -149,8 +167,8 @@ static void test_flag_forms(void **state)
         "-port 0 -peerPort 0 -debug false -name alpha -partitions 16",
         "-port 0 -peerPort 0 -debug=false -name alpha -partitions 16",
         "-host 127.0.0.1 -listen 0.0.0.0 -port 0 -peerPort 0 -name alpha "
-            "-partitions 16 -threads 3 -maxValue 1G -sync none -scrub 0 "
-            "-moveRate 10M -zone z1 -replicas 1 -add=false",
+        "-partitions 16 -threads 3 -maxValue 1G -sync none -scrub 0 "
+        "-moveRate 10M -zone z1 -replicas 1 -add=false",
         "-host localhost -port 0 -peerPort 0 -name alpha -partitions 16",
     };
 
@@ -167,21 +185,20 @@ static void test_flag_forms(void **state)
               "%s: status %d", rows[i], c.status);
         json_squeeze(c.body);
         check(strstr(c.body, "\"name\":\"alpha\"") != NULL &&
-              strstr(c.body, "\"partitions\":16") != NULL, "%s: %s",
-              rows[i], c.body);
+                  strstr(c.body, "\"partitions\":16") != NULL,
+              "%s: %s", rows[i], c.body);
         client_end(&c);
         server_stop(s);
     }
 }
 
 /* IPv6, where the machine has it: the ready line is a URL that works. */
-static void test_ipv6(void **state)
-{
-    struct sockaddr_in6 a = { .sin6_family = AF_INET6,
-                              .sin6_addr = IN6ADDR_LOOPBACK_INIT };
+static void test_ipv6(void **state) {
+    struct sockaddr_in6 a = {.sin6_family = AF_INET6,
+                             .sin6_addr = IN6ADDR_LOOPBACK_INIT};
     int fd = socket(AF_INET6, SOCK_STREAM, 0);
     bool have = fd >= 0 && bind(fd, (struct sockaddr *)&a, sizeof a) == 0;
-    struct output o = { 0 };
+    struct output o = {0};
     struct server *s;
     char *log;
 
@@ -207,8 +224,7 @@ static void test_ipv6(void **state)
 }
 
 /* With no -dataPath the data is in ./data. */
-static void test_default_directory(void **state)
-{
+static void test_default_directory(void **state) {
     struct server *s = server_plain("default", the_run.exe);
     char path[MAX_PATH + 32];
 
@@ -224,12 +240,11 @@ static void test_default_directory(void **state)
 }
 
 /* What keeps a node from starting: exit 1, one line, nothing changed. */
-static void test_start_refused(void **state)
-{
+static void test_start_refused(void **state) {
     struct server *s = alone("holder", "-partitions 16");
     int peer = peer_port(s);
     uint64_t before;
-    struct output o = { 0 };
+    struct output o = {0};
     char word[MAX_PATH + 32];
     struct client c = client_make(s->port);
 
@@ -245,8 +260,8 @@ static void test_start_refused(void **state)
     check_refused(&o, 1, word);
 
     part("directory in use");
-    run(&o, "%s -dataPath %s -port 0 -peerPort 0 -partitions 16",
-        the_run.exe, s->dir);
+    run(&o, "%s -dataPath %s -port 0 -peerPort 0 -partitions 16", the_run.exe,
+        s->dir);
     check_refused(&o, 1, s->dir);
     check(client_text(&c, "PUT", "/k", "still here") == 201, "status %d",
           c.status);
@@ -255,11 +270,13 @@ static void test_start_refused(void **state)
 
     part("another count of partitions or replicas");
     before = tree_sum(s->dir);
-    run(&o, "%s -dataPath %s -port 0 -peerPort 0 -partitions 32",
-        the_run.exe, s->dir);
+    run(&o, "%s -dataPath %s -port 0 -peerPort 0 -partitions 32", the_run.exe,
+        s->dir);
     check_refused(&o, 1, "partitions");
-    run(&o, "%s -dataPath %s -port 0 -peerPort 0 -partitions 16 "
-        "-replicas 2", the_run.exe, s->dir);
+    run(&o,
+        "%s -dataPath %s -port 0 -peerPort 0 -partitions 16 "
+        "-replicas 2",
+        the_run.exe, s->dir);
     check_refused(&o, 1, "replicas");
     check(tree_sum(s->dir) == before, "the directory was changed");
 
@@ -270,22 +287,22 @@ static void test_start_refused(void **state)
     check_refused(&o, 1, word);
     run(&o, "%s -dataPath %s/below -port 0 -peerPort 0", the_run.exe, word);
     check_refused(&o, 1, word);
-    run(&o, "%s -dataPath /proc/nothing-here -port 0 -peerPort 0",
-        the_run.exe);
+    run(&o, "%s -dataPath /proc/nothing-here -port 0 -peerPort 0", the_run.exe);
     check_refused(&o, 1, "/proc/nothing-here");
 
     part("a secret file that is not there");
-    run(&o, "%s -dataPath %s/other -port 0 -peerPort 0 "
-        "-secretFile %s/no-secret", the_run.exe, the_run.dir, the_run.dir);
+    run(&o,
+        "%s -dataPath %s/other -port 0 -peerPort 0 "
+        "-secretFile %s/no-secret",
+        the_run.exe, the_run.dir, the_run.dir);
     check_refused(&o, 1, "no-secret");
 }
 
 /* A log file of another cluster is refused, and nothing is touched. */
-static void test_foreign_log(void **state)
-{
+static void test_foreign_log(void **state) {
     struct server *a = alone("mine", "-partitions 1");
     struct server *b = alone("theirs", "-partitions 1");
-    struct output o = { 0 };
+    struct output o = {0};
     char path[MAX_PATH + 16];
     struct client c = client_make(b->port);
     uint64_t before;
@@ -304,8 +321,8 @@ static void test_foreign_log(void **state)
     check(file_write(path, "wb", log, len), "cannot write %s", path);
     free(log);
     before = tree_sum(a->dir);
-    run(&o, "%s -dataPath %s -port 0 -peerPort 0 -partitions 1",
-        the_run.exe, a->dir);
+    run(&o, "%s -dataPath %s -port 0 -peerPort 0 -partitions 1", the_run.exe,
+        a->dir);
     check_refused(&o, 1, "000.log");
     check(tree_sum(a->dir) == before, "the directory was changed");
 }
@@ -313,8 +330,7 @@ static void test_foreign_log(void **state)
 /* Fewer descriptors than the partitions need: a line, and exit 1.  At the
    limit the listener rests: who is connected is served, and once the crowd
    has gone anybody is. */
-static void test_descriptors(void **state)
-{
+static void test_descriptors(void **state) {
     struct server *s = server_new("few");
     struct client crowd[160], c;
     int code;
@@ -328,8 +344,7 @@ static void test_descriptors(void **state)
     code = process_wait(s->pid, LIMIT_MS);
     s->pid = code >= 0 ? 0 : s->pid;
     log = server_log(s);
-    check(code == 1 && strstr(log, "descriptor") != NULL, "%d: %s", code,
-          log);
+    check(code == 1 && strstr(log, "descriptor") != NULL, "%d: %s", code, log);
     free(log);
 
     part("a crowd at the limit");
@@ -358,8 +373,7 @@ static void test_descriptors(void **state)
 /* The server that the API tests share. */
 static struct server *api;
 
-static int api_begin(void **state)
-{
+static int api_begin(void **state) {
     (void)state;
     api = alone("api", "-threads 1 -maxValue 8M");
     return 0;
@@ -367,47 +381,47 @@ static int api_begin(void **state)
 
 /* The rules that every answer keeps, whatever was asked. */
 static void check_answer(const struct client *c, const char *method,
-                         const char *target)
-{
+                         const char *target) {
     bool system = strncmp(target, "/_", 2) == 0;
     char text[300] = "";
 
-    check(c->status >= 100, "%s %s: no answer (%d)", method, target,
-          c->status);
+    check(c->status >= 100, "%s %s: no answer (%d)", method, target, c->status);
     if (c->status == 204) {
         check(!client_header(c, "Content-Length", text, sizeof text),
               "%s %s: a 204 with Content-Length", method, target);
         return;
     }
     check(client_header(c, "Content-Length", text, sizeof text) ||
-          client_header(c, "Transfer-Encoding", text, sizeof text),
+              client_header(c, "Transfer-Encoding", text, sizeof text),
           "%s %s: no length in\n%s", method, target, c->head);
     if (c->status == 405)
         check(client_header(c, "Allow", text, sizeof text) &&
-              strstr(text, "GET") != NULL, "Allow: %s", text);
+                  strstr(text, "GET") != NULL,
+              "Allow: %s", text);
     if (c->status == 503)
         check(client_header(c, "Retry-After", text, sizeof text),
               "503 without Retry-After");
     if (c->status < 400 || strcmp(method, "HEAD") == 0)
         return;
     if (c->status == 404 && !system) {
-        check(c->body_len == 0, "%s %s: 404 with a body: %s", method,
-              target, c->body);
+        check(c->body_len == 0, "%s %s: 404 with a body: %s", method, target,
+              c->body);
         return;
     }
     check(client_header(c, "Content-Type", text, sizeof text) &&
-          strncmp(text, "text/plain", 10) == 0, "%s %s: %d as %s", method,
-          target, c->status, text);
+              strncmp(text, "text/plain", 10) == 0,
+          "%s %s: %d as %s", method, target, c->status, text);
     check(c->body_len > 1 && text_lines(c->body) == 1 &&
-          c->body[c->body_len - 1] == '\n', "%s %s: %d is not one line: "
-          "\"%s\"", method, target, c->status, c->body);
+              c->body[c->body_len - 1] == '\n',
+          "%s %s: %d is not one line: "
+          "\"%s\"",
+          method, target, c->status, c->body);
 }
 
 /* Checks one "Name: value" of a reply; the value * is any that is there, -
    is none at all, and what ends in * need only begin so. */
 static void check_header(const struct client *c, const char *line,
-                         const char *what)
-{
+                         const char *what) {
     const char *value = strchr(line, ':') + 2;
     char name[64], seen[300] = "";
     size_t n = strlen(value);
@@ -418,31 +432,34 @@ static void check_header(const struct client *c, const char *line,
     if (strcmp(value, "-") == 0)
         check(!found, "%s: has %s: %s", what, name, seen);
     else if (n > 0 && value[n - 1] == '*')
-        check(found && strncmp(seen, value, n - 1) == 0, "%s: %s is \"%s\","
-              " not %s", what, name, seen, value);
+        check(found && strncmp(seen, value, n - 1) == 0,
+              "%s: %s is \"%s\","
+              " not %s",
+              what, name, seen, value);
     else
-        check(found && strcmp(seen, value) == 0, "%s: %s is \"%s\", not "
-              "\"%s\"", what, name, seen, value);
+        check(found && strcmp(seen, value) == 0,
+              "%s: %s is \"%s\", not "
+              "\"%s\"",
+              what, name, seen, value);
 }
 
 /* One request and what must come back. */
 struct call {
     const char *method, *target, *headers, *body;
     int status;
-    const char *gives;          /* the exact body; NULL: any */
-    const char *head[4];        /* headers, as check_header */
+    const char *gives;   /* the exact body; NULL: any */
+    const char *head[4]; /* headers, as check_header */
 };
 
 /* Asks every call of a table in order, on one connection. */
-static void calls_run(int port, const struct call *calls, size_t n)
-{
+static void calls_run(int port, const struct call *calls, size_t n) {
     struct client c = client_make(port);
 
     for (size_t i = 0; i < n; i++) {
         const struct call *r = &calls[i];
         char what[128];
-        int status = client_ask(&c, r->method, r->target, r->headers,
-                                r->body, r->body ? strlen(r->body) : 0);
+        int status = client_ask(&c, r->method, r->target, r->headers, r->body,
+                                r->body ? strlen(r->body) : 0);
 
         snprintf(what, sizeof what, "row %zu, %s %.80s", i, r->method,
                  r->target);
@@ -457,149 +474,171 @@ static void calls_run(int port, const struct call *calls, size_t n)
     client_end(&c);
 }
 
-#define FORM "Content-Type: application/x-www-form-urlencoded\r\n"
+#define FORM   "Content-Type: application/x-www-form-urlencoded\r\n"
 #define OCTETS "Content-Type: application/octet-stream"
 
 static const struct call value_calls[] = {
-    { "GET", "/a", NULL, NULL, 404, "", { "Content-Length: 0" } },
-    { "HEAD", "/a", NULL, NULL, 404, "", { NULL } },
-    { "DELETE", "/a", NULL, NULL, 404, "", { NULL } },
-    { "POST", "/a", FORM, "hello", 201, NULL, { "ETag: \"*" } },
-    { "GET", "/a", NULL, NULL, 200, "hello",
-      { "ETag: \"*", "Content-Length: 5", OCTETS, "Accept-Ranges: bytes" } },
-    { "HEAD", "/a", NULL, NULL, 200, "",
-      { "ETag: \"*", "Content-Length: 5", OCTETS, "Accept-Ranges: bytes" } },
-    { "POST", "/a", NULL, "hello again", 204, "", { "ETag: \"*" } },
-    { "PUT", "/a", NULL, "third", 204, "", { "ETag: \"*" } },
-    { "GET", "/a", NULL, NULL, 200, "third", { OCTETS } },
-    { "DELETE", "/a", NULL, NULL, 204, "", { NULL } },
-    { "GET", "/a", NULL, NULL, 404, "", { NULL } },
-    { "DELETE", "/a", NULL, NULL, 404, "", { NULL } },
-    { "PUT", "/a", NULL, "once more", 201, NULL, { "ETag: \"*" } },
-    { "GET", "/a", NULL, NULL, 200, "once more", { NULL } },
+    {"GET", "/a", NULL, NULL, 404, "", {"Content-Length: 0"}},
+    {"HEAD", "/a", NULL, NULL, 404, "", {NULL}},
+    {"DELETE", "/a", NULL, NULL, 404, "", {NULL}},
+    {"POST", "/a", FORM, "hello", 201, NULL, {"ETag: \"*"}},
+    {"GET",
+     "/a",
+     NULL,
+     NULL,
+     200,
+     "hello",
+     {"ETag: \"*", "Content-Length: 5", OCTETS, "Accept-Ranges: bytes"}},
+    {"HEAD",
+     "/a",
+     NULL,
+     NULL,
+     200,
+     "",
+     {"ETag: \"*", "Content-Length: 5", OCTETS, "Accept-Ranges: bytes"}},
+    {"POST", "/a", NULL, "hello again", 204, "", {"ETag: \"*"}},
+    {"PUT", "/a", NULL, "third", 204, "", {"ETag: \"*"}},
+    {"GET", "/a", NULL, NULL, 200, "third", {OCTETS}},
+    {"DELETE", "/a", NULL, NULL, 204, "", {NULL}},
+    {"GET", "/a", NULL, NULL, 404, "", {NULL}},
+    {"DELETE", "/a", NULL, NULL, 404, "", {NULL}},
+    {"PUT", "/a", NULL, "once more", 201, NULL, {"ETag: \"*"}},
+    {"GET", "/a", NULL, NULL, 200, "once more", {NULL}},
     /* an empty value is a value */
-    { "PUT", "/empty", NULL, "", 201, NULL, { "ETag: \"*" } },
-    { "GET", "/empty", NULL, NULL, 200, "", { "Content-Length: 0" } },
-    { "POST", "/empty", NULL, NULL, 204, "", { NULL } },
-    { "GET", "/empty", NULL, NULL, 200, "", { OCTETS } },
-    { "DELETE", "/empty", NULL, NULL, 204, "", { NULL } },
-    { "GET", "/empty", NULL, NULL, 404, "", { NULL } },
+    {"PUT", "/empty", NULL, "", 201, NULL, {"ETag: \"*"}},
+    {"GET", "/empty", NULL, NULL, 200, "", {"Content-Length: 0"}},
+    {"POST", "/empty", NULL, NULL, 204, "", {NULL}},
+    {"GET", "/empty", NULL, NULL, 200, "", {OCTETS}},
+    {"DELETE", "/empty", NULL, NULL, 204, "", {NULL}},
+    {"GET", "/empty", NULL, NULL, 404, "", {NULL}},
     /* the type is kept, until the next write */
-    { "PUT", "/t", "Content-Type: text/html; charset=utf-8\r\n", "<p>", 201,
-      NULL, { NULL } },
-    { "GET", "/t", NULL, NULL, 200, "<p>",
-      { "Content-Type: text/html; charset=utf-8" } },
-    { "HEAD", "/t", NULL, NULL, 200, "",
-      { "Content-Type: text/html; charset=utf-8" } },
-    { "PUT", "/t", "content-type:image/png\r\n", "<p>", 204, "", { NULL } },
-    { "GET", "/t", NULL, NULL, 200, "<p>", { "Content-Type: image/png" } },
-    { "PUT", "/t", FORM, "x=1", 204, "", { NULL } },
-    { "GET", "/t", NULL, NULL, 200, "x=1", { OCTETS } },
-    { "PUT", "/t", "Content-Type: " X127 "\r\n", "y", 204, "", { NULL } },
-    { "GET", "/t", NULL, NULL, 200, "y", { "Content-Type: " X127 } },
-    { "PUT", "/t", "Content-Type: x" X127 "\r\n", "z", 400, NULL,
-      { NULL } },
-    { "GET", "/t", NULL, NULL, 200, "y", { NULL } },
+    {"PUT",
+     "/t",
+     "Content-Type: text/html; charset=utf-8\r\n",
+     "<p>",
+     201,
+     NULL,
+     {NULL}},
+    {"GET",
+     "/t",
+     NULL,
+     NULL,
+     200,
+     "<p>",
+     {"Content-Type: text/html; charset=utf-8"}},
+    {"HEAD",
+     "/t",
+     NULL,
+     NULL,
+     200,
+     "",
+     {"Content-Type: text/html; charset=utf-8"}},
+    {"PUT", "/t", "content-type:image/png\r\n", "<p>", 204, "", {NULL}},
+    {"GET", "/t", NULL, NULL, 200, "<p>", {"Content-Type: image/png"}},
+    {"PUT", "/t", FORM, "x=1", 204, "", {NULL}},
+    {"GET", "/t", NULL, NULL, 200, "x=1", {OCTETS}},
+    {"PUT", "/t", "Content-Type: " X127 "\r\n", "y", 204, "", {NULL}},
+    {"GET", "/t", NULL, NULL, 200, "y", {"Content-Type: " X127}},
+    {"PUT", "/t", "Content-Type: x" X127 "\r\n", "z", 400, NULL, {NULL}},
+    {"GET", "/t", NULL, NULL, 200, "y", {NULL}},
 };
 
 static const struct call key_calls[] = {
-    { "PUT", "/b%20c", NULL, "blank", 201, NULL, { NULL } },
-    { "GET", "/%62%20%63", NULL, NULL, 200, "blank", { NULL } },
-    { "GET", "/b+c", NULL, NULL, 404, "", { NULL } },
-    { "PUT", "/p%2525", NULL, "once", 201, NULL, { NULL } },
-    { "GET", "/%70%2525", NULL, NULL, 200, "once", { NULL } },
-    { "GET", "/p%25", NULL, NULL, 404, "", { NULL } },
-    { "PUT", "/d/e//f/", NULL, "slashes", 201, NULL, { NULL } },
-    { "GET", "/d%2Fe%2f/f/", NULL, NULL, 200, "slashes", { NULL } },
-    { "GET", "/d/e/f", NULL, NULL, 404, "", { NULL } },
-    { "GET", "/d/e//f", NULL, NULL, 404, "", { NULL } },
-    { "PUT", "/d/../g", NULL, "dots", 201, NULL, { NULL } },
-    { "GET", "/g", NULL, NULL, 404, "", { NULL } },
-    { "GET", "/d/../g", NULL, NULL, 200, "dots", { NULL } },
-    { "PUT", "//", NULL, "a slash", 201, NULL, { NULL } },
-    { "GET", "/%2F", NULL, NULL, 200, "a slash", { NULL } },
-    { "PUT", "/z%00y", NULL, "nul", 201, NULL, { NULL } },
-    { "GET", "/z%00y", NULL, NULL, 200, "nul", { NULL } },
-    { "GET", "/z", NULL, NULL, 404, "", { NULL } },
-    { "GET", "/z%00", NULL, NULL, 404, "", { NULL } },
-    { "PUT", "/%00", NULL, "only nul", 201, NULL, { NULL } },
-    { "GET", "/%00", NULL, NULL, 200, "only nul", { NULL } },
-    { "PUT", "/%fF%FE", NULL, "high", 201, NULL, { NULL } },
-    { "GET", "/%Ff%fe", NULL, NULL, 200, "high", { NULL } },
-    { "PUT", "/q%3Flist", NULL, "question", 201, NULL, { NULL } },
-    { "GET", "/q%3flist", NULL, NULL, 200, "question", { NULL } },
-    { "PUT", "/%5Fx", NULL, "underscore", 201, NULL, { NULL } },
-    { "GET", "/%5fx", NULL, NULL, 200, "underscore", { NULL } },
-    { "GET", "/_x", NULL, NULL, 404, NULL, { NULL } },
-    { "DELETE", "/%5Fx", NULL, NULL, 204, "", { NULL } },
-    { "PUT", "/x_y", NULL, "inside", 201, NULL, { NULL } },
-    { "GET", "/x_y", NULL, NULL, 200, "inside", { NULL } },
-    { "PUT", "/%zz", NULL, "v", 400, NULL, { NULL } },
-    { "GET", "/%zz", NULL, NULL, 400, NULL, { NULL } },
-    { "GET", "/a%", NULL, NULL, 400, NULL, { NULL } },
-    { "GET", "/a%4", NULL, NULL, 400, NULL, { NULL } },
-    { "GET", "/a%4g", NULL, NULL, 400, NULL, { NULL } },
-    { "GET", "/%-1", NULL, NULL, 400, NULL, { NULL } },
+    {"PUT", "/b%20c", NULL, "blank", 201, NULL, {NULL}},
+    {"GET", "/%62%20%63", NULL, NULL, 200, "blank", {NULL}},
+    {"GET", "/b+c", NULL, NULL, 404, "", {NULL}},
+    {"PUT", "/p%2525", NULL, "once", 201, NULL, {NULL}},
+    {"GET", "/%70%2525", NULL, NULL, 200, "once", {NULL}},
+    {"GET", "/p%25", NULL, NULL, 404, "", {NULL}},
+    {"PUT", "/d/e//f/", NULL, "slashes", 201, NULL, {NULL}},
+    {"GET", "/d%2Fe%2f/f/", NULL, NULL, 200, "slashes", {NULL}},
+    {"GET", "/d/e/f", NULL, NULL, 404, "", {NULL}},
+    {"GET", "/d/e//f", NULL, NULL, 404, "", {NULL}},
+    {"PUT", "/d/../g", NULL, "dots", 201, NULL, {NULL}},
+    {"GET", "/g", NULL, NULL, 404, "", {NULL}},
+    {"GET", "/d/../g", NULL, NULL, 200, "dots", {NULL}},
+    {"PUT", "//", NULL, "a slash", 201, NULL, {NULL}},
+    {"GET", "/%2F", NULL, NULL, 200, "a slash", {NULL}},
+    {"PUT", "/z%00y", NULL, "nul", 201, NULL, {NULL}},
+    {"GET", "/z%00y", NULL, NULL, 200, "nul", {NULL}},
+    {"GET", "/z", NULL, NULL, 404, "", {NULL}},
+    {"GET", "/z%00", NULL, NULL, 404, "", {NULL}},
+    {"PUT", "/%00", NULL, "only nul", 201, NULL, {NULL}},
+    {"GET", "/%00", NULL, NULL, 200, "only nul", {NULL}},
+    {"PUT", "/%fF%FE", NULL, "high", 201, NULL, {NULL}},
+    {"GET", "/%Ff%fe", NULL, NULL, 200, "high", {NULL}},
+    {"PUT", "/q%3Flist", NULL, "question", 201, NULL, {NULL}},
+    {"GET", "/q%3flist", NULL, NULL, 200, "question", {NULL}},
+    {"PUT", "/%5Fx", NULL, "underscore", 201, NULL, {NULL}},
+    {"GET", "/%5fx", NULL, NULL, 200, "underscore", {NULL}},
+    {"GET", "/_x", NULL, NULL, 404, NULL, {NULL}},
+    {"DELETE", "/%5Fx", NULL, NULL, 204, "", {NULL}},
+    {"PUT", "/x_y", NULL, "inside", 201, NULL, {NULL}},
+    {"GET", "/x_y", NULL, NULL, 200, "inside", {NULL}},
+    {"PUT", "/%zz", NULL, "v", 400, NULL, {NULL}},
+    {"GET", "/%zz", NULL, NULL, 400, NULL, {NULL}},
+    {"GET", "/a%", NULL, NULL, 400, NULL, {NULL}},
+    {"GET", "/a%4", NULL, NULL, 400, NULL, {NULL}},
+    {"GET", "/a%4g", NULL, NULL, 400, NULL, {NULL}},
+    {"GET", "/%-1", NULL, NULL, 400, NULL, {NULL}},
 };
 
 static const struct call system_calls[] = {
-    { "GET", "/_unknown", NULL, NULL, 404, NULL, { NULL } },
-    { "GET", "/_", NULL, NULL, 404, NULL, { NULL } },
-    { "HEAD", "/_unknown", NULL, NULL, 404, "", { NULL } },
-    { "PUT", "/_x", NULL, "v", 403, NULL, { NULL } },
-    { "POST", "/_x", NULL, "v", 403, NULL, { NULL } },
-    { "DELETE", "/_x", NULL, NULL, 403, NULL, { NULL } },
-    { "PUT", "/_health", NULL, "v", 403, NULL, { NULL } },
-    { "DELETE", "/_nodes/delete/x", NULL, NULL, 403, NULL, { NULL } },
-    { "DELETE", "/_nodes/x", NULL, NULL, 403, NULL, { NULL } },
-    { "DELETE", "/_nodes/x?force", NULL, NULL, 403, NULL, { NULL } },
-    { "GET", "/_health", NULL, NULL, 200, NULL, { NULL } },
-    { "HEAD", "/_health", NULL, NULL, 200, "", { NULL } },
-    { "GET", "/_ready", NULL, NULL, 200, NULL, { NULL } },
-    { "GET", "/", NULL, NULL, 200, NULL, { "Content-Type: text/plain*" } },
-    { "HEAD", "/", NULL, NULL, 200, "", { NULL } },
-    { "GET", "/k?nothing", NULL, NULL, 400, NULL, { NULL } },
-    { "GET", "/k?nothing=1", NULL, NULL, 400, NULL, { NULL } },
-    { "PUT", "/k?nothing=1", NULL, "v", 400, NULL, { NULL } },
-    { "DELETE", "/k?nothing", NULL, NULL, 400, NULL, { NULL } },
-    { "GET", "/?nothing", NULL, NULL, 400, NULL, { NULL } },
-    { "GET", "/k", NULL, NULL, 404, "", { NULL } },
-    { "PUT", "/k", NULL, "value", 201, NULL, { NULL } },
-    { "PATCH", "/k", NULL, "v", 405, NULL, { "Allow: *" } },
-    { "OPTIONS", "/k", NULL, NULL, 405, NULL, { "Allow: *" } },
-    { "BREW", "/k", NULL, NULL, 501, NULL, { NULL } },
-    { "get", "/k", NULL, NULL, 501, NULL, { NULL } },
-    { "GET", "/k", NULL, NULL, 200, "value", { NULL } },
+    {"GET", "/_unknown", NULL, NULL, 404, NULL, {NULL}},
+    {"GET", "/_", NULL, NULL, 404, NULL, {NULL}},
+    {"HEAD", "/_unknown", NULL, NULL, 404, "", {NULL}},
+    {"PUT", "/_x", NULL, "v", 403, NULL, {NULL}},
+    {"POST", "/_x", NULL, "v", 403, NULL, {NULL}},
+    {"DELETE", "/_x", NULL, NULL, 403, NULL, {NULL}},
+    {"PUT", "/_health", NULL, "v", 403, NULL, {NULL}},
+    {"DELETE", "/_nodes/delete/x", NULL, NULL, 403, NULL, {NULL}},
+    {"DELETE", "/_nodes/x", NULL, NULL, 403, NULL, {NULL}},
+    {"DELETE", "/_nodes/x?force", NULL, NULL, 403, NULL, {NULL}},
+    {"GET", "/_health", NULL, NULL, 200, NULL, {NULL}},
+    {"HEAD", "/_health", NULL, NULL, 200, "", {NULL}},
+    {"GET", "/_ready", NULL, NULL, 200, NULL, {NULL}},
+    {"GET", "/", NULL, NULL, 200, NULL, {"Content-Type: text/plain*"}},
+    {"HEAD", "/", NULL, NULL, 200, "", {NULL}},
+    {"GET", "/k?nothing", NULL, NULL, 400, NULL, {NULL}},
+    {"GET", "/k?nothing=1", NULL, NULL, 400, NULL, {NULL}},
+    {"PUT", "/k?nothing=1", NULL, "v", 400, NULL, {NULL}},
+    {"DELETE", "/k?nothing", NULL, NULL, 400, NULL, {NULL}},
+    {"GET", "/?nothing", NULL, NULL, 400, NULL, {NULL}},
+    {"GET", "/k", NULL, NULL, 404, "", {NULL}},
+    {"PUT", "/k", NULL, "value", 201, NULL, {NULL}},
+    {"PATCH", "/k", NULL, "v", 405, NULL, {"Allow: *"}},
+    {"OPTIONS", "/k", NULL, NULL, 405, NULL, {"Allow: *"}},
+    {"BREW", "/k", NULL, NULL, 501, NULL, {NULL}},
+    {"get", "/k", NULL, NULL, 501, NULL, {NULL}},
+    {"GET", "/k", NULL, NULL, 200, "value", {NULL}},
 };
 
 /* What is not built yet is refused with a line, never ignored.  The issue
    that builds a row takes it out. */
 static const struct call unbuilt_calls[] = {
-    { "PUT", "/u", NULL, "value", 201, NULL, { NULL } },
-    { "GET", "/u", "Range: bytes=0-1\r\n", NULL, 501, NULL, { NULL } },
-    { "GET", "/?list", NULL, NULL, 501, NULL, { NULL } },
-    { "GET", "/?list&prefix=u&limit=10", NULL, NULL, 501, NULL, { NULL } },
-    { "GET", "/u?explain", NULL, NULL, 501, NULL, { NULL } },
-    { "GET", "/u?consistent", NULL, NULL, 501, NULL, { NULL } },
-    { "PUT", "/u?consistent", NULL, "x", 501, NULL, { NULL } },
-    { "DELETE", "/u?consistent", NULL, NULL, 501, NULL, { NULL } },
-    { "GET", "/_metrics", NULL, NULL, 501, NULL, { NULL } },
-    { "GET", "/_ring", NULL, NULL, 501, NULL, { NULL } },
-    { "PUT", "/u", "If-Match: *\r\n", "x", 501, NULL, { NULL } },
-    { "PUT", "/u", "If-Match: \"1\"\r\n", "x", 501, NULL, { NULL } },
-    { "POST", "/u", "If-None-Match: *\r\n", "x", 501, NULL, { NULL } },
-    { "DELETE", "/u", "If-Match: \"1\"\r\n", NULL, 501, NULL, { NULL } },
-    { "GET", "/u", NULL, NULL, 200, "value", { NULL } },
+    {"PUT", "/u", NULL, "value", 201, NULL, {NULL}},
+    {"GET", "/u", "Range: bytes=0-1\r\n", NULL, 501, NULL, {NULL}},
+    {"GET", "/?list", NULL, NULL, 501, NULL, {NULL}},
+    {"GET", "/?list&prefix=u&limit=10", NULL, NULL, 501, NULL, {NULL}},
+    {"GET", "/u?explain", NULL, NULL, 501, NULL, {NULL}},
+    {"GET", "/u?consistent", NULL, NULL, 501, NULL, {NULL}},
+    {"PUT", "/u?consistent", NULL, "x", 501, NULL, {NULL}},
+    {"DELETE", "/u?consistent", NULL, NULL, 501, NULL, {NULL}},
+    {"GET", "/_metrics", NULL, NULL, 501, NULL, {NULL}},
+    {"GET", "/_ring", NULL, NULL, 501, NULL, {NULL}},
+    {"PUT", "/u", "If-Match: *\r\n", "x", 501, NULL, {NULL}},
+    {"PUT", "/u", "If-Match: \"1\"\r\n", "x", 501, NULL, {NULL}},
+    {"POST", "/u", "If-None-Match: *\r\n", "x", 501, NULL, {NULL}},
+    {"DELETE", "/u", "If-Match: \"1\"\r\n", NULL, 501, NULL, {NULL}},
+    {"GET", "/u", NULL, NULL, 200, "value", {NULL}},
 };
 
-static void test_values(void **state)
-{
+static void test_values(void **state) {
     (void)state;
     calls_run(api->port, value_calls, COUNT(value_calls));
 }
 
-static void test_keys(void **state)
-{
+static void test_keys(void **state) {
     struct client c = client_make(api->port);
     char key[2 + 3 * 1025 + 1] = "/";
     int status;
@@ -614,27 +653,23 @@ static void test_keys(void **state)
             if (i < 1023)
                 continue;
             status = client_text(&c, "PUT", key, "long");
-            check(status == (i <= 1024 ? 201 : 400), "%d bytes: %d", i,
-                  status);
+            check(status == (i <= 1024 ? 201 : 400), "%d bytes: %d", i, status);
             check_answer(&c, "PUT", key);
             status = client_text(&c, "GET", key, NULL);
-            check(status == (i <= 1024 ? 200 : 400), "%d bytes: %d", i,
-                  status);
+            check(status == (i <= 1024 ? 200 : 400), "%d bytes: %d", i, status);
         }
     }
     client_end(&c);
 }
 
-static void test_system_paths(void **state)
-{
+static void test_system_paths(void **state) {
     char want[128], *seen;
     struct client c = client_make(api->port);
 
     (void)state;
     calls_run(api->port, system_calls, COUNT(system_calls));
     client_text(&c, "DELETE", "/_nodes/delete/x", NULL);
-    check(strstr(c.body, "peer") != NULL, "says not where to go: %s",
-          c.body);
+    check(strstr(c.body, "peer") != NULL, "says not where to go: %s", c.body);
 
     part("help");
     snprintf(want, sizeof want, "127.0.0.1:%d", api->port);
@@ -648,52 +683,47 @@ static void test_system_paths(void **state)
     check_header(&c, "Content-Type: application/json*", "status");
     seen = json_squeeze(c.body);
     static const char *const keys[] = {
-        "\"name\":\"node1\"", "\"epoch\":", "\"replicas\":3",
-        "\"partitions\":256", "\"moving\":0", "\"nodes\":[{",
-        "\"zone\":", "\"status\":\"Ready\"", "\"alive\":true", "\"keys\":",
-        "\"bytes\":",
+        "\"name\":\"node1\"", "\"epoch\":",           "\"replicas\":3",
+        "\"partitions\":256", "\"moving\":0",         "\"nodes\":[{",
+        "\"zone\":",          "\"status\":\"Ready\"", "\"alive\":true",
+        "\"keys\":",          "\"bytes\":",
     };
     for (size_t i = 0; i < COUNT(keys); i++)
         check(strstr(seen, keys[i]) != NULL, "no %s in %s", keys[i], seen);
     snprintf(want, sizeof want, "\"host\":\"127.0.0.1:%d\"", api->port);
     check(strstr(seen, want) != NULL, "no %s in %s", want, seen);
-    snprintf(want, sizeof want, "\"peer\":\"127.0.0.1:%d\"",
-             peer_port(api));
+    snprintf(want, sizeof want, "\"peer\":\"127.0.0.1:%d\"", peer_port(api));
     check(strstr(seen, want) != NULL, "no %s in %s", want, seen);
 
     part("/_nodes/{key}");
     check(client_text(&c, "GET", "/_nodes/some/key", NULL) == 200, "%d",
           c.status);
     snprintf(want, sizeof want, "[\"127.0.0.1:%d\"]", api->port);
-    check(strcmp(json_squeeze(c.body), want) == 0, "%s, not %s", c.body,
-          want);
-    check(client_text(&c, "GET", "/_nodes/%zz", NULL) == 400, "%d",
-          c.status);
+    check(strcmp(json_squeeze(c.body), want) == 0, "%s, not %s", c.body, want);
+    check(client_text(&c, "GET", "/_nodes/%zz", NULL) == 400, "%d", c.status);
 
     part("discovery");
     check(client_text(&c, "GET", "/_nodes_discovery", NULL) == 200, "%d",
           c.status);
-    snprintf(want, sizeof want, "[{\"Name\":\"node1\",\"Host\":\"127.0.0.1:"
+    snprintf(want, sizeof want,
+             "[{\"Name\":\"node1\",\"Host\":\"127.0.0.1:"
              "%d\",\"ApiHost\":\"127.0.0.1:%d\",\"Status\":\"Ready\"}]",
              peer_port(api), api->port);
-    check(strcmp(json_squeeze(c.body), want) == 0, "%s, not %s", c.body,
-          want);
-    check(client_text(&c, "GET", "/_nodes_discovery_plain", NULL) == 200,
-          "%d", c.status);
+    check(strcmp(json_squeeze(c.body), want) == 0, "%s, not %s", c.body, want);
+    check(client_text(&c, "GET", "/_nodes_discovery_plain", NULL) == 200, "%d",
+          c.status);
     snprintf(want, sizeof want, "127.0.0.1:%d\n", api->port);
     check(strcmp(c.body, want) == 0, "%s, not %s", c.body, want);
     client_end(&c);
 }
 
-static void test_unbuilt(void **state)
-{
+static void test_unbuilt(void **state) {
     (void)state;
     calls_run(api->port, unbuilt_calls, COUNT(unbuilt_calls));
 }
 
-static void test_etags(void **state)
-{
-    static const char *const reads[] = { "GET", "HEAD", "GET" };
+static void test_etags(void **state) {
+    static const char *const reads[] = {"GET", "HEAD", "GET"};
     struct client c = client_make(api->port);
     char first[64] = "", second[64] = "", seen[64] = "";
 
@@ -701,13 +731,12 @@ static void test_etags(void **state)
     check(client_text(&c, "PUT", "/tag", "1") == 201, "%d", c.status);
     check(client_header(&c, "ETag", first, sizeof first), "none");
     check(strlen(first) > 2 && first[0] == '"' &&
-          strchr(first + 1, '"') == first + strlen(first) - 1, "%s", first);
+              strchr(first + 1, '"') == first + strlen(first) - 1,
+          "%s", first);
     for (size_t i = 0; i < COUNT(reads); i++) {
-        check(client_text(&c, reads[i], "/tag", NULL) == 200, "%d",
-              c.status);
+        check(client_text(&c, reads[i], "/tag", NULL) == 200, "%d", c.status);
         client_header(&c, "ETag", seen, sizeof seen);
-        check(strcmp(seen, first) == 0, "%s %s, not %s", reads[i], seen,
-              first);
+        check(strcmp(seen, first) == 0, "%s %s, not %s", reads[i], seen, first);
     }
     check(client_text(&c, "PUT", "/tag", "1") == 204, "%d", c.status);
     client_header(&c, "ETag", second, sizeof second);
@@ -720,8 +749,7 @@ static void test_etags(void **state)
 
 /* ---- HTTP on the wire ------------------------------------------------ */
 
-static void test_wire(void **state)
-{
+static void test_wire(void **state) {
     static const char put10[] =
         "PUT /w HTTP/1.0\r\nContent-Length: 3\r\n\r\none";
     struct client c = client_make(api->port);
@@ -742,7 +770,8 @@ static void test_wire(void **state)
         check(client_send(&c, get, sizeof get - 1), "cannot send");
         check(client_read(&c, false) == 200, "%d", c.status);
         check(client_header(&c, "Connection", text, sizeof text) &&
-              strcasecmp(text, "keep-alive") == 0, "Connection: %s", text);
+                  strcasecmp(text, "keep-alive") == 0,
+              "Connection: %s", text);
     }
 
     part("Connection: close closes, and says so");
@@ -751,26 +780,27 @@ static void test_wire(void **state)
     static const char last[] =
         "GET /w HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
     check(client_send(&c, last, sizeof last - 1), "cannot send");
-    check(client_read(&c, false) == 200 && strcmp(c.body, "one") == 0,
-          "%d", c.status);
+    check(client_read(&c, false) == 200 && strcmp(c.body, "one") == 0, "%d",
+          c.status);
     check(c.closes && client_closed(&c), "open after close:\n%s", c.head);
 
     part("absolute form, and an empty line first");
     static const char absolute[] =
         "\r\nGET http://x/w HTTP/1.1\r\nHost: x\r\n\r\n";
-    check(client_connect(&c) &&
-          client_send(&c, absolute, sizeof absolute - 1), "cannot send");
-    check(client_read(&c, false) == 200 && strcmp(c.body, "one") == 0,
-          "%d", c.status);
+    check(client_connect(&c) && client_send(&c, absolute, sizeof absolute - 1),
+          "cannot send");
+    check(client_read(&c, false) == 200 && strcmp(c.body, "one") == 0, "%d",
+          c.status);
     client_end(&c);
 }
 
-static void test_expect(void **state)
-{
+static void test_expect(void **state) {
     struct client c = client_make(api->port);
-    static const char head[] = "PUT /e HTTP/1.1\r\nHost: x\r\n"
+    static const char head[] =
+        "PUT /e HTTP/1.1\r\nHost: x\r\n"
         "Content-Length: 5\r\nExpect: 100-continue\r\n\r\n";
-    static const char big[] = "PUT /e HTTP/1.1\r\nHost: x\r\n"
+    static const char big[] =
+        "PUT /e HTTP/1.1\r\nHost: x\r\n"
         "Content-Length: 8388609\r\nExpect: 100-continue\r\n\r\n";
 
     (void)state;
@@ -778,10 +808,11 @@ static void test_expect(void **state)
     check(client_connect(&c) && client_send(&c, head, sizeof head - 1),
           "cannot send");
     check(client_read(&c, false) == 100, "%d, not 100", c.status);
-    check(client_send(&c, "hello", 5) && client_read(&c, false) == 201,
-          "%d", c.status);
+    check(client_send(&c, "hello", 5) && client_read(&c, false) == 201, "%d",
+          c.status);
     check(client_text(&c, "GET", "/e", NULL) == 200 &&
-          strcmp(c.body, "hello") == 0, "%d", c.status);
+              strcmp(c.body, "hello") == 0,
+          "%d", c.status);
     part("413 instead of 100");
     client_drop(&c);
     check(client_connect(&c) && client_send(&c, big, sizeof big - 1),
@@ -791,8 +822,7 @@ static void test_expect(void **state)
     client_end(&c);
 }
 
-static void test_chunked(void **state)
-{
+static void test_chunked(void **state) {
     static const char *const bodies[] = {
         "5\r\nhello\r\n0\r\n\r\n",
         "1\r\nh\r\n4\r\nello\r\n0\r\n\r\n",
@@ -805,21 +835,22 @@ static void test_chunked(void **state)
     (void)state;
     for (size_t i = 0; i < COUNT(bodies); i++) {
         char text[256];
-        int n = snprintf(text, sizeof text, "PUT /c%zu HTTP/1.1\r\nHost: x"
-                         "\r\nTransfer-Encoding: chunked\r\n\r\n%s", i,
-                         bodies[i]);
+        int n = snprintf(text, sizeof text,
+                         "PUT /c%zu HTTP/1.1\r\nHost: x"
+                         "\r\nTransfer-Encoding: chunked\r\n\r\n%s",
+                         i, bodies[i]);
         check(c.fd >= 0 || client_connect(&c), "cannot connect");
-        check(client_send(&c, text, (size_t)n) &&
-              client_read(&c, false) == 201, "row %zu: %d", i, c.status);
+        check(client_send(&c, text, (size_t)n) && client_read(&c, false) == 201,
+              "row %zu: %d", i, c.status);
         snprintf(text, sizeof text, "/c%zu", i);
         check(client_text(&c, "GET", text, NULL) == 200 &&
-              strcmp(c.body, "hello") == 0, "row %zu: \"%s\"", i, c.body);
+                  strcmp(c.body, "hello") == 0,
+              "row %zu: \"%s\"", i, c.body);
     }
     client_end(&c);
 }
 
-static void test_pipeline(void **state)
-{
+static void test_pipeline(void **state) {
     static const char ten[] =
         "PUT /p HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n\r\n1"
         "GET /p HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -831,10 +862,12 @@ static void test_pipeline(void **state)
         "GET /p HTTP/1.1\r\nHost: x\r\n\r\n"
         "GET /_unknown HTTP/1.1\r\nHost: x\r\n\r\n"
         "GET /_ready HTTP/1.1\r\nHost: x\r\n\r\n";
-    static const struct { int status; const char *body; } answers[] = {
-        { 201, NULL }, { 200, "1" }, { 204, "" }, { 200, "2" },
-        { 200, NULL }, { 200, "" }, { 204, "" }, { 404, "" },
-        { 404, NULL }, { 200, NULL },
+    static const struct {
+        int status;
+        const char *body;
+    } answers[] = {
+        {201, NULL}, {200, "1"}, {204, ""}, {200, "2"},  {200, NULL},
+        {200, ""},   {204, ""},  {404, ""}, {404, NULL}, {200, NULL},
     };
     struct client c = client_make(api->port);
 
@@ -844,23 +877,20 @@ static void test_pipeline(void **state)
     for (size_t i = 0; i < COUNT(answers); i++) {
         client_read(&c, i == 5);
         check(c.status == answers[i].status, "answer %zu: %d", i, c.status);
-        check(answers[i].body == NULL ||
-              strcmp(c.body, answers[i].body) == 0, "answer %zu: %s", i,
-              c.body);
+        check(answers[i].body == NULL || strcmp(c.body, answers[i].body) == 0,
+              "answer %zu: %s", i, c.body);
     }
     client_end(&c);
 }
 
-static void test_limits(void **state)
-{
+static void test_limits(void **state) {
     static const struct {
-        size_t line, header;    /* bytes of the target, of one header */
+        size_t line, header; /* bytes of the target, of one header */
         int status;
     } rows[] = {
-        { 1, 1, 200 }, { 1025, 1, 404 }, { 8000, 1, 400 },
-        { 8192, 1, 414 }, { 8400, 1, 414 }, { 15000, 1, 414 },
-        { 60000, 1, 414 }, { 1, 15000, 200 }, { 1, 17000, 431 },
-        { 1, 60000, 431 },
+        {1, 1, 200},     {1025, 1, 404},  {8000, 1, 400},  {8192, 1, 414},
+        {8400, 1, 414},  {15000, 1, 414}, {60000, 1, 414}, {1, 15000, 200},
+        {1, 17000, 431}, {1, 60000, 431},
     };
     static char text[65536];
     struct client c = client_make(api->port);
@@ -892,8 +922,7 @@ static void test_limits(void **state)
         client_drop(&c);
         client_ask(&c, "PUT", "/big", NULL, value, len);
         free(value);
-        check(c.status == (over ? 413 : 201), "%zu bytes: %d", len,
-              c.status);
+        check(c.status == (over ? 413 : 201), "%zu bytes: %d", len, c.status);
         check_answer(&c, "PUT", "/big");
     }
     check(client_text(&c, "DELETE", "/big", NULL) == 204, "%d", c.status);
@@ -901,7 +930,7 @@ static void test_limits(void **state)
     part("413 for chunks that are too many");
     client_drop(&c);
     static const char head[] = "PUT /big HTTP/1.1\r\nHost: x\r\n"
-        "Transfer-Encoding: chunked\r\n\r\n900000\r\n";
+                               "Transfer-Encoding: chunked\r\n\r\n900000\r\n";
     check(client_connect(&c) && client_send(&c, head, sizeof head - 1),
           "cannot send");
     check(client_read(&c, false) == 413, "%d", c.status);
@@ -911,48 +940,56 @@ static void test_limits(void **state)
 
 /* What is no request, or a broken one: the answer, and then the end of the
    connection. */
-static void test_broken_requests(void **state)
-{
+static void test_broken_requests(void **state) {
 #define H "Host: x\r\n"
-    static const struct { const char *text; int status, other; } rows[] = {
-        { "garbage\r\n\r\n", 400, 400 },
-        { "\x16\x03\x01\x02\x01\xfe\x03\x03\r\n\r\n", 400, 400 },
-        { "GET /a\r\n\r\n", 400, 400 },
-        { "GET  /a HTTP/1.1\r\n" H "\r\n", 400, 400 },
-        { "GET a HTTP/1.1\r\n" H "\r\n", 400, 400 },
-        { "GET /a b HTTP/1.1\r\n" H "\r\n", 400, 400 },
-        { "GET /a http/1.1\r\n" H "\r\n", 400, 505 },
-        { "GET /a HTTP/2.0\r\n" H "\r\n", 505, 400 },
-        { "GET /a HTTP/1.1 \r\n" H "\r\n", 400, 400 },
-        { "GET /a HTTP/1.1\r\n\r\n", 400, 400 },
-        { "GET /a HTTP/1.1\r\n" H H "\r\n", 400, 400 },
-        { "GET /a HTTP/1.1\r\nHost : x\r\n\r\n", 400, 400 },
-        { "GET /a HTTP/1.1\r\n" H "no colon\r\n\r\n", 400, 400 },
-        { "GET /a HTTP/1.1\r\n" H ": empty\r\n\r\n", 400, 400 },
-        { "GET /a HTTP/1.1\r\n" H "A b: c\r\n\r\n", 400, 400 },
-        { "PUT /a HTTP/1.1\r\n" H "Content-Length: x\r\n\r\n", 400, 400 },
-        { "PUT /a HTTP/1.1\r\n" H "Content-Length: -1\r\n\r\n", 400, 400 },
-        { "PUT /a HTTP/1.1\r\n" H "Content-Length: +1\r\n\r\n1", 400, 400 },
-        { "PUT /a HTTP/1.1\r\n" H "Content-Length: 1 1\r\n\r\n1", 400,
-          400 },
-        { "PUT /a HTTP/1.1\r\n" H "Content-Length: 1\r\n"
-          "Content-Length: 2\r\n\r\n12", 400, 400 },
-        { "PUT /a HTTP/1.1\r\n" H
-          "Content-Length: 18446744073709551617\r\n\r\n1", 400, 413 },
-        { "PUT /a HTTP/1.1\r\n" H "Transfer-Encoding: gzip\r\n\r\n", 400,
-          501 },
-        { "PUT /a HTTP/1.1\r\n" H "Transfer-Encoding: chunked, gzip\r\n"
-          "\r\n", 400, 501 },
-        { "PUT /a HTTP/1.1\r\n" H "Content-Length: 4\r\n"
-          "Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 400, 201 },
-        { "PUT /a HTTP/1.1\r\n" H "Transfer-Encoding: chunked\r\n\r\n"
-          "zz\r\n", 400, 400 },
-        { "PUT /a HTTP/1.1\r\n" H "Transfer-Encoding: chunked\r\n\r\n"
-          "-1\r\n", 400, 400 },
-        { "PUT /a HTTP/1.1\r\n" H "Transfer-Encoding: chunked\r\n\r\n"
-          "1\r\n1x0\r\n\r\n", 400, 400 },
-        { "PUT /a HTTP/1.1\r\n" H "Transfer-Encoding: chunked\r\n\r\n"
-          "fffffffffffffffff\r\n", 400, 413 },
+    static const struct {
+        const char *text;
+        int status, other;
+    } rows[] = {
+        {"garbage\r\n\r\n", 400, 400},
+        {"\x16\x03\x01\x02\x01\xfe\x03\x03\r\n\r\n", 400, 400},
+        {"GET /a\r\n\r\n", 400, 400},
+        {"GET  /a HTTP/1.1\r\n" H "\r\n", 400, 400},
+        {"GET a HTTP/1.1\r\n" H "\r\n", 400, 400},
+        {"GET /a b HTTP/1.1\r\n" H "\r\n", 400, 400},
+        {"GET /a http/1.1\r\n" H "\r\n", 400, 505},
+        {"GET /a HTTP/2.0\r\n" H "\r\n", 505, 400},
+        {"GET /a HTTP/1.1 \r\n" H "\r\n", 400, 400},
+        {"GET /a HTTP/1.1\r\n\r\n", 400, 400},
+        {"GET /a HTTP/1.1\r\n" H H "\r\n", 400, 400},
+        {"GET /a HTTP/1.1\r\nHost : x\r\n\r\n", 400, 400},
+        {"GET /a HTTP/1.1\r\n" H "no colon\r\n\r\n", 400, 400},
+        {"GET /a HTTP/1.1\r\n" H ": empty\r\n\r\n", 400, 400},
+        {"GET /a HTTP/1.1\r\n" H "A b: c\r\n\r\n", 400, 400},
+        {"PUT /a HTTP/1.1\r\n" H "Content-Length: x\r\n\r\n", 400, 400},
+        {"PUT /a HTTP/1.1\r\n" H "Content-Length: -1\r\n\r\n", 400, 400},
+        {"PUT /a HTTP/1.1\r\n" H "Content-Length: +1\r\n\r\n1", 400, 400},
+        {"PUT /a HTTP/1.1\r\n" H "Content-Length: 1 1\r\n\r\n1", 400, 400},
+        {"PUT /a HTTP/1.1\r\n" H "Content-Length: 1\r\n"
+         "Content-Length: 2\r\n\r\n12",
+         400, 400},
+        {"PUT /a HTTP/1.1\r\n" H
+         "Content-Length: 18446744073709551617\r\n\r\n1",
+         400, 413},
+        {"PUT /a HTTP/1.1\r\n" H "Transfer-Encoding: gzip\r\n\r\n", 400, 501},
+        {"PUT /a HTTP/1.1\r\n" H "Transfer-Encoding: chunked, gzip\r\n"
+         "\r\n",
+         400, 501},
+        {"PUT /a HTTP/1.1\r\n" H "Content-Length: 4\r\n"
+         "Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+         400, 201},
+        {"PUT /a HTTP/1.1\r\n" H "Transfer-Encoding: chunked\r\n\r\n"
+         "zz\r\n",
+         400, 400},
+        {"PUT /a HTTP/1.1\r\n" H "Transfer-Encoding: chunked\r\n\r\n"
+         "-1\r\n",
+         400, 400},
+        {"PUT /a HTTP/1.1\r\n" H "Transfer-Encoding: chunked\r\n\r\n"
+         "1\r\n1x0\r\n\r\n",
+         400, 400},
+        {"PUT /a HTTP/1.1\r\n" H "Transfer-Encoding: chunked\r\n\r\n"
+         "fffffffffffffffff\r\n",
+         400, 413},
     };
 #undef H
     struct client c = client_make(api->port);
@@ -960,7 +997,7 @@ static void test_broken_requests(void **state)
     (void)state;
     for (size_t i = 0; i < COUNT(rows); i++) {
         check(client_connect(&c) &&
-              client_send(&c, rows[i].text, strlen(rows[i].text)),
+                  client_send(&c, rows[i].text, strlen(rows[i].text)),
               "row %zu: cannot send", i);
         client_read(&c, false);
         check(c.status == rows[i].status || c.status == rows[i].other,
@@ -976,20 +1013,18 @@ static void test_broken_requests(void **state)
    answers are the same. */
 struct stream {
     const char *text;
-    const char *heads;          /* an answer each: h to HEAD, . to others */
+    const char *heads; /* an answer each: h to HEAD, . to others */
 };
 
 /* Adds the reply to what came so far, but for headers that may differ. */
-static void stream_note(struct client *c, char *seen, size_t room)
-{
+static void stream_note(struct client *c, char *seen, size_t room) {
     size_t n = strlen(seen);
 
     for (const char *p = c->head, *end; *p != '\0'; p = end + 2) {
         end = strstr(p, "\r\n");
-        if (strncasecmp(p, "Date:", 5) != 0 &&
-            strncasecmp(p, "ETag:", 5) != 0)
-            n += (size_t)snprintf(seen + n, room - n, "%.*s\n",
-                                  (int)(end - p), p);
+        if (strncasecmp(p, "Date:", 5) != 0 && strncasecmp(p, "ETag:", 5) != 0)
+            n += (size_t)snprintf(seen + n, room - n, "%.*s\n", (int)(end - p),
+                                  p);
     }
     snprintf(seen + n, room - n, "%s|\n", c->body);
 }
@@ -999,8 +1034,7 @@ static void stream_note(struct client *c, char *seen, size_t room)
    one loop, has read what came before), and notes the answers. */
 static void stream_run(const struct stream *s, bool (*cut)(size_t, size_t),
                        size_t where, struct client *c, struct client *probe,
-                       char *seen, size_t room)
-{
+                       char *seen, size_t room) {
     size_t len = strlen(s->text), from = 0;
 
     check(client_connect(c), "cannot connect");
@@ -1009,55 +1043,58 @@ static void stream_run(const struct stream *s, bool (*cut)(size_t, size_t),
             continue;
         client_send(c, s->text + from, i - from);
         from = i;
-        check(client_text(probe, "GET", "/_health", NULL) == 200,
-              "probe: %d", probe->status);
+        check(client_text(probe, "GET", "/_health", NULL) == 200, "probe: %d",
+              probe->status);
     }
     client_send(c, s->text + from, len - from);
     seen[0] = '\0';
     for (const char *h = s->heads; *h != '\0'; h++) {
-        check(client_read(c, *h == 'h') > 0, "cut at %zu: no answer to:\n%s"
-              "\nseen so far:\n%s", where, s->text, seen);
+        check(client_read(c, *h == 'h') > 0,
+              "cut at %zu: no answer to:\n%s"
+              "\nseen so far:\n%s",
+              where, s->text, seen);
         stream_note(c, seen, room);
     }
 }
 
-static bool cut_never(size_t at, size_t where)
-{
+static bool cut_never(size_t at, size_t where) {
     return at == where && false;
 }
 
-static bool cut_once(size_t at, size_t where)
-{
+static bool cut_once(size_t at, size_t where) {
     return at == where;
 }
 
-static bool cut_always(size_t at, size_t where)
-{
+static bool cut_always(size_t at, size_t where) {
     return at > 0 || where > 0;
 }
 
-static void test_cuts(void **state)
-{
+static void test_cuts(void **state) {
     static const struct stream streams[] = {
-        { "PUT /s%20t HTTP/1.1\r\nHost: x\r\nContent-Length: 6\r\n"
-          "Content-Type: text/plain\r\n\r\nsecond"
-          "GET /s%20t HTTP/1.1\r\nHost: x\r\nAccept: */*\r\n\r\n"
-          "HEAD /%73%20t HTTP/1.1\r\nHost:x\r\n\r\n"
-          "DELETE /nothing HTTP/1.1\r\nHost: x\r\n\r\n", "..h." },
-        { "PUT /chunks HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked"
-          "\r\n\r\n3;e=1\r\none\r\nA\r\n0123456789\r\n0\r\nT: 1\r\n\r\n"
-          "GET /chunks HTTP/1.1\r\nHost: x\r\n\r\n", ".." },
-        { "PUT /old HTTP/1.0\r\nContent-Length: 3\r\n"
-          "Connection: keep-alive\r\n\r\nold"
-          "GET /old HTTP/1.0\r\n\r\n", ".." },
-        { "GET /_health HTTP/1.1\r\nHost: x\r\n\r\n"
-          "GET /a%2g HTTP/1.1\r\nHost: x\r\n\r\n", ".." },
-        { "GET /_health HTTP/1.1\r\nHost: x\r\n\r\n"
-          "GET /a HTTP/1.1\r\nHost : x\r\n\r\n", ".." },
-        { "PUT /a HTTP/1.1\r\nHost: x\r\nContent-Length: 1x\r\n\r\n",
-          "." },
-        { "PUT /a HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n"
-          "\r\n2\r\nabcd", "." },
+        {"PUT /s%20t HTTP/1.1\r\nHost: x\r\nContent-Length: 6\r\n"
+         "Content-Type: text/plain\r\n\r\nsecond"
+         "GET /s%20t HTTP/1.1\r\nHost: x\r\nAccept: */*\r\n\r\n"
+         "HEAD /%73%20t HTTP/1.1\r\nHost:x\r\n\r\n"
+         "DELETE /nothing HTTP/1.1\r\nHost: x\r\n\r\n",
+         "..h."},
+        {"PUT /chunks HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked"
+         "\r\n\r\n3;e=1\r\none\r\nA\r\n0123456789\r\n0\r\nT: 1\r\n\r\n"
+         "GET /chunks HTTP/1.1\r\nHost: x\r\n\r\n",
+         ".."},
+        {"PUT /old HTTP/1.0\r\nContent-Length: 3\r\n"
+         "Connection: keep-alive\r\n\r\nold"
+         "GET /old HTTP/1.0\r\n\r\n",
+         ".."},
+        {"GET /_health HTTP/1.1\r\nHost: x\r\n\r\n"
+         "GET /a%2g HTTP/1.1\r\nHost: x\r\n\r\n",
+         ".."},
+        {"GET /_health HTTP/1.1\r\nHost: x\r\n\r\n"
+         "GET /a HTTP/1.1\r\nHost : x\r\n\r\n",
+         ".."},
+        {"PUT /a HTTP/1.1\r\nHost: x\r\nContent-Length: 1x\r\n\r\n", "."},
+        {"PUT /a HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n"
+         "\r\n2\r\nabcd",
+         "."},
     };
     static char want[16384], seen[16384];
     struct client c = client_make(api->port), probe = c;
@@ -1070,12 +1107,16 @@ static void test_cuts(void **state)
         stream_run(s, cut_never, 0, &c, &probe, want, sizeof want);
         for (size_t at = 1; at < strlen(s->text); at++) {
             stream_run(s, cut_once, at, &c, &probe, seen, sizeof seen);
-            check(strcmp(seen, want) == 0, "stream %zu cut at %zu:\n%s\n"
-                  "instead of:\n%s", i, at, seen, want);
+            check(strcmp(seen, want) == 0,
+                  "stream %zu cut at %zu:\n%s\n"
+                  "instead of:\n%s",
+                  i, at, seen, want);
         }
         stream_run(s, cut_always, 0, &c, &probe, seen, sizeof seen);
-        check(strcmp(seen, want) == 0, "stream %zu byte by byte:\n%s\n"
-              "instead of:\n%s", i, seen, want);
+        check(strcmp(seen, want) == 0,
+              "stream %zu byte by byte:\n%s\n"
+              "instead of:\n%s",
+              i, seen, want);
     }
     client_end(&c);
     client_end(&probe);
@@ -1088,13 +1129,12 @@ static struct bystander {
     int port;
     bool running;
     pthread_t thread;
-    pthread_mutex_t lock;       /* of all below */
+    pthread_mutex_t lock; /* of all below */
     bool stop;
     long served, errors, worst_ms;
 } bystander;
 
-static void *bystander_main(void *arg)
-{
+static void *bystander_main(void *arg) {
     struct bystander *b = arg;
     struct client c = client_make(b->port);
     bool stop = false;
@@ -1116,8 +1156,7 @@ static void *bystander_main(void *arg)
     return NULL;
 }
 
-static void bystander_begin(int port)
-{
+static void bystander_begin(int port) {
     struct bystander *b = &bystander;
     struct client c = client_make(port);
 
@@ -1131,8 +1170,7 @@ static void bystander_begin(int port)
 }
 
 /* Answers served so far. */
-static long bystander_served(void)
-{
+static long bystander_served(void) {
     long n;
 
     pthread_mutex_lock(&bystander.lock);
@@ -1142,8 +1180,7 @@ static long bystander_served(void)
 }
 
 /* Ends the bystander, if it still runs; a cmocka teardown. */
-static int bystander_end(void **state)
-{
+static int bystander_end(void **state) {
     struct bystander *b = &bystander;
 
     (void)state;
@@ -1162,8 +1199,7 @@ static const char one_get[] = "GET /bystander HTTP/1.1\r\nHost: x\r\n\r\n";
 
 /* Sends n pipelined requests and reads the answers meanwhile; how many of
    them were right, and in order. */
-static size_t flood(struct client *c, size_t n)
-{
+static size_t flood(struct client *c, size_t n) {
     size_t unit = sizeof one_get - 1, total = n * unit, sent = 0, good = 0;
     long until = now_ms() + 4 * c->limit_ms;
     char *all = malloc(total);
@@ -1175,7 +1211,7 @@ static size_t flood(struct client *c, size_t n)
     for (size_t i = 0; i < n; i++)
         memcpy(all + i * unit, one_get, unit);
     while (good < n && now_ms() < until) {
-        struct pollfd p = { .fd = c->fd, .events = POLLIN };
+        struct pollfd p = {.fd = c->fd, .events = POLLIN};
 
         p.events |= sent < total ? POLLOUT : 0;
         poll(&p, 1, 1000);
@@ -1194,11 +1230,11 @@ static size_t flood(struct client *c, size_t n)
     return good;
 }
 
-static void test_abuse(void **state)
-{
+static void test_abuse(void **state) {
     static const char half[] = "PUT /half HTTP/1.1\r\nHost: x\r\n"
-        "Content-Length: 100\r\n\r\nhalf";
-    static const char surplus[] = "PUT /surplus HTTP/1.1\r\nHost: x\r\n"
+                               "Content-Length: 100\r\n\r\nhalf";
+    static const char surplus[] =
+        "PUT /surplus HTTP/1.1\r\nHost: x\r\n"
         "Content-Length: 5\r\n\r\nhelloEXTRA BYTES\r\n\r\n";
     struct client c = client_make(api->port), deaf[8];
     static char noise[17 * 1024];
@@ -1220,13 +1256,13 @@ static void test_abuse(void **state)
     check(status_of(api->port, "GET", "/half") == 404, "half was stored");
 
     part("a body longer than announced");
-    check(client_connect(&c) &&
-          client_send(&c, surplus, sizeof surplus - 1), "cannot send");
+    check(client_connect(&c) && client_send(&c, surplus, sizeof surplus - 1),
+          "cannot send");
     check(client_read(&c, false) == 201, "%d", c.status);
-    check(client_read(&c, false) == 400 && client_closed(&c), "%d",
-          c.status);
+    check(client_read(&c, false) == 400 && client_closed(&c), "%d", c.status);
     check(client_text(&c, "GET", "/surplus", NULL) == 200 &&
-          strcmp(c.body, "hello") == 0, "\"%s\"", c.body);
+              strcmp(c.body, "hello") == 0,
+          "\"%s\"", c.body);
 
     part("noise");
     for (uint64_t seed = 1; seed <= 200; seed++) {
@@ -1269,8 +1305,7 @@ static void test_abuse(void **state)
 
 /* Requests with bytes changed, left out and repeated at random: whatever
    the answer, the node lives on and the sanitizers are silent. */
-static void test_mutations(void **state)
-{
+static void test_mutations(void **state) {
     static const char *const seeds[] = {
         "PUT /m HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\nabc",
         ("PUT /m HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n"
@@ -1313,11 +1348,9 @@ static void test_mutations(void **state)
     check(status_of(api->port, "GET", "/_ready") == 200, "it is gone");
 }
 
-static void test_sizes(void **state)
-{
+static void test_sizes(void **state) {
     static const size_t sizes[] = {
-        1, 1023, 4096, 65535, 65536, 65537, 131072, 131073, 1 << 20,
-        5 << 20,
+        1, 1023, 4096, 65535, 65536, 65537, 131072, 131073, 1 << 20, 5 << 20,
     };
     struct client c = client_make(api->port);
 
@@ -1335,8 +1368,8 @@ static void test_sizes(void **state)
         check_header(&c, length, target);
         client_text(&c, "GET", target, NULL);
         check(c.status == 200 && c.body_len == sizes[i] &&
-              memcmp(c.body, value, sizes[i]) == 0, "GET %s: %d, %zu bytes",
-              target, c.status, c.body_len);
+                  memcmp(c.body, value, sizes[i]) == 0,
+              "GET %s: %d, %zu bytes", target, c.status, c.body_len);
         free(value);
     }
     client_end(&c);
@@ -1350,13 +1383,12 @@ enum { CROWD = 64, CROWD_KEYS = 8 };
 struct member {
     int port, id, ops;
     pthread_t thread;
-    char error[256];            /* what was wrong first, "" for nothing */
+    char error[256]; /* what was wrong first, "" for nothing */
 };
 
 /* One random operation; false, with m->error set, when it went wrong. */
 static bool member_turn(struct member *m, struct client *c, uint64_t *s,
-                        int *held, int turn)
-{
+                        int *held, int turn) {
     size_t k = random_next(s) % CROWD_KEYS;
     uint64_t what = random_next(s) % 4;
     char target[64], value[64], want[64];
@@ -1377,8 +1409,10 @@ static bool member_turn(struct member *m, struct client *c, uint64_t *s,
         status = client_text(c, "GET", target, NULL);
         expect = held[k] ? 200 : 404;
         if (status == 200 && strcmp(c->body, want) != 0) {
-            snprintf(m->error, sizeof m->error, "%s gave \"%.60s\", not "
-                     "\"%s\"", target, c->body, want);
+            snprintf(m->error, sizeof m->error,
+                     "%s gave \"%.60s\", not "
+                     "\"%s\"",
+                     target, c->body, want);
             return false;
         }
     }
@@ -1388,12 +1422,11 @@ static bool member_turn(struct member *m, struct client *c, uint64_t *s,
     return status == expect;
 }
 
-static void *member_main(void *arg)
-{
+static void *member_main(void *arg) {
     struct member *m = arg;
     struct client c = client_make(m->port);
     uint64_t s = (uint64_t)m->id * 7919 + 1;
-    int held[CROWD_KEYS] = { 0 };
+    int held[CROWD_KEYS] = {0};
 
     for (int turn = 1; turn <= m->ops; turn++)
         if (!member_turn(m, &c, &s, held, turn))
@@ -1402,17 +1435,17 @@ static void *member_main(void *arg)
     return NULL;
 }
 
-static void test_crowd(void **state)
-{
+static void test_crowd(void **state) {
     struct server *s = alone("crowd", "-threads 4");
     static struct member members[CROWD];
 
     (void)state;
     for (int i = 0; i < CROWD; i++) {
-        members[i] = (struct member){ .port = s->port, .id = i,
-                                      .ops = torture() ? 20000 : 200 };
+        members[i] = (struct member){
+            .port = s->port, .id = i, .ops = torture() ? 20000 : 200};
         check(pthread_create(&members[i].thread, NULL, member_main,
-                             &members[i]) == 0, "no thread");
+                             &members[i]) == 0,
+              "no thread");
     }
     for (int i = 0; i < CROWD; i++)
         pthread_join(members[i].thread, NULL);
@@ -1426,21 +1459,19 @@ static void test_crowd(void **state)
 enum { KEYS = 500 };
 
 /* What key i holds after fill: a function of i and of the round. */
-static const char *value_of(int i, int round, char *text, size_t room)
-{
+static const char *value_of(int i, int round, char *text, size_t room) {
     if (i % 10 == 3)
-        return NULL;                        /* deleted */
+        return NULL; /* deleted */
     if (i % 10 == 4)
         return "";
-    snprintf(text, room, "value %d of round %d%*s", i, i % 2 ? round : 0,
-             i, "");
+    snprintf(text, room, "value %d of round %d%*s", i, i % 2 ? round : 0, i,
+             "");
     return text;
 }
 
 /* Writes all keys: in round 0 each, later every second, so that there are
    overwrites, deletes of what was there, and empty values. */
-static void fill(const struct server *s, int round)
-{
+static void fill(const struct server *s, int round) {
     struct client c = client_make(s->port);
     char target[32], text[1024];
 
@@ -1451,8 +1482,7 @@ static void fill(const struct server *s, int round)
         if (round > 0 && i % 2 == 0)
             continue;
         client_text(&c, "PUT", target, value != NULL ? value : "gone");
-        check(c.status == 201 || c.status == 204, "%s: %d", target,
-              c.status);
+        check(c.status == 201 || c.status == 204, "%s: %d", target, c.status);
         if (value == NULL)
             check(client_text(&c, "DELETE", target, NULL) == 204, "%s: %d",
                   target, c.status);
@@ -1461,8 +1491,7 @@ static void fill(const struct server *s, int round)
 }
 
 /* Checks that every key holds what fill wrote last. */
-static void filled(const struct server *s, int round)
-{
+static void filled(const struct server *s, int round) {
     struct client c = client_make(s->port);
     char target[32], text[1024];
 
@@ -1473,16 +1502,18 @@ static void filled(const struct server *s, int round)
         client_text(&c, "GET", target, NULL);
         check(c.status == (value != NULL ? 200 : 404), "round %d, %s: %d",
               round, target, c.status);
-        check(strcmp(c.body, value != NULL ? value : "") == 0, "round %d, "
-              "%s: \"%s\"", round, target, c.body);
+        check(strcmp(c.body, value != NULL ? value : "") == 0,
+              "round %d, "
+              "%s: \"%s\"",
+              round, target, c.body);
     }
     client_end(&c);
 }
 
-static void test_restarts(void **state)
-{
+static void test_restarts(void **state) {
     static const char *const flags[] = {
-        "-sync second", "-sync always -partitions 16",
+        "-sync second",
+        "-sync always -partitions 16",
         "-sync none -partitions 1 -threads 1",
     };
     int kills = torture() ? 100 : 10;
@@ -1490,13 +1521,13 @@ static void test_restarts(void **state)
     (void)state;
     for (size_t i = 0; i < COUNT(flags); i++) {
         struct server *s = alone("kept", flags[i]);
-        char etag[2][64] = { "", "" };
+        char etag[2][64] = {"", ""};
         struct client c = client_make(s->port);
 
         part("%s: SIGTERM and kill -9", flags[i]);
         fill(s, 0);
-        client_ask(&c, "PUT", "/typed", "Content-Type: image/gif\r\n",
-                   "GIF", 3);
+        client_ask(&c, "PUT", "/typed", "Content-Type: image/gif\r\n", "GIF",
+                   3);
         client_header(&c, "ETag", etag[0], sizeof etag[0]);
         filled(s, 0);
         server_stop(s);
@@ -1509,12 +1540,11 @@ static void test_restarts(void **state)
 
         client_end(&c);
         c = client_make(s->port);
-        check(client_text(&c, "GET", "/typed", NULL) == 200, "%d",
-              c.status);
+        check(client_text(&c, "GET", "/typed", NULL) == 200, "%d", c.status);
         check_header(&c, "Content-Type: image/gif", "after restarts");
         client_header(&c, "ETag", etag[1], sizeof etag[1]);
-        check(strcmp(etag[0], etag[1]) == 0, "the etag was %s, is %s",
-              etag[0], etag[1]);
+        check(strcmp(etag[0], etag[1]) == 0, "the etag was %s, is %s", etag[0],
+              etag[1]);
         client_end(&c);
         if (i == 0)
             part("kill -9, %d times in a row", kills);
@@ -1531,21 +1561,20 @@ static void test_restarts(void **state)
 
 /* The end of a log as a crash may leave it: what was whole before is all
    there, the cut is told in a line, and writing goes on. */
-static void test_torn_tail(void **state)
-{
+static void test_torn_tail(void **state) {
     static const struct {
         const char *what;
-        long cut;               /* bytes taken from the end */
-        long garbage, zeros;    /* then bytes put there */
+        long cut;            /* bytes taken from the end */
+        long garbage, zeros; /* then bytes put there */
     } rows[] = {
-        { "one byte short", 1, 0, 0 },
-        { "the value missing", 100, 0, 0 },
-        { "nearly nothing left", 130, 0, 0 },
-        { "a byte too many", 0, 1, 0 },
-        { "garbage at the end", 0, 300, 0 },
-        { "zeros at the end", 0, 0, 4096 },
-        { "short, then garbage", 7, 100000, 0 },
-        { "short, then zeros", 9, 0, 70000 },
+        {"one byte short", 1, 0, 0},
+        {"the value missing", 100, 0, 0},
+        {"nearly nothing left", 130, 0, 0},
+        {"a byte too many", 0, 1, 0},
+        {"garbage at the end", 0, 300, 0},
+        {"zeros at the end", 0, 0, 4096},
+        {"short, then garbage", 7, 100000, 0},
+        {"short, then zeros", 9, 0, 70000},
     };
     static char bytes[100000];
     char value[101] = "", target[32], path[MAX_PATH + 16];
@@ -1560,15 +1589,13 @@ static void test_torn_tail(void **state)
         part("%s", rows[i].what);
         for (int k = 0; k < 20; k++) {
             snprintf(target, sizeof target, "/torn/%d", k);
-            check(client_text(&c, "PUT", target, value) == 201, "%d",
-                  c.status);
+            check(client_text(&c, "PUT", target, value) == 201, "%d", c.status);
         }
         client_end(&c);
         server_kill(s);
 
         snprintf(path, sizeof path, "%s/000.log", s->dir);
-        check(file_size(path) > 2000, "%s: %ld bytes", path,
-              file_size(path));
+        check(file_size(path) > 2000, "%s: %ld bytes", path, file_size(path));
         check(truncate(path, file_size(path) - rows[i].cut) == 0,
               "truncate: %s", strerror(errno));
         random_bytes(bytes, (size_t)rows[i].garbage, i + 1);
@@ -1590,8 +1617,8 @@ static void test_torn_tail(void **state)
                 client_text(&c, "GET", target, NULL);
                 check(c.status == (lost ? 404 : 200), "%s: %d", target,
                       c.status);
-                check(strcmp(c.body, lost ? "" : value) == 0, "%s: %s",
-                      target, c.body);
+                check(strcmp(c.body, lost ? "" : value) == 0, "%s: %s", target,
+                      c.body);
             }
             client_text(&c, "PUT", "/torn/19", value);
             check(c.status == (rows[i].cut > 0 && turn == 0 ? 201 : 204),
@@ -1605,10 +1632,9 @@ static void test_torn_tail(void **state)
 }
 
 /* SIGTERM with a request half sent: it is finished, then the node ends. */
-static void test_stop_in_flight(void **state)
-{
+static void test_stop_in_flight(void **state) {
     static const char head[] = "PUT /late HTTP/1.1\r\nHost: x\r\n"
-        "Content-Length: 10\r\n\r\nhalf-";
+                               "Content-Length: 10\r\n\r\nhalf-";
     struct server *s = alone("late", "");
     struct client c = client_make(s->port), idle = c;
     int code;
@@ -1632,7 +1658,8 @@ static void test_stop_in_flight(void **state)
     client_end(&c);
     c = client_make(s->port);
     check(client_text(&c, "GET", "/late", NULL) == 200 &&
-          strcmp(c.body, "half-whole") == 0, "%d %s", c.status, c.body);
+              strcmp(c.body, "half-whole") == 0,
+          "%d %s", c.status, c.body);
     client_end(&c);
     client_end(&idle);
 
@@ -1645,14 +1672,18 @@ static void test_stop_in_flight(void **state)
 
 /* ---- The peer port --------------------------------------------------- */
 
-static void test_secret(void **state)
-{
+static void test_secret(void **state) {
     static const char *const wrong[] = {
-        NULL, "Authorization: Bearer wrong\r\n",
-        "Authorization: sesam\r\n", "Estoraje-Secret: wrong\r\n",
+        NULL,
+        "Authorization: Bearer wrong\r\n",
+        "Authorization: sesam\r\n",
+        "Estoraje-Secret: wrong\r\n",
     };
     static const char *const targets[] = {
-        "/_nodes/delete/x", "/_nodes/x", "/_nodes/delete/node1", "/k",
+        "/_nodes/delete/x",
+        "/_nodes/x",
+        "/_nodes/delete/node1",
+        "/k",
     };
     struct server *s;
     struct client c;
@@ -1685,15 +1716,14 @@ static void test_secret(void **state)
         }
     client_end(&c);
     check(status_of(s->port, "GET", "/k") == 404, "the client port asks "
-          "for the secret");
+                                                  "for the secret");
     server_stop(s);
 }
 
 /* Garbage on the peer port: closed or refused, and the node goes on. */
-static void test_peer_garbage(void **state)
-{
+static void test_peer_garbage(void **state) {
     static const char head[] = "POST /_peer HTTP/1.1\r\nHost: x\r\n"
-        "Content-Length: 4000\r\n\r\n";
+                               "Content-Length: 4000\r\n\r\n";
     struct client c = client_make(peer_port(api));
     static char noise[4096];
 
@@ -1716,16 +1746,15 @@ static void test_peer_garbage(void **state)
 /* ---- The long forms -------------------------------------------------- */
 
 /* A client that stalls is let go after the time that section 6 names. */
-static void test_timeouts(void **state)
-{
+static void test_timeouts(void **state) {
     static const struct {
         const char *text;
-        long least, most;       /* ms until the server closes */
+        long least, most; /* ms until the server closes */
     } rows[] = {
-        { "GET /k HTTP/1.1\r\nHost:", 8000, 25000 },
-        { "PUT /k HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nx",
-          25000, 45000 },
-        { "GET /_health HTTP/1.1\r\nHost: x\r\n\r\n", 65000, 95000 },
+        {"GET /k HTTP/1.1\r\nHost:", 8000, 25000},
+        {"PUT /k HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nx", 25000,
+         45000},
+        {"GET /_health HTTP/1.1\r\nHost: x\r\n\r\n", 65000, 95000},
     };
     struct client c[COUNT(rows)];
     long begin = now_ms();
@@ -1735,8 +1764,9 @@ static void test_timeouts(void **state)
         skip();
     for (size_t i = 0; i < COUNT(rows); i++) {
         c[i] = client_make(api->port);
-        check(client_connect(&c[i]) && client_send(&c[i], rows[i].text,
-              strlen(rows[i].text)), "cannot send");
+        check(client_connect(&c[i]) &&
+                  client_send(&c[i], rows[i].text, strlen(rows[i].text)),
+              "cannot send");
     }
     for (size_t i = 0; i < COUNT(rows); i++) {
         c[i].limit_ms = rows[i].most;
@@ -1748,15 +1778,13 @@ static void test_timeouts(void **state)
     }
 }
 
-static int api_end(void **state)
-{
+static int api_end(void **state) {
     if (api->pid > 0)
         server_stop(api);
     return servers_end(state);
 }
 
-int main(void)
-{
+int main(void) {
     const struct CMUnitTest flags[] = {
         cmocka_unit_test_teardown(test_flags_refused, servers_end),
         cmocka_unit_test_teardown(test_add_refused, servers_end),
