@@ -45,9 +45,9 @@ cluster-status: status
 # Tests. Sanitizers watch the servers and the tests themselves.
 # ---------------------------------------------------------------------------
 
-SUITES = ring servers cluster cluster-tsan
+SUITES = ring unit servers cluster cluster-tsan
 TESTED = build/asan/estoraje build/tsan/estoraje build/test/ring_test \
-         build/test/servers build/test/cluster
+         build/test/unit build/test/servers build/test/cluster
 
 test: need-test ## every suite, with ASan, UBSan and TSan (also all-tests)
 	@$(MAKE) --no-print-directory $(JOBS) $(TESTED)

@@ -22,11 +22,12 @@
 #ifndef HARNESS_H
 #define HARNESS_H
 
-#include <cmocka.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
+
+#include <cmocka.h>
 
 #include <arpa/inet.h>
 #include <ctype.h>
