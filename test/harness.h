@@ -927,16 +927,17 @@ static inline void server_args(struct server *s, const char *fmt, ...) {
 static inline struct server *server_plain(const char *name,
                                           const char *program) {
     struct server *s = &the_run.servers[the_run.server_count];
+    char base[400];
 
     check(the_run.server_count < MAX_SERVERS, "too many servers");
     the_run.server_count++;
     memset(s, 0, sizeof *s);
     snprintf(s->name, sizeof s->name, "%s", name);
     the_run.made++;
-    snprintf(s->dir, sizeof s->dir, "%.300s/%.60s-%u.d", the_run.dir, name,
+    snprintf(base, sizeof base, "%.300s/%.60s-%u", the_run.dir, name,
              the_run.made);
-    snprintf(s->log, sizeof s->log, "%.300s/%.60s-%u.log", the_run.dir, name,
-             the_run.made);
+    snprintf(s->dir, sizeof s->dir, "%s.d", base);
+    snprintf(s->log, sizeof s->log, "%s.log", base);
     server_args(s, "%s", program);
     return s;
 }
