@@ -2156,7 +2156,8 @@ static bool chunks_line(struct chunks *k, struct slice line) {
     }
     slice_cut(&line, ';', &size); /* an extension says nothing to us */
     k->state = CHUNK_DATA;
-    if (!slice_hex(slice_trim(size), &k->left))
+    if (size.n == 0 || size.p[0] <= ' ' ||
+        !slice_hex(slice_trim(size), &k->left))
         return false;
     if (k->left == 0)
         k->state = CHUNK_TRAILER;
@@ -3112,6 +3113,13 @@ static uint64_t json_number(struct slice object, const char *name,
     return x;
 }
 
+/* The same, in decimal, of what fits an unsigned; else 0. */
+static unsigned json_unsigned(struct slice object, const char *name) {
+    uint64_t number = json_number(object, name, 10);
+
+    return number <= UINT_MAX ? (unsigned)number : 0;
+}
+
 static const char base64_digits[] =
     "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
 
@@ -3698,8 +3706,8 @@ static void view_records(struct view *view, struct slice text) {
             json_text(line, "host", m->host, sizeof m->host);
             if (m->zone[0] == '\0')
                 json_text(line, "zone", m->zone, sizeof m->zone);
-            m->port = (unsigned)json_number(line, "port", 10);
-            m->peer_port = (unsigned)json_number(line, "peer", 10);
+            m->port = json_unsigned(line, "port");
+            m->peer_port = json_unsigned(line, "peer");
             m->boot = json_number(line, "boot", 10);
             if (!resolve(m->host, m->peer_port, &m->address, &m->address_n))
                 m->address_n = 0;
@@ -3746,8 +3754,8 @@ static struct view *view_parse(const struct node *node, struct slice text) {
     view->hash[0] = json_number(ring, "hash0", 16);
     view->hash[1] = json_number(ring, "hash1", 16);
     view->epoch = json_number(ring, "epoch", 10);
-    view->partitions = (unsigned)json_number(ring, "partitions", 10);
-    view->replicas = (unsigned)json_number(ring, "replicas", 10);
+    view->partitions = json_unsigned(ring, "partitions");
+    view->replicas = json_unsigned(ring, "replicas");
     good = view->cluster != 0 && view->hash[0] != 0 && view->hash[1] != 0 &&
            PARTITIONS_FIT(view->partitions) && view->replicas > 0 &&
            view->replicas <= REPLICAS_MAX && count <= MEMBERS_MAX;
@@ -3755,7 +3763,7 @@ static struct view *view_parse(const struct node *node, struct slice text) {
     while (good && json_value(&members, &item)) {
         struct member *m = &view->member[view->count];
 
-        m->number = (unsigned)json_number(item, "number", 10);
+        m->number = json_unsigned(item, "number");
         m->id = json_number(item, "id", 16);
         good = m->number >= 1 && m->number <= MEMBERS_MAX &&
                json_text(item, "name", m->name, sizeof m->name) &&
