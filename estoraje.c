@@ -336,9 +336,7 @@ struct node {
     int exit_code; /* when the node stops for a reason of its own */
 
     /* Repair. */
-    pthread_mutex_t repair_lock;
-    pthread_cond_t repair_more;
-    bool repair_poked;
+    int repair_wake[2]; /* a byte ends the repair thread's rest */
     struct repair *repair;
 
     /* The sidecar. */
@@ -411,8 +409,7 @@ struct conn {
     struct file *stream;
     uint64_t stream_at; /* next byte of the value in the file */
     uint64_t stream_left;
-    uint8_t *stream_sums; /* of the blocks that are left */
-    size_t stream_block;
+    size_t stream_block; /* its sum is in rec of the operation */
 };
 
 /* A call to a peer that was sent and not answered. */
@@ -536,14 +533,13 @@ struct worker {
     struct link *beats[MEMBERS_MAX + 1]; /* of worker 0: for heartbeats */
     struct buf intro;    /* header fields of every call to a peer */
     uint64_t intro_view; /* made for this view */
-    uint64_t beat_at, sweep_at;
+    uint64_t beat_at;
     uint64_t accept_at; /* no new connection before */
     unsigned turn;      /* of round-robins */
     /* From other threads. */
     int wake[2];
     pthread_mutex_t inbox_lock;
     struct op *synced, **synced_end; /* their waits are over */
-    atomic_bool woken;
 };
 
 /* ----------------------------------------------------------- Small tools */
@@ -626,27 +622,6 @@ static void *memory(size_t count, size_t size) {
 static void mutex_init(pthread_mutex_t *mutex) {
     if (pthread_mutex_init(mutex, NULL) != 0)
         die("cannot make a mutex");
-}
-
-/* A condition whose timed waits go by the monotonic clock. */
-static void cond_init(pthread_cond_t *cond) {
-    pthread_condattr_t attr;
-
-    if (pthread_condattr_init(&attr) != 0 ||
-        pthread_condattr_setclock(&attr, CLOCK_MONOTONIC) != 0 ||
-        pthread_cond_init(cond, &attr) != 0)
-        die("cannot make a condition variable");
-    pthread_condattr_destroy(&attr);
-}
-
-/* Waits for cond, at most ms. */
-static void cond_wait_ms(pthread_cond_t *cond, pthread_mutex_t *mutex,
-                         uint64_t ms) {
-    uint64_t until = now_ms() + ms;
-    struct timespec t = {(time_t)(until / 1000),
-                         (long)(until % 1000) * 1000000};
-
-    pthread_cond_timedwait(cond, mutex, &t);
 }
 
 /* A random number that nobody can guess and that is not 0. */
@@ -777,14 +752,6 @@ static bool slice_digits(struct slice s, unsigned base, uint64_t *number) {
     }
     *number = x;
     return s.n > 0;
-}
-
-static bool slice_number(struct slice s, uint64_t *number) {
-    return slice_digits(s, 10, number);
-}
-
-static bool slice_hex(struct slice s, uint64_t *number) {
-    return slice_digits(s, 16, number);
 }
 
 /* Room for more bytes; false: there is no memory. */
@@ -1035,11 +1002,10 @@ static uint64_t block_sum(struct slice value, size_t at) {
 /*
  * Begins a record in an empty buffer: all but the value, its sums, and what
  * record_seal() gives. Answers where the value is to be put; the buffer's
- * length is that, and the caller appends the value. The value's length may be
- * a guess that record_end() corrects.
+ * length is that, and the caller appends the value.
  */
 static size_t record_begin(struct buf *b, struct slice key, struct slice type,
-                           bool tombstone, size_t value) {
+                           bool tombstone) {
     buf_zero(b, RECORD_HEADER);
     put32(b->p + 8, RECORD_MAGIC);
     b->p[12] = tombstone;
@@ -1048,27 +1014,21 @@ static size_t record_begin(struct buf *b, struct slice key, struct slice type,
     b->p[15] = (uint8_t)(key.n >> 8);
     buf_add(b, key.p, key.n);
     buf_add(b, type.p, type.n);
-    buf_zero(b, 8 * blocks_of(value));
     return b->n;
 }
 
-/* Ends it once the value is there, which begins at value_at. */
+/* Ends it once the value is there, which begins at value_at, but makes room for
+   its sums: how many there are was not known before. */
 static void record_end(struct buf *b, size_t value_at) {
-    size_t n = b->n - value_at, meta;
+    size_t n = b->n - value_at, meta = value_at + 8 * blocks_of(n);
     struct slice value;
-    uint8_t *sums;
 
     put32(b->p + 32, (uint32_t)n);
-    meta = record_meta(b->p);
-    if (meta != value_at) { /* the guess was wrong */
-        buf_zero(b, 8 * blocks_of(n));
-        memmove(b->p + meta, b->p + value_at, n);
-        b->n = meta + n;
-    }
+    buf_zero(b, meta - value_at);
     value = (struct slice){b->p + meta, n};
-    sums = b->p + meta - 8 * blocks_of(n);
-    for (size_t at = 0; at < n; at += BLOCK, sums += 8)
-        put64(sums, block_sum(value, at));
+    memmove(b->p + meta, b->p + value_at, n);
+    for (size_t at = 0; at < n; at += BLOCK)
+        put64(b->p + value_at + at / BLOCK * 8, block_sum(value, at));
     buf_zero(b, round_up_8(b->n) - b->n);
 }
 
@@ -1662,11 +1622,11 @@ static void sync_post(struct op *list, int result) {
         op->wait_next = NULL;
         op->wait_result = result;
         pthread_mutex_lock(&w->inbox_lock);
+        if (w->synced == NULL)
+            wake_write(w->wake[1]);
         *w->synced_end = op;
         w->synced_end = &op->wait_next;
         pthread_mutex_unlock(&w->inbox_lock);
-        if (!atomic_exchange(&w->woken, true))
-            wake_write(w->wake[1]);
     }
 }
 
@@ -1824,9 +1784,7 @@ static int super_read(struct node *node) {
             get64(p + 504) == xxh64(p, 504, 0))
             memcpy(&node->self, numbers, sizeof numbers);
     }
-    if (node->self.sequence == 0)
-        return n == 0 ? 0 : -1;
-    return 1;
+    return node->self.sequence > 0 ? 1 : n == 0 ? 0 : -1;
 }
 
 /* Raises the ceiling where it is near and there are writes, or where someone
@@ -2027,7 +1985,7 @@ static const char *http_status_line(struct slice line, struct http *h) {
     uint64_t status;
 
     if (!http_version(&line, h) || line.n < 4 || line.p[0] != ' ' ||
-        !slice_number((struct slice){line.p + 1, 3}, &status))
+        !slice_digits((struct slice){line.p + 1, 3}, 10, &status))
         return "400 not an HTTP status line";
     h->status = (unsigned)status;
     return NULL;
@@ -2090,7 +2048,7 @@ static const char *http_meaning(struct http *h, bool request) {
     h->expect = h->expectation.p != NULL && h->minor >= 1;
     h->keep = !list_has(h->connection, "close") &&
               (h->minor >= 1 || list_has(h->connection, "keep-alive"));
-    if (h->has_length && !slice_number(h->content_length, &h->length))
+    if (h->has_length && !slice_digits(h->content_length, 10, &h->length))
         return "400 Content-Length must be a decimal number";
     if (h->chunked && (h->has_length || h->minor == 0))
         return "400 Transfer-Encoding excludes Content-Length, and is "
@@ -2111,20 +2069,15 @@ static const char *http_meaning(struct http *h, bool request) {
  */
 static const char *http_parse(const uint8_t *p, size_t n, bool request,
                               struct http *h) {
-    struct slice rest = {p, n}, line;
-    const char *refusal = NULL;
-    bool first = true;
+    struct slice rest = {p, n}, line = {p, 1};
+    const char *refusal;
 
     memset(h, 0, sizeof *h);
-    while (refusal == NULL && slice_cut(&rest, '\n', &line)) {
-        line.n--; /* its CR; that it is there was seen */
-        if (first)
-            refusal = request ? http_request_line(line, h)
-                              : http_status_line(line, h);
-        else if (line.n > 0)
-            refusal = http_field(line, h);
-        first = false;
-    }
+    slice_cut(&rest, '\n', &line);
+    line.n--; /* its CR; that each line has one was seen */
+    refusal = request ? http_request_line(line, h) : http_status_line(line, h);
+    while (refusal == NULL && slice_cut(&rest, '\n', &line) && --line.n > 0)
+        refusal = http_field(line, h);
     return refusal != NULL ? refusal : http_meaning(h, request);
 }
 
@@ -2157,7 +2110,7 @@ static bool chunks_line(struct chunks *k, struct slice line) {
     slice_cut(&line, ';', &size); /* an extension says nothing to us */
     k->state = CHUNK_DATA;
     if (size.n == 0 || size.p[0] <= ' ' ||
-        !slice_hex(slice_trim(size), &k->left))
+        !slice_digits(slice_trim(size), 16, &k->left))
         return false;
     if (k->left == 0)
         k->state = CHUNK_TRAILER;
@@ -2206,7 +2159,7 @@ static ssize_t percent_decode(struct slice s, uint8_t *to, size_t room) {
 
         if (byte == '%') {
             if (s.n - i < 3 ||
-                !slice_hex((struct slice){s.p + i + 1, 2}, &byte))
+                !slice_digits((struct slice){s.p + i + 1, 2}, 16, &byte))
                 return -1;
             i += 2;
         }
@@ -2228,7 +2181,8 @@ static bool etag_listed(struct slice list, uint64_t etag) {
             one = slice_skip(one, 2);
         if (slice_is(one, "*") ||
             (one.n == 18 && one.p[0] == '"' && one.p[17] == '"' &&
-             slice_hex((struct slice){one.p + 1, 16}, &given) && given == etag))
+             slice_digits((struct slice){one.p + 1, 16}, 16, &given) &&
+             given == etag))
             return true;
     }
     return false;
@@ -2237,12 +2191,11 @@ static bool etag_listed(struct slice list, uint64_t etag) {
 /* What stands behind HTTP/1.1 in a status line. */
 static struct slice status_text(unsigned status) {
     static const char texts[] =
-        "200 OK\n201 Created\n204 No Content\n404 Not Found\n202 Accepted\n"
-        "206 Partial Content\n304 Not Modified\n400 Bad Request\n"
-        "401 Unauthorized\n403 Forbidden\n405 Method Not Allowed\n"
-        "409 Conflict\n412 Precondition Failed\n413 Content Too Large\n"
-        "414 URI Too Long\n416 Range Not Satisfiable\n"
-        "417 Expectation Failed\n431 Request Header Fields Too Large\n"
+        "200 OK\n201 Created\n204 No Content\n404 Not Found\n"
+        "304 Not Modified\n400 Bad Request\n401 Unauthorized\n"
+        "403 Forbidden\n405 Method Not Allowed\n409 Conflict\n"
+        "413 Content Too Large\n414 URI Too Long\n417 Expectation Failed\n"
+        "431 Request Header Fields Too Large\n"
         "501 Not Implemented\n503 Service Unavailable\n504 Gateway Timeout\n"
         "505 HTTP Version Not Supported\n507 Insufficient Storage\n";
     struct slice rest = {(const uint8_t *)texts, sizeof texts - 1}, line;
@@ -2512,23 +2465,18 @@ static void op_refuse(struct op *op, const char *refusal) {
    for what is announced. */
 static const char *op_take(struct op *op, struct slice data,
                            const struct chunks *k) {
-    static const char budget[] = "503 too many large bodies at once: try again "
-                                 "later";
-    uint64_t left = k->state == CHUNK_DATA ? k->left : 0;
+    uint64_t left = k->state == CHUNK_DATA ? k->left : 0, all = 0;
     size_t n = op->rec.n + data.n;
 
     if (left > op->body_most || n - op->value_at > op->body_most - left)
         return "413 the body is larger than -maxValue allows";
     if (n > READ_SIZE) { /* small ones are not worth counting */
-        uint64_t more = n - op->body_counted;
-
+        all = n - op->body_counted;
+        all += atomic_fetch_add(&op->w->node->body_bytes, all);
         op->body_counted = n;
-        if (atomic_fetch_add(&op->w->node->body_bytes, more) + more >
-            BODY_BUDGET)
-            return budget;
     }
-    if (!buf_room(&op->rec, data.n))
-        return budget;
+    if (all > BODY_BUDGET || !buf_room(&op->rec, data.n))
+        return "503 too many large bodies at once: try again later";
     buf_add(&op->rec, data.p, data.n);
     return NULL;
 }
@@ -2647,9 +2595,8 @@ static void conn_input(struct conn *c) {
 
     if (!fresh) {
         buf_drop(&c->in, &c->in_at, READ_SIZE);
-        if (!buf_room(&c->in, READ_SIZE))
-            die("out of memory");
-        to = c->in.p + c->in.n;
+        to = buf_grow(&c->in, READ_SIZE);
+        c->in.n -= READ_SIZE; /* as many as come are counted below */
     }
     n = read(c->fd, to, READ_SIZE);
     if (n < 0 && (errno == EAGAIN || errno == EINTR))
@@ -2695,50 +2642,34 @@ static void conn_flush(struct conn *c) {
 static void conn_stream(struct conn *c) {
     while (c->stream_left > 0 && conn_unsent(c) < OUT_MAX / 2) {
         size_t n = c->stream_left < BLOCK ? (size_t)c->stream_left : BLOCK;
-        uint8_t *to;
+        uint8_t *to = buf_grow(&c->out, n), *sum = c->first->rec.p;
 
-        if (!buf_room(&c->out, n))
-            die("out of memory");
-        to = c->out.p + c->out.n;
         if (read_at(c->stream->fd, to, n, c->stream_at) != (ssize_t)n ||
-            xxh64(to, n, 0) != get64(c->stream_sums + 8 * c->stream_block)) {
+            xxh64(to, n, 0) != get64(sum + 8 * c->stream_block++)) {
             say("error",
                 "damaged value found while it was sent: the "
                 "connection is closed offset=%" PRIu64,
                 c->stream_at);
+            c->out.n -= n;
             conn_kill(c);
             return;
         }
-        c->out.n += n;
         c->stream_at += n;
         c->stream_left -= n;
-        c->stream_block++;
     }
     if (c->stream_left > 0)
         return;
     file_release(c->stream);
-    free(c->stream_sums);
     c->stream = NULL;
-    c->stream_sums = NULL;
     op_finish(c->first);
-}
-
-/* When all is sent and no more is to come: lets the other side read, and end
-   the connection. A close with unread input would reset it, and the answer
-   might be lost (RFC 9112, 9.6). */
-static void conn_close(struct conn *c) {
-    if (c->half) {
-        conn_kill(c);
-    } else if (c->state != CONN_LINGER) {
-        shutdown(c->fd, SHUT_WR);
-        c->state = CONN_LINGER;
-        c->since = c->w->now;
-    }
 }
 
 /* Serves a connection that was touched: output, input that waited for it, and
    the end. Input is left only if it is a part of a request, or waits for an
-   operation or for the socket, which bring the connection back here. */
+   operation or for the socket, which bring the connection back here. When all
+   is sent and no more is to come, it is the other side that ends the
+   connection: a close with unread input would reset it, and the answer might
+   be lost (RFC 9112, 9.6). */
 static void conn_serve(struct conn *c) {
     size_t unread;
 
@@ -2753,8 +2684,15 @@ static void conn_serve(struct conn *c) {
             conn_consume(c);
         }
     } while (conn_unread(c) < unread);
-    if (!c->dead && c->close_after && conn_unsent(c) == 0 && c->first == NULL)
-        conn_close(c);
+    if (c->dead || !c->close_after || conn_unsent(c) > 0 || c->first != NULL)
+        return;
+    if (c->half) {
+        conn_kill(c);
+    } else if (c->state != CONN_LINGER) {
+        shutdown(c->fd, SHUT_WR);
+        c->state = CONN_LINGER;
+        c->since = c->w->now;
+    }
 }
 
 /* The end of a dead connection, or a step to it: operations at work go on
@@ -2777,7 +2715,6 @@ static void conn_free(struct conn *c) {
         link_lost(c);
     close(c->fd);
     file_release(c->stream);
-    free(c->stream_sums);
     buf_free(&c->in);
     buf_free(&c->out);
     free(c);
@@ -2835,8 +2772,7 @@ static void view_release(struct view *view) {
 /* Wakes all workers that wait in poll(). */
 static void workers_wake(struct node *node) {
     for (unsigned i = 0; i < node->worker_count; i++)
-        if (!atomic_exchange(&node->workers[i].woken, true))
-            wake_write(node->workers[i].wake[1]);
+        wake_write(node->workers[i].wake[1]);
 }
 
 #define SWEEP_MS 250 /* from look to look at the clocks of connections */
@@ -2863,7 +2799,6 @@ static void worker_inbox(struct worker *w) {
     struct op *op, *next;
 
     wake_drain(w->wake[0]);
-    atomic_store(&w->woken, false);
     pthread_mutex_lock(&w->inbox_lock);
     next = w->synced;
     w->synced = NULL;
@@ -2891,21 +2826,14 @@ static void worker_tick(struct worker *w) {
         }
 }
 
-/* What poll() is to wait for beside connections. */
-static void worker_poll(struct worker *w) {
+/* Serves what was touched and frees what is dead, until there is neither: to
+   free a link fails its calls, which touches other connections. Then w->fds
+   says what poll() is to wait for. */
+static void worker_settle(struct worker *w) {
     struct node *node = w->node;
     bool rests = atomic_load(&node->stopping) || w->now < w->accept_at;
-    bool full = atomic_load(&node->connections) >= node->connections_max;
+    bool full;
 
-    w->fds[0] = (struct pollfd){w->wake[0], POLLIN, 0};
-    w->fds[1] =
-        (struct pollfd){rests || full ? -1 : node->client_fd, POLLIN, 0};
-    w->fds[2] = (struct pollfd){rests ? -1 : node->peer_fd, POLLIN, 0};
-}
-
-/* Serves what was touched and frees what is dead, until there is neither: to
-   free a link fails its calls, which touches other connections. */
-static void worker_settle(struct worker *w) {
     do {
         w->touched = false;
         for (size_t i = 0; i < w->count; i++) {
@@ -2926,7 +2854,11 @@ static void worker_settle(struct worker *w) {
             }
         }
     } while (w->touched);
-    worker_poll(w);
+    full = atomic_load(&node->connections) >= node->connections_max;
+    w->fds[0] = (struct pollfd){w->wake[0], POLLIN, 0};
+    w->fds[1] =
+        (struct pollfd){rests || full ? -1 : node->client_fd, POLLIN, 0};
+    w->fds[2] = (struct pollfd){rests ? -1 : node->peer_fd, POLLIN, 0};
 }
 
 /* Of a later chapter: this node may have missed writes. */
@@ -2956,43 +2888,27 @@ static void worker_clock(struct worker *w) {
     }
 }
 
-/* Finds out how an attempt to connect has ended. */
-static void conn_connected(struct conn *c) {
-    int error = 0;
-    socklen_t n = sizeof error;
-
-    getsockopt(c->fd, SOL_SOCKET, SO_ERROR, &error, &n);
-    c->connecting = false;
-    if (error != 0)
-        conn_kill(c);
-}
-
-/* Reads from a connection for which poll() has something. */
+/* Reads from a connection for which poll() has something. A link is connected
+   now, or has failed, and then reading or sending says so. */
 static void conn_event(struct conn *c, int events) {
-    if (c->connecting && (events & (POLLOUT | POLLERR | POLLHUP)))
-        conn_connected(c);
+    c->connecting = false;
     if (!c->dead && (events & (POLLIN | POLLERR | POLLHUP)))
         conn_input(c);
     conn_touch(c);
 }
 
-/* How long poll() may wait: ticks while operations wait, else what comes
-   first of heartbeats and sweeps. */
-static int worker_wait(const struct worker *w) {
-    return w->waiting ? TICK_MS : w->index == 0 ? 100 : 250;
-}
-
 static void *worker_run(void *arg) {
     struct worker *w = arg;
     struct node *node = w->node;
-    uint64_t ticked = 0;
+    uint64_t ticked = 0, swept = 0;
 
     while (!atomic_load(&node->ended)) {
         size_t count;
 
         worker_settle(w);
-        count = w->count;
-        poll(w->fds, (nfds_t)(FDS_FIXED + count), worker_wait(w));
+        count = w->count; /* ticks while operations wait, else heartbeats */
+        poll(w->fds, (nfds_t)(FDS_FIXED + count),
+             w->waiting ? TICK_MS : BEAT_MS / 5);
         worker_clock(w);
         for (size_t i = 0; i < count; i++)
             if (w->fds[FDS_FIXED + i].revents != 0)
@@ -3008,8 +2924,8 @@ static void *worker_run(void *arg) {
             worker_tick(w);
             worker_beat(w);
         }
-        if (w->now - w->sweep_at >= SWEEP_MS) {
-            w->sweep_at = w->now;
+        if (w->now - swept >= SWEEP_MS) {
+            swept = w->now;
             for (size_t i = 0; i < w->count; i++)
                 conn_check_time(w->conns[i]);
         }
@@ -3527,7 +3443,7 @@ static bool url_parse(struct slice url, struct sidecar *s) {
     url.n -= url.n > 0 && url.p[url.n - 1] == '/';
     for (n = url.n; n > 0 && url.p[n - 1] != ':';)
         n--;
-    if (n < 2 || !slice_number(slice_skip(url, n), &port) || port < 2 ||
+    if (n < 2 || !slice_digits(slice_skip(url, n), 10, &port) || port < 2 ||
         port > 65535)
         return false;
     s->port = (unsigned)port;
@@ -3845,14 +3761,6 @@ static bool member_alive(const struct node *node, unsigned number) {
            (heard != 0 && now_ms() < heard + LOST_MS);
 }
 
-/* Wakes the repair thread. */
-static void repair_poke(struct node *node) {
-    pthread_mutex_lock(&node->repair_lock);
-    node->repair_poked = true;
-    pthread_cond_signal(&node->repair_more);
-    pthread_mutex_unlock(&node->repair_lock);
-}
-
 /* Raises doubt about one partition. */
 static void doubt_part(struct node *node, unsigned number) {
     struct part *part = &node->parts[number];
@@ -3860,7 +3768,7 @@ static void doubt_part(struct node *node, unsigned number) {
     pthread_mutex_lock(&part->lock);
     part->doubts++;
     pthread_mutex_unlock(&part->lock);
-    repair_poke(node);
+    wake_write(node->repair_wake[1]);
 }
 
 /* Raises doubt about all. A node that is alone has nobody to miss. */
@@ -4328,11 +4236,8 @@ static void link_answer(struct worker *w, struct link *l, unsigned status,
     struct op *op = call.op;
 
     l->called += sizeof call;
-    if (l->called * 2 >= l->calls.n) {
-        l->calls.n -= l->called;
-        memmove(l->calls.p, l->calls.p + l->called, l->calls.n);
-        l->called = 0;
-    }
+    if (l->called * 2 >= l->calls.n)
+        buf_drop(&l->calls, &l->called, READ_SIZE);
     if (status == 409)
         ring_want(w->node);
     if (op == NULL) {
@@ -4418,7 +4323,7 @@ static bool peer_check(struct op *op, const struct http *h) {
         slice_equal(field, (struct slice){(uint8_t *)c->known, c->known_n}))
         return true;
     for (size_t i = 0; i < INTRO_WORDS && field.n == 17 * INTRO_WORDS - 1; i++)
-        slice_hex((struct slice){field.p + 17 * i, 16}, &x[i]);
+        slice_digits((struct slice){field.p + 17 * i, 16}, 16, &x[i]);
     m = view_member(view, (unsigned)x[3]);
     if (x[0] != 1) {
         wrong = "no Estoraje field of protocol version 1: this port is for the "
@@ -4820,8 +4725,8 @@ static void read_answer(struct op *op, const struct record *r, bool stale,
     c->stream_at = value_at;
     c->stream_left = r->value.n;
     c->stream_block = 0;
-    c->stream_sums = memory(blocks_of(r->value.n), 8);
-    memcpy(c->stream_sums, r->sums, 8 * blocks_of(r->value.n));
+    op->rec.n = 0;
+    buf_add(&op->rec, r->sums, 8 * blocks_of(r->value.n));
     conn_touch(c);
 }
 
@@ -5438,6 +5343,7 @@ static unsigned repair_all(struct repair *repair) {
 static void *repair_run(void *arg) {
     struct node *node = arg;
     struct repair *repair = node->repair = memory(1, sizeof *repair);
+    struct pollfd poke = {node->repair_wake[0], POLLIN, 0};
     unsigned before, doubted = 1;
 
     repair->node = node;
@@ -5454,12 +5360,8 @@ static void *repair_run(void *arg) {
             say("info", "repair records=%" PRIu64 " partitions_in_doubt=%u",
                 repair->pulled - pulled, doubted);
         view_release(repair->view);
-        pthread_mutex_lock(&node->repair_lock);
-        if (!node->repair_poked)
-            cond_wait_ms(&node->repair_more, &node->repair_lock,
-                         doubted > 0 ? 200 : 1000);
-        node->repair_poked = false;
-        pthread_mutex_unlock(&node->repair_lock);
+        poll(&poke, 1, doubted > 0 ? 200 : 1000);
+        wake_drain(poke.fd);
     }
     return NULL;
 }
@@ -5811,10 +5713,8 @@ static void key_written(struct op *op) {
     write_begin(op);
 }
 
-/* Begins a write. What Content-Length says is only a guess here, and nothing
-   is allocated for one that will not be allowed. */
+/* Begins a write: all of the record that is before the value. */
 static const char *key_write(struct op *op, const struct http *h) {
-    uint64_t most = op->w->node->flags.max_value;
     struct slice type = h->type;
 
     if (op->remove ||
@@ -5822,10 +5722,9 @@ static const char *key_write(struct op *op, const struct http *h) {
         type.n = 0;
     if (type.n > TYPE_MAX)
         return "400 Content-Type is over 127 bytes: use a shorter one";
-    op->value_at = record_begin(
-        &op->rec, (struct slice){op->key, op->key_n}, type, op->remove,
-        op->remove || h->length > most ? 0 : (size_t)h->length);
-    op->body_most = most;
+    op->value_at = record_begin(&op->rec, (struct slice){op->key, op->key_n},
+                                type, op->remove);
+    op->body_most = op->w->node->flags.max_value;
     if (op->remove)
         key_written(op);
     else
@@ -6003,7 +5902,7 @@ static bool flag_set(struct flags *flags, const struct flag *f,
         f->kind == FLAG_SIZE && s.n > 0 ? strchr(units, value[s.n - 1]) : NULL;
     shift = unit == NULL ? 0 : 10 * (unsigned)(unit - units + 1);
     s.n -= unit != NULL;
-    if (!slice_number(s, &x) || x < f->least || x > f->most >> shift)
+    if (!slice_digits(s, 10, &x) || x < f->least || x > f->most >> shift)
         return false;
     *(uint64_t *)field = x << shift;
     return true;
@@ -6446,8 +6345,7 @@ static void cluster_begin(struct node *node) {
 static void workers_begin(struct node *node) {
     node->peers = memory(MEMBERS_MAX + 1, sizeof *node->peers);
     mutex_init(&node->view_lock);
-    mutex_init(&node->repair_lock);
-    cond_init(&node->repair_more);
+    wake_pipe(node->repair_wake);
     wake_pipe(node->etcd_wake);
     node->worker_count = (unsigned)node->flags.threads;
     node->workers = memory(node->worker_count, sizeof *node->workers);
@@ -6515,7 +6413,7 @@ static void node_stop(struct node *node) {
     atomic_store(&node->ended, true);
     workers_wake(node);
     wake_write(node->etcd_wake[1]);
-    repair_poke(node);
+    wake_write(node->repair_wake[1]);
     for (unsigned i = 0; i < node->worker_count; i++)
         pthread_join(node->workers[i].thread, NULL);
     pthread_join(node->house_thread, NULL);

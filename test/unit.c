@@ -319,11 +319,10 @@ static uint64_t version_at(int64_t us) {
     return VERSION_TIME(NOON + (uint64_t)us) | 7;
 }
 
-/* Makes a whole record in an empty buffer, sealed for the network. guess is
-   what is thought of the value's length when it is begun. */
+/* Makes a whole record in an empty buffer, sealed for the network. */
 static void record_make(struct buf *b, struct slice key, const char *type,
-                        struct slice value, size_t guess, uint64_t version) {
-    size_t at = record_begin(b, key, slice_of(type), false, guess);
+                        struct slice value, uint64_t version) {
+    size_t at = record_begin(b, key, slice_of(type), false);
 
     buf_add(b, value.p, value.n);
     record_end(b, at);
@@ -338,7 +337,7 @@ static struct accepted part_put(struct node *node, struct part *part,
     struct buf b = {0};
     struct accepted a;
     struct record r = {0};
-    size_t at = record_begin(&b, key, none, value == NULL, 0);
+    size_t at = record_begin(&b, key, none, value == NULL);
 
     if (value != NULL)
         buf_add(&b, value->p, value->n);
@@ -623,8 +622,8 @@ static void test_buffers(void **state) {
 
 /* ------------------------------------------------------------- One record */
 
-/* All fields survive, at the sizes around those of a block, whatever was
-   guessed of the length; the checksums are those of the format. */
+/* All fields survive, at the sizes around those of a block; the checksums are
+   those of the format. */
 static void test_record_fields(void **state) {
     static const size_t sizes[] = {0,     1,     7,      8,     65535,
                                    65536, 65537, 131072, 200000};
@@ -634,32 +633,30 @@ static void test_record_fields(void **state) {
 
     (void)state;
     random_fill(bytes, 200000, 2);
-    for (size_t i = 0; i < COUNT(sizes); i++)
-        for (size_t j = 0; j < COUNT(sizes); j++) {
-            struct buf b = {0};
-            struct record r;
-            uint8_t *exact;
+    for (size_t i = 0; i < COUNT(sizes); i++) {
+        struct buf b = {0};
+        struct record r;
+        uint8_t *exact;
 
-            value = (struct slice){bytes, sizes[i]};
-            record_make(&b, name, "text/plain", value, sizes[j], 1u << 20);
-            exact = copy_of(b.p, b.n);
-            assert_true(record_parse(exact, b.n, 0, &r));
-            assert_true(record_intact(&r));
-            assert_int_equal(r.version, 1u << 20);
-            assert_int_equal(r.etag, (1u << 20) + 1024);
-            assert_false(r.tombstone);
-            assert_true(slice_equal(r.key, name));
-            assert_true(slice_is(r.type, "text/plain"));
-            assert_true(slice_equal(r.value, value));
-            assert_int_equal(r.size, b.n);
-            assert_int_equal(r.size % 8, 0);
-            assert_int_equal(r.size,
-                             round_up_8(40 + name.n + 10 + sizes[i] +
-                                        (sizes[i] + 65535) / 65536 * 8));
-            assert_false(record_parse(exact, b.n, 1, &r));
-            free(exact);
-            buf_free(&b);
-        }
+        value = (struct slice){bytes, sizes[i]};
+        record_make(&b, name, "text/plain", value, 1u << 20);
+        exact = copy_of(b.p, b.n);
+        assert_true(record_parse(exact, b.n, 0, &r));
+        assert_true(record_intact(&r));
+        assert_int_equal(r.version, 1u << 20);
+        assert_int_equal(r.etag, (1u << 20) + 1024);
+        assert_false(r.tombstone);
+        assert_true(slice_equal(r.key, name));
+        assert_true(slice_is(r.type, "text/plain"));
+        assert_true(slice_equal(r.value, value));
+        assert_int_equal(r.size, b.n);
+        assert_int_equal(r.size % 8, 0);
+        assert_int_equal(r.size, round_up_8(40 + name.n + 10 + sizes[i] +
+                                            (sizes[i] + 65535) / 65536 * 8));
+        assert_false(record_parse(exact, b.n, 1, &r));
+        free(exact);
+        buf_free(&b);
+    }
     free(bytes);
 }
 
@@ -674,7 +671,7 @@ static void test_record_format(void **state) {
     struct buf b = {0};
 
     (void)state;
-    record_make(&b, slice_of("key"), "t/xy", slice_of("hi"), 2, 1u << 24);
+    record_make(&b, slice_of("key"), "t/xy", slice_of("hi"), 1u << 24);
     assert_int_equal(b.n, 64);
     assert_memory_equal(b.p + 8, want, sizeof want);
     assert_int_equal(get64(b.p + 47), xxh64((const uint8_t *)"hi", 2, 0));
@@ -694,8 +691,7 @@ static void test_record_bits(void **state) {
     size_t meta, value = 13;
 
     (void)state;
-    record_make(&b, slice_of("key"), "t/x", slice_of("thirteenbytes"), value,
-                77);
+    record_make(&b, slice_of("key"), "t/x", slice_of("thirteenbytes"), 77);
     meta = record_meta(b.p);
     assert_true(b.n > meta + value);
     for (size_t bit = 0; bit < 8 * b.n; bit++) {
@@ -723,7 +719,7 @@ static void test_record_blocks(void **state) {
     struct record r;
 
     (void)state;
-    record_make(&b, slice_of("key"), "", value, 0, 77);
+    record_make(&b, slice_of("key"), "", value, 77);
     for (size_t at = 0; at < 200000; at += 9973) {
         uint8_t *byte = b.p + record_meta(b.p) + at;
 
@@ -745,7 +741,7 @@ static void test_record_truncated(void **state) {
     size_t meta;
 
     (void)state;
-    record_make(&b, slice_of("key"), "t/x", slice_of("some value"), 10, 77);
+    record_make(&b, slice_of("key"), "t/x", slice_of("some value"), 77);
     meta = record_meta(b.p);
     for (size_t n = 0; n <= b.n; n++) {
         uint8_t *exact = copy_of(b.p, n);
@@ -792,7 +788,7 @@ static void test_record_lies(void **state) {
     struct record r;
 
     (void)state;
-    record_make(&b, slice_of("key"), "t/x", slice_of("value"), 5, 77);
+    record_make(&b, slice_of("key"), "t/x", slice_of("value"), 77);
     for (size_t i = 0; i < COUNT(rows); i++) {
         memcpy(bytes, b.p, b.n);
         put64(lie, rows[i].lie);
@@ -816,11 +812,11 @@ static void test_record_inside(void **state) {
     struct record r;
 
     (void)state;
-    record_make(&inner, slice_of("evil"), "", slice_of("value"), 5, 77);
+    record_make(&inner, slice_of("evil"), "", slice_of("value"), 77);
     for (size_t i = 0; i < COUNT(salts); i++) {
         record_seal(inner.p, salts[i]);
         outer.n = 0;
-        record_make(&outer, slice_of("eight by"), "", buf_slice(&inner), 0, 5);
+        record_make(&outer, slice_of("eight by"), "", buf_slice(&inner), 5);
         record_seal(outer.p, 99);
         assert_int_equal(record_meta(outer.p) % 8, 0);
         assert_int_equal(log_search(outer.p, outer.n, 99, 0, &r), 0);
@@ -891,8 +887,7 @@ static void test_log_order(void **state) {
 
     for (size_t i = 0; i < COUNT(versions); i++) {
         b.n = 0;
-        record_make(&b, slice_of("key"), "", slice_of(values[i]), 1,
-                    versions[i]);
+        record_make(&b, slice_of("key"), "", slice_of(values[i]), versions[i]);
         record_seal(b.p, part->file->salt);
         buf_add(&log, b.p, b.n);
     }
