@@ -232,7 +232,7 @@ struct view {
     struct ring *ring;
     unsigned count;
     unsigned me; /* index of this node, or count when it is no member */
-    struct member member[];
+    struct member member[MEMBERS_MAX]; /* [count] */
 };
 
 /* What this node knows first-hand of another member, by its number. Atomic. */
@@ -2952,88 +2952,49 @@ static void worker_init(struct worker *w, struct node *node, unsigned index) {
  * then a blocking HTTP client that repair uses as well, then the few calls to
  * etcd that are needed, then the sidecar, which is an etcd of our own.
  *
- * The JSON reader allocates nothing: a value is the slice of its text. It does
- * not decode escapes, since nothing that is read here has any: ids, numbers,
- * base64, and names and hosts that were checked before they were written.
+ * The JSON reader takes the members of a text in the order in which they stand
+ * there, and passes over all else. Every value that is wanted is a string: etcd
+ * quotes its 64-bit numbers, and so does this program. It does not decode
+ * escapes, since nothing that is read here has any: ids, numbers, base64, and
+ * names and hosts that were checked before they were written.
  */
 
-/*
- * Takes a value off the front, and the blank, comma or colon before it; a
- * string comes without its quotes. false: there is no whole one. Brackets are
- * counted, not matched: what is malformed inside is found by who looks.
- */
-static bool json_value(struct slice *rest, struct slice *value) {
-    struct slice s = *rest;
-    size_t n = 0, depth = 0;
-    bool quoted = false;
+/* Goes behind the next member of that name, at whatever depth; its value is the
+   next string behind the name. false: there is none. */
+static bool json_next(struct slice *rest, const char *name,
+                      struct slice *value) {
+    struct slice word; /* what stands between two quotes */
 
-    while (s.n > 0 && memchr(" \t\r\n,:", s.p[0], 6) != NULL)
-        s = slice_skip(s, 1);
-    do {
-        uint8_t c;
-
-        if (n >= s.n)
-            return false;
-        c = s.p[n++];
-        if (c == '"')
-            quoted = !quoted;
-        else if (quoted)
-            n += c == '\\'; /* what it escapes ends nothing */
-        else if (c == '{' || c == '[')
-            depth++;
-        else if ((c == '}' || c == ']') && depth-- == 0)
-            return false;
-    } while (quoted || depth > 0);
-    while (n < s.n && http_tchar(s.p[0]) && http_tchar(s.p[n]))
-        n++; /* a number or a word */
-    *rest = slice_skip(s, n);
-    *value = (struct slice){s.p, n};
-    if (s.p[0] == '"')
-        *value = (struct slice){s.p + 1, n - 2};
-    return true;
-}
-
-/* What stands between the brackets of an object or an array, and the last. */
-static struct slice json_inside(struct slice value) {
-    return value.n > 0 ? slice_skip(value, 1) : value;
-}
-
-/* The member of an object; false: it has none of that name. */
-static bool json_member(struct slice object, const char *name,
-                        struct slice *value) {
-    struct slice rest = json_inside(object), key;
-
-    while (json_value(&rest, &key) && json_value(&rest, value))
-        if (slice_is(key, name))
-            return true;
+    while (slice_cut(rest, '"', &word))
+        if (slice_is(word, name) && slice_begins(*rest, ":"))
+            return slice_cut(rest, '"', &word) && slice_cut(rest, '"', value);
     return false;
 }
 
-/* A member that is a string; false: there is none, or no room for it. */
-static bool json_text(struct slice object, const char *name, char *text,
+/* The next member of that name as a string; false: there is none, or no room
+   for it. */
+static bool json_text(struct slice *rest, const char *name, char *text,
                       size_t room) {
     struct slice value;
 
-    return json_member(object, name, &value) && slice_copy(value, text, room);
+    return json_next(rest, name, &value) && slice_copy(value, text, room);
 }
 
-/* A member that is a number, as etcd has them: quoted, bare, or left out when
-   it is 0. Ids are strings of hexadecimal digits, base 16. */
-static uint64_t json_number(struct slice object, const char *name,
+/* The same as a number, which is 0 if it is none. */
+static uint64_t json_number(struct slice *rest, const char *name,
                             unsigned base) {
     struct slice value;
-    uint64_t x = 0;
+    uint64_t x;
 
-    if (json_member(object, name, &value) && !slice_digits(value, base, &x))
-        x = 0;
-    return x;
+    return json_next(rest, name, &value) && slice_digits(value, base, &x) ? x
+                                                                          : 0;
 }
 
 /* The same, in decimal, of what fits an unsigned; else 0. */
-static unsigned json_unsigned(struct slice object, const char *name) {
-    uint64_t number = json_number(object, name, 10);
+static unsigned json_unsigned(struct slice *rest, const char *name) {
+    uint64_t x = json_number(rest, name, 10);
 
-    return number <= UINT_MAX ? (unsigned)number : 0;
+    return x <= UINT_MAX ? (unsigned)x : 0;
 }
 
 static const char base64_digits[] =
@@ -3041,16 +3002,13 @@ static const char base64_digits[] =
 
 /* Appends a text in base64, which is how etcd wants keys and values. */
 static void base64_encode(struct buf *b, struct slice s) {
-    for (size_t i = 0; i < s.n; i += 3) {
-        uint32_t x = 0;
+    for (size_t bit = 0; bit < s.n * 8; bit += 6) {
+        const uint8_t *p = s.p + bit / 8;
+        unsigned x = p[0] * 256u + (bit / 8 + 1 < s.n ? p[1] : 0);
 
-        for (size_t j = i; j < i + 3; j++)
-            x = x << 8 | (j < s.n ? s.p[j] : 0);
-        for (size_t j = 0; j < 4; j++)
-            buf_add(b,
-                    i + j <= s.n ? &base64_digits[x >> (18 - 6 * j) & 63] : "=",
-                    1);
+        buf_add(b, &base64_digits[x >> (10 - bit % 8) & 63], 1);
     }
+    buf_add(b, "==", (3 - s.n % 3) % 3);
 }
 
 /* Appends what a text in base64 stands for, up to its end or to what is no
@@ -3117,14 +3075,18 @@ static void caller_aim(struct caller *k, const char *host, unsigned port) {
     k->port = port;
 }
 
-/* Waits for the socket. false: the deadline passed. */
-static bool caller_wait(const struct caller *k, short events, uint64_t until) {
-    struct pollfd fd = {k->fd, events, 0};
+/* Sends or receives once the socket is ready for it. The number of bytes; 0:
+   the end, an error, or too late. */
+static size_t caller_move(const struct caller *k, bool out, uint8_t *p,
+                          size_t n, uint64_t until) {
+    struct pollfd fd = {k->fd, out ? POLLOUT : POLLIN, 0};
+    ssize_t moved;
 
     while (poll(&fd, 1, 100) <= 0)
         if (now_ms() >= until || stop_requested)
-            return false;
-    return true;
+            return 0;
+    moved = out ? send(k->fd, p, n, MSG_NOSIGNAL) : recv(k->fd, p, n, 0);
+    return moved > 0 ? (size_t)moved : 0;
 }
 
 /* Opens a connection. One that is refused may look well until it is used: the
@@ -3145,29 +3107,12 @@ static bool caller_connect(struct caller *k) {
            errno == EINPROGRESS;
 }
 
-static bool caller_send(struct caller *k, struct slice s, uint64_t until) {
-    while (s.n > 0) {
-        ssize_t n = -1;
-
-        if (caller_wait(k, POLLOUT, until))
-            n = send(k->fd, s.p, s.n, MSG_NOSIGNAL);
-        if (n <= 0)
-            return false;
-        s = slice_skip(s, (size_t)n);
-    }
-    return true;
-}
-
 /* Reads more into k->in. false: the end, an error, or too late. */
 static bool caller_more(struct caller *k, uint64_t until) {
-    ssize_t n;
+    uint8_t *to = buf_grow(&k->in, READ_SIZE);
+    size_t n = caller_move(k, false, to, READ_SIZE, until);
 
-    if (!buf_room(&k->in, READ_SIZE / 4))
-        die("out of memory");
-    if (!caller_wait(k, POLLIN, until))
-        return false;
-    n = recv(k->fd, k->in.p + k->in.n, k->in.cap - k->in.n, 0);
-    k->in.n += n > 0 ? (size_t)n : 0;
+    k->in.n -= READ_SIZE - n;
     return n > 0;
 }
 
@@ -3175,21 +3120,20 @@ static bool caller_more(struct caller *k, uint64_t until) {
    body into k->reply. */
 static bool caller_answer(struct caller *k, struct http *h, uint64_t until) {
     size_t at = 0, scanned = 0;
-    const char *refusal;
+    const char *refusal = NULL;
     struct chunks chunks;
     struct slice data;
 
     k->in.n = k->reply.n = 0;
-    while (at == 0) {
+    while (at == 0 && refusal == NULL) {
         if (!caller_more(k, until))
             return false;
         at = http_head_end(k->in.p, k->in.n, &scanned, &refusal);
-        if (refusal != NULL)
-            return false;
     }
-    refusal = http_parse(k->in.p, at, false, h);
+    if (refusal != NULL || http_parse(k->in.p, at, false, h) != NULL)
+        return false;
     chunks = chunks_begin(h);
-    while (refusal == NULL && chunks.state != CHUNK_END) {
+    while (chunks.state != CHUNK_END) {
         ssize_t used = chunks_read(&chunks, k->in.p + at, k->in.n - at, &data);
 
         if (used < 0 || data.n > RECORD_MAX - k->reply.n)
@@ -3201,31 +3145,37 @@ static bool caller_answer(struct caller *k, struct http *h, uint64_t until) {
         if (used == 0 && !caller_more(k, until))
             return false; /* what is left is a part of a line */
     }
-    return refusal == NULL;
+    return true;
 }
 
-/* Sends a POST. fields: more header lines, each with its CR LF, or "". */
+/* Sends a POST, over a new connection if there is none. fields: more header
+   lines, each with its CR LF, or "". */
 static bool caller_post(struct caller *k, const char *path, const char *fields,
                         struct slice body, uint64_t until) {
-    struct buf request = {0};
+    struct buf b = {0};
     char where[300];
-    bool sent;
+    size_t sent = 0, n;
 
+    if (k->fd < 0 && !caller_connect(k))
+        return false;
     where_text(where, k->host, k->port);
-    buf_print(&request,
-              "POST %s HTTP/1.1\r\nHost: %s\r\n%sContent-Length: "
-              "%zu\r\n\r\n",
-              path, where, fields, body.n);
-    buf_add(&request, body.p, body.n);
-    sent = caller_send(k, buf_slice(&request), until);
-    buf_free(&request);
-    return sent;
+    buf_print(&b, "POST %s HTTP/1.1\r\nHost: %s\r\n%sContent-Length: ", path,
+              where, fields);
+    buf_print(&b, "%zu\r\n\r\n", body.n);
+    buf_add(&b, body.p, body.n);
+    do {
+        n = caller_move(k, true, b.p + sent, b.n - sent, until);
+        sent += n;
+    } while (n > 0 && sent < b.n);
+    n = b.n;
+    buf_free(&b);
+    return sent == n;
 }
 
 /*
  * One call, a POST: the status, with the answer's body in k->reply, or -1. A
- * connection that was kept may have been closed meanwhile, so that a call is tried once more on a
- * new one: calls must be such that twice is no harm.
+ * connection that was kept may have been closed meanwhile, so that a call is
+ * tried once more on a new one: calls must be such that twice is no harm.
  */
 static int caller_call(struct caller *k, const char *path, const char *fields,
                        struct slice body, uint64_t ms) {
@@ -3235,8 +3185,7 @@ static int caller_call(struct caller *k, const char *path, const char *fields,
 
     do {
         kept = k->fd >= 0;
-        done = (kept || caller_connect(k)) &&
-               caller_post(k, path, fields, body, until) &&
+        done = caller_post(k, path, fields, body, until) &&
                caller_answer(k, &h, until);
         if (!done || !h.keep)
             caller_close(k);
@@ -3301,12 +3250,10 @@ static bool etcd_call(struct etcd *e, const char *path, struct slice *reply,
             buf_add(&body, request, 1);
     va_end(args);
     caller_aim(k, at->host, at->port);
-    if (reply == NULL)
-        status =
-            caller_connect(k) &&
-            caller_post(k, path, fields, buf_slice(&body), now_ms() + ETCD_MS);
-    else
-        status = caller_call(k, path, fields, buf_slice(&body), ETCD_MS);
+    status =
+        reply == NULL
+            ? caller_post(k, path, fields, buf_slice(&body), now_ms() + ETCD_MS)
+            : caller_call(k, path, fields, buf_slice(&body), ETCD_MS);
     buf_free(&body);
     if (reply == NULL)
         return status;
@@ -3332,8 +3279,8 @@ static bool etcd_announce(struct etcd *e, const char *name,
 
     snprintf(node, sizeof node, "strj_node_%s", name);
     snprintf(alive, sizeof alive, "strj_alive_%s", name);
-    if (!etcd_call(e, "/v3/lease/grant", &reply, "{\"TTL\":$}", LEASE_TTL) ||
-        !json_text(reply, "ID", lease, sizeof lease) ||
+    if (!etcd_call(e, "/v3/lease/grant", &reply, "{\"TTL\":" LEASE_TTL "}") ||
+        !json_text(&reply, "ID", lease, sizeof lease) ||
         !etcd_call(e, "/v3/kv/txn", &reply,
                    "{\"success\":[" ETCD_PUT "," ETCD_PUT "]}", node, record,
                    "0", alive, "1", lease))
@@ -3349,9 +3296,9 @@ static bool etcd_beat(struct etcd *e) {
     struct slice reply, result;
 
     if (!etcd_call(e, "/v3/lease/keepalive", &reply, "{\"ID\":$}", e->lease) ||
-        !json_member(reply, "result", &result))
+        !json_next(&reply, "result", &result))
         return false;
-    if (json_number(result, "TTL", 10) == 0)
+    if (json_number(&reply, "TTL", 10) == 0)
         e->lease[0] = '\0';
     return true;
 }
@@ -3371,35 +3318,32 @@ static bool etcd_change_ring(struct etcd *e, const char *ring) {
 /* Reads the ring and the nodes' records into e->text, the ring first, if there
    is one: the order is downward. */
 static bool etcd_read(struct etcd *e) {
-    struct slice reply, header, kvs, kv, value;
+    struct slice reply, value;
+    uint64_t revision;
 
     if (!etcd_call(e, "/v3/kv/range", &reply,
                    "{\"key\":\"@\",\"range_end\":\"@\","
                    "\"sort_order\":\"DESCEND\"}",
-                   "strj_node_", "strj_s") ||
-        !json_member(reply, "header", &header))
+                   "strj_node_", "strj_s"))
         return false;
+    revision = json_number(&reply, "revision", 10); /* of the header */
     snprintf(e->next_revision, sizeof e->next_revision, "%" PRIu64,
-             json_number(header, "revision", 10) + 1);
+             revision + 1);
     strcpy(e->ring_revision, "0");
     e->text.n = 0;
-    if (!json_member(reply, "kvs", &kvs))
-        return true;
-    for (kvs = json_inside(kvs); json_value(&kvs, &kv);) {
-        if (json_member(kv, "key", &value) &&
-            slice_is(value, "c3Ryal9yaW5n")) /* strj_ring */
-            json_text(kv, "mod_revision", e->ring_revision,
+    while (json_next(&reply, "key", &value)) {
+        if (slice_is(value, "c3Ryal9yaW5n")) /* strj_ring */
+            json_text(&reply, "mod_revision", e->ring_revision,
                       sizeof e->ring_revision);
-        if (json_member(kv, "value", &value))
+        if (json_next(&reply, "value", &value))
             base64_decode(&e->text, value);
         buf_text(&e->text, "\n");
     }
-    return true;
+    return revision > 0;
 }
 
 /* Watches the keys that are looked at, from the last look on. */
 static void etcd_watch(struct etcd *e) {
-    caller_close(&e->watch);
     if (!etcd_call(e, "/v3/watch", NULL,
                    "{\"create_request\":{\"key\":\"@\",\"range_end\":\"@\","
                    "\"start_revision\":$}}",
@@ -3422,38 +3366,36 @@ static void etcd_heard(struct etcd *e) {
  *
  * It must end with this process, however that ends. So a guardian is forked
  * before there is any thread or socket. It holds one end of a pipe of which
- * this process has the only other end. A byte on the pipe starts etcd, another
- * one stops it in good order. When the pipe is closed this process is gone, and
- * etcd is killed at once, so that the next process finds its ports free. */
+ * this process has the only other end. A byte on the pipe starts etcd. When the
+ * pipe is closed this process ends or is gone, and etcd is killed at once, as
+ * it is made to survive, so that the next process finds its ports free. */
 
-#define GUARDIAN_START 's'
-#define GUARDIAN_STOP  't'
-#define SIDECAR_STOP   3000 /* ms for etcd to close its files */
-#define SIDECAR_AGAIN  2000 /* ms until one that has ended is started again */
+#define SIDECAR_AGAIN 2000 /* ms until one that has ended is started again */
 
 /* Splits http://host:port; false: malformed. */
 static bool url_parse(struct slice url, struct sidecar *s) {
+    struct slice scheme, host, gap = {0};
     uint64_t port;
-    size_t n;
 
-    s->tls = slice_begins(url, "https://");
-    if (!s->tls && !slice_begins(url, "http://"))
-        return false;
-    url = slice_skip(url, s->tls ? 8 : 7);
     url.n -= url.n > 0 && url.p[url.n - 1] == '/';
-    for (n = url.n; n > 0 && url.p[n - 1] != ':';)
-        n--;
-    if (n < 2 || !slice_digits(slice_skip(url, n), 10, &port) || port < 2 ||
-        port > 65535)
+    if (!slice_cut(&url, ':', &scheme) || !slice_begins(url, "//"))
+        return false;
+    s->tls = slice_is(scheme, "https");
+    url = slice_skip(url, 2);
+    if (slice_begins(url, "[") && slice_cut(&url, ']', &host)) {
+        host = slice_skip(host, 1);
+        if (!slice_cut(&url, ':', &gap))
+            return false;
+    } else if (!slice_cut(&url, ':', &host))
+        return false;
+    for (size_t i = 0; i < host.n; i++)
+        if (!http_tchar(host.p[i]) && host.p[i] != ':')
+            return false;
+    if ((!s->tls && !slice_is(scheme, "http")) || gap.n > 0 || host.n == 0 ||
+        !slice_digits(url, 10, &port) || port < 2 || port > 65535)
         return false;
     s->port = (unsigned)port;
-    url.n = n - 1;
-    if (url.p[0] == '[' && url.p[url.n - 1] == ']')
-        url = (struct slice){url.p + 1, url.n - 2};
-    for (n = 0; n < url.n; n++)
-        if (!http_tchar(url.p[n]) && url.p[n] != ':')
-            return false;
-    return url.n > 0 && slice_copy(url, s->host, sizeof s->host);
+    return slice_copy(host, s->host, sizeof s->host);
 }
 
 /* Parses -initialCluster. The count, or 0 with *bad at the malformed part. */
@@ -3479,9 +3421,9 @@ static unsigned sidecars_parse(const char *text,
 
 /* Starts etcd, with its output in a log of its own. What it advertises is the
    command line's, what it binds is `address`. The pid, or -1. */
-static pid_t sidecar_start(const struct node *node, const struct sidecar *me,
-                           const char *address) {
+static pid_t sidecar_start(const struct node *node, const char *address) {
     extern char **environ;
+    const struct sidecar *me = &node->sidecar;
     const char *data = node->flags.data, *scheme = me->tls ? "https" : "http";
     char text[3 * PATH_MAX], log[PATH_MAX], where[4][300], **to = environ;
     char *argv[24] = {"etcd"};
@@ -3520,67 +3462,63 @@ static pid_t sidecar_start(const struct node *node, const struct sidecar *me,
     _exit(127);
 }
 
-/* The guardian's whole life: does what the pipe said last. */
+/* The guardian's whole life: waits for a byte, then keeps etcd running until
+   the pipe is closed. */
 static void __attribute__((noreturn))
-guardian_run(const struct node *node, const struct sidecar *me,
-             const char *address, int fd) {
-    struct pollfd words = {fd, POLLIN, 0};
-    uint64_t until = 0; /* etcd has to stop, or to wait for its start */
+guardian_run(const struct node *node, const char *address, int fd) {
+    struct pollfd end = {fd, POLLIN, 0};
+    uint64_t start_at = 0;
     pid_t etcd = -1;
-    char said = 0;
+    char byte;
 
     setpgid(0, 0); /* a Ctrl-C is for the node to act on */
     signal(SIGINT, SIG_IGN);
     signal(SIGTERM, SIG_IGN);
-    while (said != GUARDIAN_STOP || (etcd > 0 && now_ms() < until)) {
-        if (poll(&words, 1, 100) > 0) {
-            if (read(fd, &said, 1) != 1)
-                break;
-            if (said == GUARDIAN_STOP && etcd > 0)
-                kill(etcd, SIGTERM);
-            until = said == GUARDIAN_STOP ? now_ms() + SIDECAR_STOP : 0;
-        }
+    if (read(fd, &byte, 1) != 1)
+        _exit(0);
+    do {
         if (etcd > 0 && waitpid(etcd, NULL, WNOHANG) == etcd) {
             etcd = -1;
-            if (said == GUARDIAN_START)
-                say("warning",
-                    "etcd has ended and is started again; its log "
-                    "is %s/etcd.log",
-                    node->flags.data);
-            until = now_ms() + SIDECAR_AGAIN;
+            start_at = now_ms() + SIDECAR_AGAIN;
+            say("warning",
+                "etcd has ended and is started again; its log is %s/etcd.log",
+                node->flags.data);
         }
-        if (said == GUARDIAN_START && etcd < 0 && now_ms() >= until)
-            etcd = sidecar_start(node, me, address);
-    }
-    if (etcd > 0)
-        kill(etcd, SIGKILL);
-    while (etcd > 0 && waitpid(etcd, NULL, 0) < 0 && errno == EINTR)
-        ;
+        if (etcd < 0 && now_ms() >= start_at)
+            etcd = sidecar_start(node, address);
+    } while (poll(&end, 1, 100) <= 0);
+    if (etcd > 0 && kill(etcd, SIGKILL) == 0)
+        waitpid(etcd, NULL, 0);
     _exit(0);
 }
 
-/* Forks the guardian; it waits for GUARDIAN_START. */
-static void guardian_fork(struct node *node, const struct sidecar *me,
-                          const char *address) {
+/* Forks the guardian of the sidecar: before there is any thread or socket. */
+static void sidecar_prepare(struct node *node) {
+    const struct sidecar *me = &node->sidecar;
+    struct sockaddr_storage address;
+    char text[300];
+    socklen_t n;
     int fds[2];
 
+    if (!resolve(me->host, me->port, &address, &n) ||
+        getnameinfo((struct sockaddr *)&address, n, text, sizeof text, NULL, 0,
+                    NI_NUMERICHOST) != 0)
+        give_up(1, "cannot find the address of %s", me->host);
     if (pipe(fds) != 0 || (node->guardian = fork()) < 0)
         give_up(1, "cannot fork: %s", strerror(errno));
-    fcntl(fds[0], F_SETFD, FD_CLOEXEC);
     fcntl(fds[1], F_SETFD, FD_CLOEXEC);
     if (node->guardian == 0) {
+        fcntl(fds[0], F_SETFD, FD_CLOEXEC);
         close(fds[1]);
-        guardian_run(node, me, address, fds[0]);
+        guardian_run(node, text, fds[0]);
     }
     close(fds[0]);
     node->guardian_fd = fds[1];
 }
 
 /* Ends the sidecar, and waits for it. */
-static void guardian_stop(struct node *node) {
-    char stop = GUARDIAN_STOP;
-
-    if (node->guardian > 0 && write(node->guardian_fd, &stop, 1) == 1)
+static void guardian_stop(const struct node *node) {
+    if (node->guardian > 0 && close(node->guardian_fd) == 0)
         waitpid(node->guardian, NULL, 0);
 }
 
@@ -3592,15 +3530,16 @@ static void guardian_stop(struct node *node) {
  * before it is obeyed, so that a node starts and serves without etcd. Its
  * epoch never goes back. In the text each key's value is a line, in this order:
  *
- * strj_ring   {"cluster":ID,"hash0":ID,"hash1":ID,"epoch":1,
- *             "partitions":256,"replicas":3,
+ * strj_ring   {"cluster":ID,"hash0":ID,"hash1":ID,"epoch":"1",
+ *             "partitions":"256","replicas":"3",
  *             "members":[{"name","number","id","zone"}]}
  * strj_node_N {"name","host","port","peer","zone","id","boot"}
  * strj_alive_N (not in the text) is leased and says that the node was there
  *             not long ago.
  *
- * A member's id is 0 until its node has started for the first time and has
- * claimed the name for its data directory.
+ * The order of the members matters, all values are strings. An id is 0 until
+ * its node has started for the first time and has claimed the name for its data
+ * directory.
  */
 
 /* Claims the directory for this process: the boot number is on the disk before
@@ -3608,92 +3547,67 @@ static void guardian_stop(struct node *node) {
    but only here it is known that this node may go by the ring. */
 static void identity_begin(struct node *node);
 
-/* Completes members from the nodes' records, a line each. A zone that the ring
-   has stays as it is: owners depend on it. */
-static void view_records(struct view *view, struct slice text) {
-    struct slice line, name;
+/* Completes a view from the nodes' records, a line each, and works out who owns
+   what. A zone that the ring has stays as it is: owners depend on it. */
+static bool view_complete(const struct node *node, struct view *view,
+                          struct slice records) {
+    struct ring_member members[MEMBERS_MAX];
 
-    while (slice_cut(&text, '\n', &line))
-        for (unsigned i = 0; i < view->count; i++) {
-            struct member *m = &view->member[i];
-
-            if (!json_member(line, "name", &name) || !slice_is(name, m->name))
-                continue;
-            json_text(line, "host", m->host, sizeof m->host);
-            if (m->zone[0] == '\0')
-                json_text(line, "zone", m->zone, sizeof m->zone);
-            m->port = json_unsigned(line, "port");
-            m->peer_port = json_unsigned(line, "peer");
-            m->boot = json_number(line, "boot", 10);
-            if (!resolve(m->host, m->peer_port, &m->address, &m->address_n))
-                m->address_n = 0;
-        }
-}
-
-/* Works out who owns what. */
-static bool view_ring(struct view *view) {
-    struct ring_member *members = memory(view->count, sizeof *members);
-
+    view->me = view->count;
     for (unsigned i = 0; i < view->count; i++) {
-        members[i].name = view->member[i].name;
-        members[i].zone = view->member[i].zone;
+        struct member *m = &view->member[i];
+        struct slice rest = records, line, name;
+
+        while (slice_cut(&rest, '\n', &line)) {
+            if (!json_next(&line, "name", &name) || !slice_is(name, m->name))
+                continue;
+            json_text(&line, "host", m->host, sizeof m->host);
+            m->port = json_unsigned(&line, "port");
+            m->peer_port = json_unsigned(&line, "peer");
+            if (m->zone[0] == '\0')
+                json_text(&line, "zone", m->zone, sizeof m->zone);
+            m->boot = json_number(&line, "boot", 10);
+            resolve(m->host, m->peer_port, &m->address, &m->address_n);
+        }
+        if (strcmp(m->name, node->flags.name) == 0)
+            view->me = i;
+        members[i] = (struct ring_member){m->name, m->zone};
     }
     view->ring =
         ring_build(members, view->count, view->partitions, view->replicas);
-    free(members);
     return view->ring != NULL;
-}
-
-/* A view that has nothing yet, with room for members; the caller owns it. */
-static struct view *view_new(size_t count) {
-    struct view *view = memory(1, sizeof *view + count * sizeof *view->member);
-
-    atomic_init(&view->refs, 1);
-    return view;
 }
 
 /* Makes a view, which the caller owns; NULL: the first line is no ring. */
 static struct view *view_parse(const struct node *node, struct slice text) {
-    struct slice ring, members, rest, item;
-    struct view *view;
-    unsigned count = 0;
+    struct view *view = memory(1, sizeof *view);
+    struct slice ring = {0};
     bool good;
 
-    if (!slice_cut(&text, '\n', &ring) ||
-        !json_member(ring, "members", &members))
-        return NULL;
-    members = json_inside(members);
-    for (rest = members; json_value(&rest, &item);)
-        count++;
-    view = view_new(count);
-    view->cluster = json_number(ring, "cluster", 16);
-    view->hash[0] = json_number(ring, "hash0", 16);
-    view->hash[1] = json_number(ring, "hash1", 16);
-    view->epoch = json_number(ring, "epoch", 10);
-    view->partitions = json_unsigned(ring, "partitions");
-    view->replicas = json_unsigned(ring, "replicas");
+    atomic_init(&view->refs, 1);
+    slice_cut(&text, '\n', &ring);
+    view->cluster = json_number(&ring, "cluster", 16);
+    view->hash[0] = json_number(&ring, "hash0", 16);
+    view->hash[1] = json_number(&ring, "hash1", 16);
+    view->epoch = json_number(&ring, "epoch", 10);
+    view->partitions = json_unsigned(&ring, "partitions");
+    view->replicas = json_unsigned(&ring, "replicas");
     good = view->cluster != 0 && view->hash[0] != 0 && view->hash[1] != 0 &&
            PARTITIONS_FIT(view->partitions) && view->replicas > 0 &&
-           view->replicas <= REPLICAS_MAX && count <= MEMBERS_MAX;
-    view->me = count;
-    while (good && json_value(&members, &item)) {
-        struct member *m = &view->member[view->count];
+           view->replicas <= REPLICAS_MAX;
+    do {
+        struct member *m = &view->member[view->count++];
 
-        m->number = json_unsigned(item, "number");
-        m->id = json_number(item, "id", 16);
-        good = m->number >= 1 && m->number <= MEMBERS_MAX &&
-               json_text(item, "name", m->name, sizeof m->name) &&
-               json_text(item, "zone", m->zone, sizeof m->zone);
-        if (strcmp(m->name, node->flags.name) == 0)
-            view->me = view->count;
-        view->count++;
-    }
-    if (!good || !view_ring(view)) {
-        view_release(view);
-        return NULL;
-    }
-    view_records(view, text);
-    return view;
+        good = good && json_text(&ring, "name", m->name, sizeof m->name);
+        m->number = json_unsigned(&ring, "number");
+        m->id = json_number(&ring, "id", 16);
+        good = good && json_text(&ring, "zone", m->zone, sizeof m->zone) &&
+               m->number >= 1 && m->number <= MEMBERS_MAX;
+    } while (good && view->count < MEMBERS_MAX && slice_begins(ring, "},{"));
+    if (good && slice_is(ring, "}]}") && view_complete(node, view, text))
+        return view;
+    view_release(view);
+    return NULL;
 }
 
 /* The member with a number, or NULL. */
@@ -3721,26 +3635,26 @@ static bool view_owns(const struct view *view, unsigned partition,
 static void ring_text(struct buf *b, const struct view *view) {
     buf_print(b,
               "{\"cluster\":\"%016" PRIx64 "\",\"hash0\":\"%016" PRIx64
-              "\",\"hash1\":\"%016" PRIx64 "\",\"epoch\":%" PRIu64
-              ",\"partitions\":%u,\"replicas\":%u,\"members\":[",
+              "\",\"hash1\":\"%016" PRIx64 "\",\"epoch\":\"%" PRIu64
+              "\",\"partitions\":\"%u\",\"replicas\":\"%u\",\"members\":[",
               view->cluster, view->hash[0], view->hash[1], view->epoch,
               view->partitions, view->replicas);
-    for (unsigned i = 0; i < view->count; i++) {
-        const struct member *m = &view->member[i];
-
+    for (const struct member *m = view->member; m < view->member + view->count;
+         m++)
         buf_print(b,
-                  "%s{\"name\":\"%s\",\"number\":%u,\"id\":\"%016" PRIx64
+                  "%s{\"name\":\"%s\",\"number\":\"%u\",\"id\":\"%016" PRIx64
                   "\",\"zone\":\"%s\"}",
-                  i > 0 ? "," : "", m->name, m->number, m->id, m->zone);
-    }
+                  m > view->member ? "," : "", m->name, m->number, m->id,
+                  m->zone);
     buf_text(b, "]}");
 }
 
 /* This node's own record. */
 static void record_text(struct buf *b, const struct node *node) {
     buf_print(b,
-              "{\"name\":\"%s\",\"host\":\"%s\",\"port\":%u,\"peer\":%u,"
-              "\"zone\":\"%s\",\"id\":\"%016" PRIx64 "\",\"boot\":%" PRIu64 "}",
+              "{\"name\":\"%s\",\"host\":\"%s\",\"port\":\"%u\","
+              "\"peer\":\"%u\",\"zone\":\"%s\",\"id\":\"%016" PRIx64
+              "\",\"boot\":\"%" PRIu64 "\"}",
               node->flags.name, node->flags.host, node->client_port,
               node->peer_port, node->flags.zone, node->self.id,
               node->self.boot);
@@ -3917,18 +3831,18 @@ static bool view_check(struct node *node, const struct view *view) {
 
 /* ---- The etcd thread */
 
-/* A first ring, which the caller owns, without owners yet: of the sidecars that
-   the command line names, or of this node alone. Zones are in the nodes'
-   records; *missing counts those that are not, for which hosts stand in. */
-static struct view *view_first(const struct node *node, struct slice records,
-                               unsigned *missing) {
+/* A first ring, which the caller owns: of the sidecars that the command line
+   names, or of this node alone. Zones are in the nodes' records; hosts stand in
+   for those that are not yet. */
+static struct view *view_first(const struct node *node, struct slice records) {
     const char *names = node->flags.initial_cluster;
     const struct identity *self = &node->self;
     struct sidecar list[SIDECARS_MAX] = {0};
-    struct view *view = view_new(SIDECARS_MAX);
+    struct view *view = memory(1, sizeof *view);
     bool alone = self->cluster != 0; /* it brings the data of a node alone */
     struct slice bad;
 
+    atomic_init(&view->refs, 1);
     view->epoch = 1;
     view->cluster = alone ? self->cluster : random_id();
     view->hash[0] = alone ? self->hash[0] : random_id();
@@ -3942,30 +3856,23 @@ static struct view *view_first(const struct node *node, struct slice records,
         view->member[i].number = i + 1;
         memcpy(view->member[i].name, list[i].name, sizeof list[i].name);
     }
-    view_records(view, records);
-    *missing = 0;
+    if (!view_complete(node, view, records))
+        die("the first ring cannot be built");
     for (unsigned i = 0; i < view->count; i++)
-        if (view->member[i].zone[0] == '\0') {
+        if (view->member[i].zone[0] == '\0')
             memcpy(view->member[i].zone, list[i].host, sizeof list[i].host);
-            ++*missing;
-        }
+    view->member[view->me].id = self->id;
     return view;
 }
 
 /* At start of a node that runs alone: a ring of itself. */
 static void view_alone(struct node *node) {
     struct buf record = {0};
-    struct view *view;
-    unsigned missing;
 
     identity_begin(node);
     record_text(&record, node);
     buf_text(&record, "\n");
-    view = view_first(node, buf_slice(&record), &missing);
-    view->member[0].id = node->self.id;
-    if (!view_ring(view))
-        die("a ring of one node cannot be built");
-    view_adopt(node, view);
+    view_adopt(node, view_first(node, buf_slice(&record)));
     buf_free(&record);
 }
 
@@ -4013,8 +3920,7 @@ static void ring_begin(struct node *node, struct etcd *e) {
 static int etcd_step(struct node *node, struct etcd *e) {
     struct view *view = NULL;
     struct buf text = {0};
-    unsigned missing = 0;
-    bool done = false;
+    bool done = false, wait = false;
 
     if (!etcd_read(e))
         return -1;
@@ -4033,14 +3939,15 @@ static int etcd_step(struct node *node, struct etcd *e) {
         done = etcd_announce(e, node->flags.name, (char *)text.p);
         goto end;
     }
-    if (view == NULL)
-        view = view_first(node, buf_slice(&e->text), &missing);
-    else if (view->member[view->me].id != 0)
+    if (view == NULL) {
+        view = view_first(node, buf_slice(&e->text));
+        for (unsigned i = 0; i < view->count; i++)
+            wait = wait || view->member[i].boot == 0; /* its zone will come */
+    } else if (view->member[view->me].id != 0)
         return ring_obey(node, e, view) ? 1 : -1;
-    else
-        view->member[view->me].id = node->self.id;
-    if (missing > 0 && now_ms() < e->patience) {
-        rest_ms(50); /* the others' zones will come */
+    view->member[view->me].id = node->self.id;
+    if (wait && now_ms() < e->patience) {
+        rest_ms(50);
         done = true;
     } else {
         ring_text(&text, view);
@@ -4054,69 +3961,56 @@ end:
 }
 
 /* Keeps the lease, and steps until the ring in etcd is obeyed. What is in the
-   way is in e->trouble. */
-static void etcd_look(struct node *node, struct etcd *e) {
-    int step = 0;
+   way is in e->trouble, and is said when it is another than before; without a
+   ring it ends the node when nothing will help, or after `until`. */
+static void etcd_look(struct node *node, struct etcd *e, uint64_t until) {
+    const struct sidecar *at = &e->endpoints[e->at];
+    const char *told = e->trouble;
+    char where[300];
+    int step = -1;
 
     e->trouble = "gives answers that make no sense";
-    if (e->lease[0] != '\0' && !etcd_beat(e))
-        return;
-    while (step == 0 && !stop_requested)
-        step = etcd_step(node, e);
+    if (e->lease[0] == '\0' || etcd_beat(e))
+        do
+            step = etcd_step(node, e);
+        while (step == 0 && !stop_requested);
     if (step == 1)
         e->trouble = NULL;
-}
-
-/* Acts on how a look at etcd went; says it when it is another one than what was
-   said last. */
-static void etcd_judge(struct node *node, const struct sidecar *at,
-                       const char *told, uint64_t until) {
-    const char *trouble = node->etcd->trouble;
-    char where[300];
-
     where_text(where, at->host, at->port);
-    atomic_store(&node->etcd_lost, trouble != NULL);
-    if (trouble != NULL && node->view == NULL &&
-        (trouble == gateway_off || now_ms() >= until))
+    atomic_store(&node->etcd_lost, e->trouble != NULL);
+    if (e->trouble != NULL && node->view == NULL &&
+        (e->trouble == gateway_off || now_ms() >= until))
         node_fail(node, 1, "etcd at %s %s; no ring was kept from before", where,
-                  trouble);
-    if (trouble != told && !stop_requested)
-        say(trouble == NULL ? "info" : "warning", "etcd at %s %s", where,
-            trouble == NULL ? "answers" : trouble);
+                  e->trouble);
+    if (e->trouble != told && !stop_requested)
+        say(e->trouble == NULL ? "info" : "warning", "etcd at %s %s", where,
+            e->trouble == NULL ? "answers" : e->trouble);
 }
 
-/* Waits until it is time to look again: when the watch says something, when a
-   peer knows of a newer ring, when the lease wants a beat. */
-static void etcd_wait(struct node *node, struct etcd *e) {
-    struct pollfd fds[2] = {{node->etcd_wake[0], POLLIN, 0},
-                            {e->watch.fd, POLLIN, 0}};
-    uint64_t ms = node->view == NULL ? 100 : e->watch.fd < 0 ? 1000 : LOOK_MS;
-
-    poll(fds, 2, (int)jitter(ms));
-    wake_drain(node->etcd_wake[0]);
-    if (fds[1].revents != 0)
-        etcd_heard(e);
-}
-
-/* The etcd thread: begins with the ring that was kept, then looks, waits, and
-   looks again. */
+/* The etcd thread: begins with the ring that was kept, then looks at etcd, and
+   looks again when the watch says something, when a peer knows of a newer ring,
+   when the lease wants a beat. */
 static void *etcd_run(void *arg) {
     struct node *node = arg;
     struct etcd *e = node->etcd;
-    uint64_t until = now_ms() + ETCD_PATIENCE * UINT64_C(1000);
+    uint64_t ms, until = now_ms() + ETCD_PATIENCE * UINT64_C(1000);
 
     ring_begin(node, e);
     while (!stop_requested) {
-        const struct sidecar *at = &e->endpoints[e->at];
-        const char *told = e->trouble;
+        struct pollfd fds[2] = {{node->etcd_wake[0], POLLIN, 0},
+                                {-1, POLLIN, 0}};
 
         atomic_store(&node->ring_wanted, false);
-        etcd_look(node, e);
-        etcd_judge(node, at, told, until);
+        etcd_look(node, e, until);
         atomic_store(&node->etcd_asked, true);
         if (e->trouble == NULL && e->watch.fd < 0)
             etcd_watch(e);
-        etcd_wait(node, e);
+        fds[1].fd = e->watch.fd;
+        ms = node->view == NULL ? 100 : e->watch.fd < 0 ? 1000 : LOOK_MS;
+        poll(fds, 2, (int)jitter(ms));
+        wake_drain(node->etcd_wake[0]);
+        if (fds[1].revents != 0)
+            etcd_heard(e);
     }
     return NULL;
 }
@@ -6049,7 +5943,7 @@ static void etcd_prepare(struct node *node) {
     struct slice rest = slice_of(urls == NULL ? "" : urls), url;
 
     node->etcd = e;
-    e->call.fd = -1;
+    e->call.fd = e->watch.fd = -1;
     while (e->count < ENDPOINTS_MAX && list_next(&rest, &url)) {
         struct sidecar *to = &e->endpoints[e->count++];
 
@@ -6081,26 +5975,11 @@ static int socket_bound(const char *host, unsigned port) {
     return -1;
 }
 
-/* Forks the guardian of the sidecar: before there is any thread or socket. */
-static void sidecar_prepare(struct node *node) {
-    const struct sidecar *me = &node->sidecar;
-    struct sockaddr_storage address;
-    socklen_t n;
-    char text[300];
-
-    if (!resolve(me->host, me->port, &address, &n) ||
-        getnameinfo((struct sockaddr *)&address, n, text, sizeof text, NULL, 0,
-                    NI_NUMERICHOST) != 0)
-        give_up(1, "cannot find the address of %s", me->host);
-    guardian_fork(node, me, text);
-}
-
 /* Starts the sidecar, once its ports are free: those of the process before may
    take a moment. An etcd of somebody else must not be taken for it. */
 static void sidecar_begin(struct node *node) {
     const struct sidecar *me = &node->sidecar;
     uint64_t until = now_ms() + STOP_MS / 2;
-    char start = GUARDIAN_START;
 
     for (unsigned port = me->port - 1; port <= me->port; port++) {
         int fd;
@@ -6117,7 +5996,7 @@ static void sidecar_begin(struct node *node) {
         }
         close(fd);
     }
-    if (write(node->guardian_fd, &start, 1) != 1)
+    if (write(node->guardian_fd, "", 1) != 1)
         give_up(1, "cannot start etcd: its guardian is gone");
 }
 

@@ -2455,56 +2455,45 @@ static void test_methods_queries(void **state) {
 #define STREAM_ERROR_3_6 \
     "{\"error\":{\"code\":14, \"message\":\"no leader\", \"details\":[]}}"
 
-/* Members of objects, with what is between them; want NULL: there is none. */
+/* The next member of a name, and its value; want NULL: there is none. */
 static void test_json_members(void **state) {
     static const struct {
         const char *text, *name, *want;
     } rows[] = {
-        {"{\"a\":1}", "a", "1"},
-        {"{\"a\":-1.5e+3,\"b\":2}", "a", "-1.5e+3"},
-        {"{\"a\":-1.5e+3,\"b\":2}", "b", "2"},
-        {" {\r\n\t\"a\" : \"x y\" , \"b\" : true } ", "b", "true"},
+        {"{\"a\":\"1\"}", "a", "1"},
+        {"{\"a\":-1.5e+3,\"b\":\"2\"}", "b", "2"},
+        {" {\r\n\t\"a\": \"x y\" , \"b\": \"true\" } ", "b", "true"},
         {"{\"a\":\"x y\"}", "a", "x y"},
         {"{\"a\":\"\",\"b\":null}", "a", ""},
-        {"{\"a\":\"\",\"b\":null}", "b", "null"},
-        {"{\"a\":{\"b\":1},\"b\":2}", "b", "2"},
-        {"{\"a\":{\"b\":1},\"b\":2}", "a", "{\"b\":1}"},
-        {"{\"a\":[1,{\"b\":[]}],\"b\":2}", "a", "[1,{\"b\":[]}]"},
-        {"{\"a\":\"b\",\"b\":2}", "b", "2"}, /* a value is no name */
-        {"{\"a\":\"}\",\"b\":\"]{\",\"c\":3}", "c", "3"},
-        {"{\"a\":\"\\\"\",\"b\":2}", "b", "2"},
-        {"{\"a\":\"\\\\\",\"b\":2}", "b", "2"},
-        {"{\"a\":\"\\\\\\\"b\\\":1\",\"b\":2}", "b", "2"},
-        {"{\"a\\\"b\":1,\"b\":2}", "b", "2"},
-        {"{\"a\":\"\\u0022\",\"b\":\"\\u00e9\"}", "b", "\\u00e9"},
-        {"{\"ab\":1}", "a", NULL},
-        {"{\"a\":1}", "ab", NULL},
-        {"{\"a\":1}", "", NULL},
+        {"{\"a\":{\"b\":\"1\"},\"b\":\"2\"}", "b", "1"},
+        {"{\"a\":[1,{\"b\":[]}],\"c\":\"2\"}", "c", "2"},
+        {"{\"a\":\"b\",\"b\":\"2\"}", "b", "2"}, /* a value is no name */
+        {"{\"a\":\"}\",\"b\":\"]{\",\"c\":\"3\"}", "c", "3"},
+        {"{\"a\":\"b\",\"c\":\"b\"}", "b", NULL},
+        {"{\"ab\":\"1\"}", "a", NULL},
+        {"{\"a\":\"1\"}", "ab", NULL},
+        {"{\"a\":\"1\"}", "", NULL},
+        {"{\"a\":1}", "a", NULL},
         {"{}", "a", NULL},
         {"", "a", NULL},
         {"{", "a", NULL},
+        {"{\"a", "a", NULL},
         {"{\"a\"", "a", NULL},
         {"{\"a\":", "a", NULL},
         {"{\"a\":}", "a", NULL},
         {"{\"a\":\"", "a", NULL},
-        {"{\"a\":\"\\", "a", NULL},
-        {"{\"a\":\"\\\"", "a", NULL},
-        {"{\"a\":[1", "a", NULL},
-        {"{\"a\":{\"b\":1}", "b", NULL},
+        {"{\"a\":\"1", "a", NULL},
         {"]]]]", "a", NULL},
-        {",,,:::", "a", NULL},
+        {"\"\"\"\"\"", "a", NULL},
     };
 
     (void)state;
     for (size_t i = 0; i < COUNT(rows); i++) {
         size_t n = strlen(rows[i].text);
         uint8_t *copy = copy_of(rows[i].text, n);
-        struct slice object = {copy, n}, value;
-        bool found;
+        struct slice rest = {copy, n}, value;
+        bool found = json_next(&rest, rows[i].name, &value);
 
-        while (object.n > 0 && strchr(" \r\n\t", object.p[0]) != NULL)
-            object = slice_skip(object, 1);
-        found = json_member(object, rows[i].name, &value);
         if (found != (rows[i].want != NULL) ||
             (found && !slice_is(value, rows[i].want)))
             fail_msg("%s in %s: %.*s", rows[i].name, rows[i].text,
@@ -2513,26 +2502,33 @@ static void test_json_members(void **state) {
     }
 }
 
-/* Numbers, quoted, bare or absent; texts, if there is room. */
+/* Numbers and texts in their order; what is none is passed over. */
 static void test_json_numbers(void **state) {
-    struct slice o = slice_of("{\"a\":\"18446744073709551615\",\"b\":7,"
-                              "\"c\":\"00ff\",\"d\":\"x\",\"e\":-1,\"f\":\"\","
-                              "\"g\":\"18446744073709551616\"}");
+    static const char numbers[] =
+        "{\"a\":\"18446744073709551615\",\"b\":\"7\",\"c\":\"00ff\",\"d\":"
+        "\"x\",\"e\":\"-1\",\"f\":\"\",\"g\":\"18446744073709551616\",\"h\":"
+        "\"4294967295\",\"i\":\"4294967296\",\"j\":\"9\"}";
+    struct slice rest = slice_of(numbers);
     char text[5];
 
     (void)state;
-    assert_int_equal(json_number(o, "a", 10), UINT64_MAX);
-    assert_int_equal(json_number(o, "b", 10), 7);
-    assert_int_equal(json_number(o, "c", 16), 255);
-    assert_int_equal(json_number(o, "d", 10), 0);
-    assert_int_equal(json_number(o, "e", 10), 0);
-    assert_int_equal(json_number(o, "f", 10), 0);
-    assert_int_equal(json_number(o, "g", 10), 0);
-    assert_int_equal(json_number(o, "h", 10), 0);
-    assert_true(json_text(o, "c", text, 5));
+    assert_int_equal(json_number(&rest, "a", 10), UINT64_MAX);
+    assert_int_equal(json_number(&rest, "b", 10), 7);
+    assert_int_equal(json_number(&rest, "c", 16), 255);
+    assert_int_equal(json_number(&rest, "d", 10), 0);
+    assert_int_equal(json_number(&rest, "e", 10), 0);
+    assert_int_equal(json_number(&rest, "f", 10), 0);
+    assert_int_equal(json_number(&rest, "g", 10), 0);
+    assert_int_equal(json_unsigned(&rest, "h"), UINT_MAX);
+    assert_int_equal(json_unsigned(&rest, "i"), 0);
+    assert_int_equal(json_number(&rest, "j", 10), 9);
+    assert_int_equal(json_number(&rest, "j", 10), 0);
+    rest = slice_of(numbers);
+    assert_true(json_text(&rest, "c", text, 5));
     assert_string_equal(text, "00ff");
-    assert_false(json_text(o, "c", text, 4));
-    assert_false(json_text(o, "h", text, 5));
+    rest = slice_of(numbers);
+    assert_false(json_text(&rest, "c", text, 4));
+    assert_false(json_text(&rest, "c", text, 5));
 }
 
 /* Replies that are cut off at any byte are read without a byte from behind the
@@ -2541,45 +2537,24 @@ static void test_json_truncated(void **state) {
     static const char *const texts[] = {
         GRANTED, DONE,      NOT_DONE,  BEATEN,           LAPSED,
         RANGE,   RANGE_3_6, ERROR_3_4, STREAM_ERROR_3_4, STREAM_ERROR_3_6};
-    static const char *const names[] = {"header", "kvs", "result", "zz", "TTL"};
+    static const char *const names[] = {"header", "key", "value", "zz", "TTL"};
 
     (void)state;
     for (size_t i = 0; i < COUNT(texts); i++)
         for (size_t n = 0; n <= strlen(texts[i]); n++) {
             uint8_t *copy = copy_of(texts[i], n);
-            struct slice text = {copy, n}, rest = text, value, inner;
 
-            for (size_t j = 0; j < COUNT(names); j++)
-                if (json_member(text, names[j], &value)) {
-                    assert_true(value.p >= copy);
-                    assert_true(value.p + value.n <= copy + n);
-                    json_member(value, "revision", &inner);
+            for (size_t j = 0; j < COUNT(names); j++) {
+                struct slice rest = {copy, n}, value;
+
+                while (json_next(&rest, names[j], &value)) {
+                    assert_true(value.p > copy);
+                    assert_true(value.p + value.n < copy + n);
+                    assert_true(rest.n < n && rest.p + rest.n == copy + n);
                 }
-            for (size_t turns = 0; json_value(&rest, &value); turns++)
-                assert_true(turns < n && rest.n < n);
+            }
             free(copy);
         }
-}
-
-/* Brackets in brackets, however deep, take no memory. */
-static void test_json_deep(void **state) {
-    struct buf b = {0};
-    struct slice value;
-
-    (void)state;
-    for (size_t depth = 10000; depth <= 1000000; depth *= 100) {
-        b.n = 0;
-        buf_text(&b, "{\"a\":");
-        memset(buf_grow(&b, depth), '[', depth);
-        memset(buf_grow(&b, depth), ']', depth);
-        buf_text(&b, ",\"b\":1}");
-        assert_true(json_member(buf_slice(&b), "a", &value));
-        assert_int_equal(value.n, 2 * depth);
-        assert_int_equal(json_number(buf_slice(&b), "b", 10), 1);
-        b.n -= 7 + depth;
-        assert_false(json_member(buf_slice(&b), "a", &value));
-    }
-    buf_free(&b);
 }
 
 /* Base64 against RFC 4648, and there and back for all lengths and bytes; what
@@ -2836,25 +2811,26 @@ static void test_etcd_errors(void **state) {
 #define IDS                                                            \
     "\"cluster\":\"00000000000000c1\",\"hash0\":\"000000000000000b\"," \
     "\"hash1\":\"0000000000000016\","
-#define RING(epoch, partitions, replicas, members)           \
-    "{" IDS "\"epoch\":" epoch ",\"partitions\":" partitions \
-    ",\"replicas\":" replicas ",\"members\":[" members "]}"
-#define MEMBER(name, number, id, zone)                                        \
-    "{\"name\":\"" name "\",\"number\":" number ",\"id\":\"00000000000000" id \
-    "\",\"zone\":\"" zone "\"}"
+#define RING(epoch, partitions, replicas, members)                 \
+    "{" IDS "\"epoch\":\"" epoch "\",\"partitions\":\"" partitions \
+    "\",\"replicas\":\"" replicas "\",\"members\":[" members "]}"
+#define MEMBER(name, number, id, zone)            \
+    "{\"name\":\"" name "\",\"number\":\"" number \
+    "\",\"id\":\"00000000000000" id "\",\"zone\":\"" zone "\"}"
 #define MEMBER_A    MEMBER("a", "7", "1d", "east")
 #define MEMBER_B    MEMBER("b", "8", "00", "")
 #define RING_OF_TWO RING("5", "16", "3", MEMBER_A "," MEMBER_B)
-#define RECORD_B                                                          \
-    "{\"name\":\"b\",\"host\":\"127.0.0.2\",\"port\":8001,\"peer\":9001," \
-    "\"zone\":\"west\",\"id\":\"000000000000002d\",\"boot\":3}\n"
+#define RECORD_B                                                         \
+    "{\"name\":\"b\",\"host\":\"127.0.0.2\",\"port\":\"8001\",\"peer\":" \
+    "\"9001\","                                                          \
+    "\"zone\":\"west\",\"id\":\"000000000000002d\",\"boot\":\"3\"}\n"
 
 /* A ring and records make a view; the ring's text is made of it again. */
 static void test_view_parse(void **state) {
-    static const char text[] =
-        RING_OF_TWO "\n{\"name\":\"c\",\"host\":\"127.0.0.9\"}\nrubbish\n\n"
-                    "{\"name\":\"a\",\"host\":\"::1\",\"port\":8000,\"peer\":"
-                    "9000,\"zone\":\"north\",\"boot\":2}\n" RECORD_B;
+    static const char text[] = RING_OF_TWO
+        "\n{\"name\":\"c\",\"host\":\"127.0.0.9\"}\nrubbish\n\n"
+        "{\"name\":\"a\",\"host\":\"::1\",\"port\":\"8000\",\"peer\":"
+        "\"9000\",\"zone\":\"north\",\"boot\":\"2\"}\n" RECORD_B;
     struct node *node = *state;
     struct view *view = view_parse(node, slice_of(text));
     const struct member *a, *b;
@@ -2924,8 +2900,8 @@ static void test_view_malformed(void **state) {
         "{}",
         "rubbish",
         "{\"a\":1}",
-        "{\"epoch\":1,\"partitions\":16,\"replicas\":3,\"members\":[" MEMBER_A
-        "]}",
+        "{\"epoch\":\"1\",\"partitions\":\"16\",\"replicas\":\"3\",\"members\":"
+        "[" MEMBER_A "]}",
         RING("5", "16", "3", ""),
         RING("5", "0", "3", MEMBER_A),
         RING("5", "3", "3", MEMBER_A),
@@ -2935,8 +2911,8 @@ static void test_view_malformed(void **state) {
         RING("5", "16", "3", MEMBER("a", "0", "1d", "")),
         RING("5", "16", "3", MEMBER("a", "1024", "1d", "")),
         RING("5", "16", "3", MEMBER(ZEROS "0123", "1", "1d", "")),
-        RING("5", "16", "3", "{\"number\":1,\"zone\":\"\"}"),
-        RING("5", "16", "3", "{\"number\":1,\"name\":\"a\"}"),
+        RING("5", "16", "3", "{\"number\":\"1\",\"zone\":\"\"}"),
+        RING("5", "16", "3", "{\"name\":\"a\",\"number\":\"1\"}"),
         RING("5", "16", "3", MEMBER_A "," MEMBER_A),
         RING("5", "16", "3", MEMBER_A ",1"),
     };
@@ -2959,7 +2935,7 @@ static void test_view_malformed(void **state) {
 
         copy[n] = '\n';
         view = view_parse(node, (struct slice){copy, n + 1});
-        assert_true(n < strlen(RING_OF_TWO) - 1 ? view == NULL : view != NULL);
+        assert_true(n < strlen(RING_OF_TWO) ? view == NULL : view != NULL);
         view_release(view);
         free(copy);
     }
@@ -3390,7 +3366,6 @@ static const struct CMUnitTest all_tests[] = {
     PLAIN(test_json_members),
     PLAIN(test_json_numbers),
     PLAIN(test_json_truncated),
-    PLAIN(test_json_deep),
     PLAIN(test_base64),
     PLAIN(test_etcd_range),
     PLAIN(test_etcd_announce),
