@@ -111,12 +111,13 @@
 #define PAUSE_MS          1000  /* a turn that took so long: stopped */
 #define GRACE_MS          100   /* majority to answer */
 #define ATTEMPT_MS        2000  /* for one attempt of a write */
+#define RETRY_MS          100   /* until a link is tried again */
 #define CALL_MS           10000 /* for an answer of a peer */
 #define ATTEMPTS          3
 #define TICK_MS           20         /* while operations are at work */
 #define CLOCK_AHEAD       60         /* seconds, at most */
 #define CEILING_AHEAD     2          /* seconds */
-#define PAGE_BYTES        (1u << 20) /* of a list or a pull */
+#define PAGE_BYTES        (1u << 20) /* of a pull */
 
 /* etcd. */
 #define LEASE_TTL     "10" /* seconds */
@@ -235,20 +236,19 @@ struct view {
     struct member member[MEMBERS_MAX]; /* [count] */
 };
 
-/* What this node knows first-hand of another member, by its number. Atomic. */
+/* What a member tells of itself in the answer to a heartbeat. */
+enum said { SAID_DOUBT, SAID_OWNED, SAID_KEYS, SAID_BYTES, SAID_HEARS, SAIDS };
+
+/* What this node knows first-hand of a member, by its number; of itself there
+   is only what it says. Atomic. */
 struct peer {
-    atomic_ullong heard;    /* when it last answered, ms; 0 never */
-    atomic_ullong boot;     /* its boot number as it said; 0 unknown */
-    atomic_ullong hears;    /* bit n: it hears member n (of the first 64) */
-    atomic_bool recovering; /* some of its partitions are in doubt */
-    atomic_uint partitions;
-    atomic_ullong keys;
-    atomic_ullong bytes;
-    bool was_alive, was_known; /* worker 0's: as it was at the last look */
+    atomic_ullong heard;       /* when it last answered, ms; 0 never */
+    atomic_ullong boot;        /* its boot number as it said; 0 unknown */
+    atomic_ullong said[SAIDS]; /* partitions in doubt, partitions, keys, bytes;
+                                  bit n: it hears member n (of the first 64) */
+    bool was_alive;            /* worker 0's: at the last look */
     atomic_bool missed_any;
     atomic_ullong missed[PARTITIONS_MAX / 64]; /* it lacks a write there */
-    uint64_t told[PARTITIONS_MAX / 64]; /* worker 0's: in heartbeats that are
-                                           not answered */
 };
 
 /* The command line; "Starting up" has the table. */
@@ -330,8 +330,6 @@ struct node {
     atomic_bool ring_wanted;           /* a peer knows of a newer epoch */
     int etcd_wake[2];                  /* a byte ends the etcd thread's wait */
     struct etcd *etcd;
-    atomic_uint in_doubt, owned; /* partitions; counted each second, like */
-    atomic_ullong keys, bytes;   /* these */
 
     int exit_code; /* when the node stops for a reason of its own */
 
@@ -402,9 +400,6 @@ struct conn {
     bool expect;          /* its last request waits for a 100 */
     bool connecting;
     struct link *link; /* of a link */
-    char known[160];   /* the Estoraje field that was last found right */
-    size_t known_n;
-    uint64_t known_view;
     /* A value too large for one read is sent block by block. */
     struct file *stream;
     uint64_t stream_at; /* next byte of the value in the file */
@@ -427,7 +422,6 @@ struct link {
     struct buf calls;  /* struct call each, in the order of their answers */
     size_t called;     /* bytes at the front of it that are answered */
     uint64_t retry_at; /* no new attempt before */
-    unsigned failures;
 };
 
 /* What the store says to a record that is to be accepted. */
@@ -448,7 +442,18 @@ struct accepted {
     uint64_t above; /* what the next version has to be above */
 };
 
-enum answer { ANSWER_NONE, ANSWER_WAIT, ANSWER_OK, ANSWER_FAILED };
+/* How far an owner is, and what its word is worth. A bit each, so that a set of
+   them can be counted; nodes send them to each other. */
+enum answer {
+    ANSWER_NONE = 1,
+    ANSWER_WAIT = 2,
+    ANSWER_FAILED = 4,
+    ANSWER_LAME = 8, /* well, but it is recovering: for no majority */
+    ANSWER_OK = 16,
+    ANSWER_SURE = 32 /* nor is it in doubt: one such answer is enough */
+};
+#define ANSWER_COUNTS (ANSWER_OK | ANSWER_SURE)
+#define ANSWER_WELL   (ANSWER_LAME | ANSWER_COUNTS)
 
 /* One request at work, from its head until it is answered and no call to a
    peer is left. Its worker's own, but for the fields of a wait. */
@@ -490,12 +495,9 @@ struct op {
     struct accepted vote; /* of this node's replica */
     unsigned mine;        /* its index, or count: it is no owner */
     unsigned count, quorum, attempt;
-    bool counts[REPLICAS_MAX]; /* the answer is of one not recovering */
-    bool sure;                 /* an owner that is not in doubt has answered */
-    bool reached;              /* a replica may have taken the write */
+    bool reached; /* a replica may have taken the write */
     bool full, damaged;
-    unsigned asked; /* 0: nobody yet, 1: one owner, 2: all */
-    bool existed;   /* before the first attempt, by the newest record */
+    bool existed; /* before the first attempt, by the newest record */
     uint64_t existed_version, highest, version, etag;
     uint64_t attempt_since, majority_since;
 
@@ -529,10 +531,8 @@ struct worker {
     uint8_t *scratch;  /* READ_SIZE */
     struct buf record; /* a record read from a log */
     struct op *free_ops;
-    struct link *links[MEMBERS_MAX + 1]; /* by number; [0] unused */
-    struct link *beats[MEMBERS_MAX + 1]; /* of worker 0: for heartbeats */
-    struct buf intro;    /* header fields of every call to a peer */
-    uint64_t intro_view; /* made for this view */
+    struct link links[MEMBERS_MAX + 1]; /* by number; [0] unused */
+    struct link beats[MEMBERS_MAX + 1]; /* worker 0's: for heartbeats */
     uint64_t beat_at;
     uint64_t accept_at; /* no new connection before */
     unsigned turn;      /* of round-robins */
@@ -3697,17 +3697,18 @@ static void doubt_all(struct node *node, const char *cause) {
     view_release(view);
 }
 
-/* Whether this node may read a partition from its own log alone. What it says
-   counts for a majority if *counts. */
-static bool part_sure(const struct node *node, struct part *part,
-                      bool *counts) {
-    bool sure;
+/* What the word of this node about a partition is worth. Sure: it may read from
+   its own log alone. */
+static enum answer part_worth(const struct node *node, struct part *part) {
+    enum answer worth;
 
     pthread_mutex_lock(&part->lock);
-    *counts = !part->recovering;
-    sure = part->doubts == part->cleared && !part->recovering;
+    worth = part->recovering ? ANSWER_LAME
+            : part->doubts != part->cleared || atomic_load(&node->cut)
+                ? ANSWER_OK
+                : ANSWER_SURE;
     pthread_mutex_unlock(&part->lock);
-    return sure && !atomic_load(&node->cut);
+    return worth;
 }
 
 /* A peer said who it is. false: it is one that has been replaced, to be
@@ -4025,7 +4026,7 @@ static void *etcd_run(void *arg) {
  *     POST /_peer/accept     a record; the answer is a vote
  *     POST /_peer/read       a key; the answer is a record, or none
  *     POST /_peer/heartbeat  see "heartbeats" below
- *     POST /_peer/list, /_peer/pull    see "Repair"
+ *     POST /_peer/pull       see "Repair"
  *
  * Each request says, in the field Estoraje, of which cluster, epoch, member,
  * data directory and boot it is. What does not fit is refused unread.
@@ -4036,12 +4037,9 @@ static void *etcd_run(void *arg) {
 /* The field, and the others that every call to a peer has. */
 static void intro_text(struct buf *b, const struct node *node,
                        const struct view *view) {
-    const uint64_t words[INTRO_WORDS] = {1,
-                                         view->cluster,
-                                         view->epoch,
-                                         node->self.number,
-                                         node->self.id,
-                                         node->self.boot};
+    const struct identity *self = &node->self;
+    const uint64_t words[INTRO_WORDS] = {
+        1, view->cluster, view->epoch, self->number, self->id, self->boot};
 
     buf_text(b, "Estoraje:");
     for (int i = 0; i < INTRO_WORDS; i++) {
@@ -4059,16 +4057,15 @@ static void ring_want(struct node *node) {
         wake_write(node->etcd_wake[1]);
 }
 
-/* Connects a link, as far as that goes without waiting. */
-static bool link_open(struct worker *w, struct link *l) {
+/* Connects a link, as far as that goes without waiting; l->conn is NULL, or
+   dead, if it does not go at all. */
+static void link_open(struct worker *w, struct link *l) {
     const struct member *m = view_member(w->view, l->number);
     int fd;
 
-    if (m == NULL || m->address_n == 0 || w->now < l->retry_at)
-        return false;
-    fd = socket(m->address.ss_family, SOCK_STREAM, 0);
-    if (fd < 0)
-        return false;
+    if (m == NULL || m->address_n == 0 || w->now < l->retry_at ||
+        (fd = socket(m->address.ss_family, SOCK_STREAM, 0)) < 0)
+        return;
     l->conn = conn_new(w, fd, CONN_LINK);
     l->conn->link = l;
     l->conn->connecting = true;
@@ -4076,38 +4073,31 @@ static bool link_open(struct worker *w, struct link *l) {
         errno != EINPROGRESS)
         conn_kill(l->conn);
     conn_touch(l->conn);
-    return !l->conn->dead;
 }
 
-/* Calls a member. false: nothing was sent, and no answer will come. */
-static bool link_call(struct worker *w, struct link **links, unsigned number,
-                      const char *path, struct slice body, struct call call) {
-    struct link *l = links[number];
+/* Calls a member, as an owner for an op or (NULL) with a heartbeat. false: nothing was sent, and no answer will come. */
+static bool link_call(struct worker *w, struct link *links, unsigned number,
+                      const char *path, struct slice body, struct op *op,
+                      unsigned owner) {
+    struct call call = {op, w->now, owner, op == NULL ? 0 : op->attempt};
+    struct link *l = &links[number];
     struct buf *out;
 
-    if (l == NULL) {
-        l = links[number] = memory(1, sizeof *l);
-        l->number = number;
-    }
-    if ((l->conn == NULL && !link_open(w, l)) || l->conn->dead ||
-        conn_unsent(l->conn) > PEER_QUEUE)
+    l->number = number;
+    if (l->conn == NULL)
+        link_open(w, l);
+    if (l->conn == NULL || l->conn->dead || conn_unsent(l->conn) > PEER_QUEUE)
         return false;
-    if (w->intro_view != w->view_seen) {
-        w->intro.n = 0;
-        intro_text(&w->intro, w->node, w->view);
-        w->intro_view = w->view_seen;
-    }
     out = &l->conn->out;
     buf_text(out, "POST /_peer/");
     buf_text(out, path);
     buf_text(out, " HTTP/1.1\r\nHost: peer\r\n");
-    buf_add(out, w->intro.p, w->intro.n);
+    intro_text(out, w->node, w->view);
     buf_text(out, "Content-Length: ");
     buf_number(out, body.n);
     buf_text(out, "\r\n\r\n");
     buf_add(out, body.p, body.n);
     conn_touch(l->conn);
-    call.since = w->now;
     buf_add(&l->calls, &call, sizeof call);
     return true;
 }
@@ -4119,8 +4109,8 @@ static const struct call *link_oldest(const struct link *l) {
                : (const struct call *)(const void *)(l->calls.p + l->called);
 }
 
-static void beat_answered(struct worker *w, const struct link *l,
-                          uint64_t since, unsigned status, struct slice body);
+static void beat_answered(struct worker *w, unsigned number, uint64_t since,
+                          unsigned status, struct slice body);
 
 /* Takes the oldest call off a link and gives its answer to who waits for it;
    0: it failed. The op is let go last: until then it lives. */
@@ -4135,7 +4125,7 @@ static void link_answer(struct worker *w, struct link *l, unsigned status,
     if (status == 409)
         ring_want(w->node);
     if (op == NULL) {
-        beat_answered(w, l, call.since, status, body);
+        beat_answered(w, l->number, call.since, status, body);
         return;
     }
     if (!op->done && op->attempt == call.attempt)
@@ -4163,7 +4153,6 @@ static void link_input(struct conn *c) {
         }
         if (c->data.n - n < h.length)
             return;
-        l->failures = 0;
         link_answer(c->w, l, h.status,
                     (struct slice){c->data.p + n, (size_t)h.length});
         c->data = slice_skip(c->data, n + (size_t)h.length);
@@ -4175,18 +4164,17 @@ static void link_lost(struct conn *c) {
     struct link *l = c->link;
 
     l->conn = NULL;
-    l->failures += l->failures < 2;
-    l->retry_at = c->w->now + jitter(50u << l->failures);
+    l->retry_at = c->w->now + jitter(RETRY_MS);
     while (link_oldest(l) != NULL)
         link_answer(c->w, l, 0, (struct slice){NULL, 0});
     buf_free(&l->calls);
-    if (l == c->w->beats[l->number]) /* whoever is there next is asked first */
+    if (l == &c->w->beats[l->number]) /* whoever is there next is asked first */
         atomic_store(&c->w->node->peers[l->number].heard, 0);
 }
 
 /* Ends a link whose oldest call has waited for too long. */
 static void link_check(struct worker *w, const struct link *l) {
-    const struct call *call = l == NULL ? NULL : link_oldest(l);
+    const struct call *call = link_oldest(l);
 
     if (call != NULL && w->now - call->since > CALL_MS)
         conn_kill(l->conn);
@@ -4202,46 +4190,29 @@ static bool secret_equal(struct slice given, const char *secret) {
     return differ == 0;
 }
 
-/* Checks who speaks; false: it was refused. What a connection said before, byte
-   for byte under the same view, was checked. */
-static bool peer_check(struct op *op, const struct http *h) {
-    struct conn *c = op->c;
+/* What can be said against who speaks. */
+static const char *peer_check(struct op *op, struct slice field) {
     const struct view *view = op->w->view;
     const struct member *m;
-    const char *wrong = NULL;
-    struct slice field = h->estoraje;
     uint64_t x[INTRO_WORDS] = {0};
-    unsigned status = 403;
 
-    if (c->known_n > 0 && c->known_view == op->w->view_seen &&
-        slice_equal(field, (struct slice){(uint8_t *)c->known, c->known_n}))
-        return true;
     for (size_t i = 0; i < INTRO_WORDS && field.n == 17 * INTRO_WORDS - 1; i++)
         slice_digits((struct slice){field.p + 17 * i, 16}, 16, &x[i]);
     m = view_member(view, (unsigned)x[3]);
-    if (x[0] != 1) {
-        wrong = "no Estoraje field of protocol version 1: this port is for the "
-                "cluster's own nodes";
-    } else if (x[1] != view->cluster) {
-        wrong = "another cluster";
-    } else if (x[2] != view->epoch) {
-        status = 409;
-        wrong = "another epoch of the ring is in force here";
-        if (x[2] > view->epoch)
-            ring_want(op->w->node);
-    } else if (m == NULL || (m->id != 0 && m->id != x[4])) {
-        wrong = "not a member of this cluster";
-    } else if (!peer_booted(op->w->node, m->number, x[5])) {
-        wrong = "a later process of that node has spoken";
-    }
-    if (wrong != NULL) {
-        answer_error(op, status, "%s", wrong);
-        return false;
-    }
-    memcpy(c->known, field.p, field.n);
-    c->known_n = field.n;
-    c->known_view = op->w->view_seen;
-    return true;
+    if (x[0] != 1)
+        return "403 no Estoraje field of protocol version 1: this port is for "
+               "the cluster's own nodes";
+    if (x[1] != view->cluster)
+        return "403 another cluster";
+    if (x[2] > view->epoch)
+        ring_want(op->w->node);
+    if (x[2] != view->epoch)
+        return "409 another epoch of the ring is in force here";
+    if (m == NULL || (m->id != 0 && m->id != x[4]))
+        return "403 not a member of this cluster";
+    if (!peer_booted(op->w->node, m->number, x[5]))
+        return "403 a later process of that node has spoken";
+    return NULL;
 }
 
 /* ---- The replica: votes and reads.
@@ -4259,37 +4230,31 @@ static bool op_part(struct op *op, struct slice key) {
     return view_owns(op->w->view, op->partition, (unsigned)node->self.number);
 }
 
-/* Answers 200 with bytes that a peer understands. */
-static void answer_peer(struct op *op, const void *p, size_t n) {
-    answer_begin(op, 200);
-    answer_body(op, p, n);
+/* Gives what this replica says to whoever asked: a peer, as an answer with
+   bytes that it understands, or the coordinator. */
+static void replica_says(struct op *op, unsigned status, const void *p,
+                         size_t n) {
+    if (op->answered != NULL && !op->done) {
+        op->answered(op, op->mine, status, (struct slice){p, n});
+    } else if (op->answered == NULL) {
+        answer_begin(op, status);
+        answer_body(op, p, n);
+    }
 }
 
-/* Gives what this replica says to whoever asked. */
-static void replica_says(struct op *op, const void *p, size_t n) {
-    if (op->answered == NULL)
-        answer_peer(op, p, n);
-    else if (!op->done)
-        op->answered(op, op->mine, 200, (struct slice){p, n});
-}
-
-/* A vote: verdict 1; 1: existed, 2: counts; 0 6; held 8; above 8. */
-#define VOTE_SIZE    24
-#define VOTE_EXISTED 1
-#define VOTE_COUNTS  2
+/* A vote: verdict 1; existed 1; worth 1; 0 5; held 8; above 8. */
+#define VOTE_SIZE 24
 
 /* Votes, as op->vote says, once the log is synced if it has to be. */
 static void replica_vote(struct op *op) {
     uint8_t vote[VOTE_SIZE] = {0};
-    bool counts;
 
-    part_sure(op->w->node, op->part, &counts);
     vote[0] = (uint8_t)(op->wait_result != 0 ? ACCEPT_DEAD : op->vote.verdict);
-    vote[1] = (uint8_t)((op->vote.existed ? VOTE_EXISTED : 0) |
-                        (counts ? VOTE_COUNTS : 0));
+    vote[1] = op->vote.existed;
+    vote[2] = (uint8_t)part_worth(op->w->node, op->part);
     put64(vote + 8, op->vote.held);
     put64(vote + 16, op->vote.above);
-    replica_says(op, vote, sizeof vote);
+    replica_says(op, 200, vote, sizeof vote);
 }
 
 /* Stores op->rec, which is verified, and votes. It waits for the ceiling, but
@@ -4326,35 +4291,27 @@ static void accept_body(struct op *op) {
         answer_error(op, 400, "not a record of a partition owned here");
 }
 
-/* The answer to a read: flags in 8 bytes, then the record if there is one. */
-#define READ_SURE    1 /* the replica is not in doubt */
-#define READ_COUNTS  2 /* it is not recovering */
-#define READ_DAMAGED 4 /* it cannot say */
-
-/* Says what this replica holds of a key. */
+/* Says what this replica holds of a key: what its word is worth, 8 bytes, and
+   the record if there is one. 500: damage, it cannot say. */
 static void replica_read(struct op *op, struct slice key) {
     struct worker *w = op->w;
+    enum answer worth = part_worth(w->node, op->part); /* before it looks */
     struct buf answer = {0};
-    enum found found;
     struct record r;
-    bool counts, sure = part_sure(w->node, op->part, &counts);
+    enum found found = store_read(w->node, op->part, op->fingerprint, key,
+                                  SIZE_MAX, &w->record, &r, NULL, NULL);
+    bool good = found == FOUND || found == ABSENT;
 
-    found = store_read(w->node, op->part, op->fingerprint, key, SIZE_MAX,
-                       &w->record, &r, NULL, NULL);
-    buf_zero(&answer, 8);
-    if (found == DAMAGED || found == UNSURE) {
-        answer.p[0] = READ_DAMAGED;
+    if (!good)
         doubt_part(w->node, op->partition);
-    } else {
-        answer.p[0] =
-            (uint8_t)((sure ? READ_SURE : 0) | (counts ? READ_COUNTS : 0));
-    }
+    buf_zero(&answer, 8);
+    answer.p[0] = (uint8_t)worth;
     if (found == FOUND) {
         record_seal(w->record.p, 0);
         buf_add(&answer, w->record.p, r.size);
     }
     buf_reset(&w->record, 2 * READ_SIZE);
-    replica_says(op, answer.p, answer.n);
+    replica_says(op, good ? 200 : 500, answer.p, answer.n);
     buf_free(&answer);
 }
 
@@ -4379,7 +4336,6 @@ static void op_owners(struct op *op) {
     for (unsigned i = 0; i < op->count; i++) {
         op->owners[i] = view->member[owners[i]].number;
         op->answers[i] = ANSWER_NONE;
-        op->counts[i] = false;
         if (owners[i] == view->me)
             op->mine = i;
     }
@@ -4390,31 +4346,28 @@ static void op_owners(struct op *op) {
 /* Asks one of the owners, another node than this. */
 static void op_call(struct op *op, unsigned owner, const char *path,
                     struct slice body) {
-    struct call call = {.op = op, .owner = owner, .attempt = op->attempt};
-    struct worker *w = op->w;
-    bool sent = link_call(w, w->links, op->owners[owner], path, body, call);
+    bool sent = link_call(op->w, op->w->links, op->owners[owner], path, body,
+                          op, owner);
 
     op->answers[owner] = sent ? ANSWER_WAIT : ANSWER_FAILED;
     op->calls += sent;
 }
 
-/* How many owners have given an answer that counts for a majority. */
-static unsigned op_oks(const struct op *op) {
+/* How many owners are at one of these: of all, or of those believed alive. */
+static unsigned op_count(const struct op *op, unsigned at, bool alive) {
     unsigned n = 0;
 
     for (unsigned i = 0; i < op->count; i++)
-        n += op->answers[i] == ANSWER_OK && op->counts[i];
+        n += (op->answers[i] & at) != 0 &&
+             (!alive || member_alive(op->w->node, op->owners[i]));
     return n;
 }
 
-/* How many owners may still answer: of all, or of those believed alive. */
-static unsigned op_waits(const struct op *op, bool alive) {
-    unsigned n = 0;
-
-    for (unsigned i = 0; i < op->count; i++)
-        n += op->answers[i] == ANSWER_WAIT &&
-             (!alive || member_alive(op->w->node, op->owners[i]));
-    return n;
+/* The field of a key's etag. */
+static void answer_etag(struct buf *out, uint64_t etag) {
+    buf_text(out, "\r\nETag: \"");
+    buf_hex(out, etag);
+    buf_text(out, "\"");
 }
 
 /* Success: a majority has the write, and nobody alive was left out. An owner
@@ -4422,30 +4375,25 @@ static unsigned op_waits(const struct op *op, bool alive) {
    itself does so at once, but what it waits to have synced it has. */
 static void write_done(struct op *op) {
     struct node *node = op->w->node;
-    unsigned partition = op->partition;
     struct buf *out;
 
     for (unsigned i = 0; i < op->count; i++) {
         struct peer *peer = &node->peers[op->owners[i]];
 
-        if (op->answers[i] == ANSWER_OK || (i == op->mine && op->parked))
+        if (op->answers[i] & ANSWER_WELL || (i == op->mine && op->parked))
             continue;
-        if (i == op->mine) {
-            doubt_part(node, partition);
-            continue;
-        }
-        atomic_fetch_or(&peer->missed[partition / 64], UINT64_C(1)
-                                                           << partition % 64);
+        if (i == op->mine)
+            doubt_part(node, op->partition);
+        else
+            atomic_fetch_or(&peer->missed[op->partition / 64],
+                            UINT64_C(1) << op->partition % 64);
         atomic_store(&peer->missed_any, true);
     }
     out = answer_begin(op, op->remove && !op->existed  ? 404
                            : op->remove || op->existed ? 204
                                                        : 201);
-    if (!op->remove) {
-        buf_text(out, "\r\nETag: \"");
-        buf_hex(out, op->etag);
-        buf_text(out, "\"");
-    }
+    if (!op->remove)
+        answer_etag(out, op->etag);
     answer_body(op, NULL, 0);
 }
 
@@ -4479,13 +4427,12 @@ static void write_answered(struct op *op, unsigned i, unsigned status,
     int verdict = voted ? body.p[0] : ACCEPT_DEAD;
     uint64_t held = voted ? get64(body.p + 8) : 0;
 
-    op->answers[i] = verdict == ACCEPT_OK ? ANSWER_OK : ANSWER_FAILED;
-    op->counts[i] = voted && body.p[1] & VOTE_COUNTS;
+    op->answers[i] = verdict == ACCEPT_OK ? body.p[2] : ANSWER_FAILED;
     op->reached = op->reached || verdict == ACCEPT_OK || status == 0;
     op->full = op->full || verdict == ACCEPT_FULL;
     if (op->attempt == 1 && held != op->version && held > op->existed_version) {
         op->existed_version = held;
-        op->existed = body.p[1] & VOTE_EXISTED;
+        op->existed = body.p[1];
     }
     if (verdict == ACCEPT_HELD || verdict == ACCEPT_FLOOR) {
         uint64_t above = get64(body.p + 16);
@@ -4497,9 +4444,26 @@ static void write_answered(struct op *op, unsigned i, unsigned status,
     write_judge(op);
 }
 
-/* Sends the record, with the version it has, to all owners of the view: to this
-   node itself last, since that may be the end of it. */
-static void write_send(struct op *op) {
+/*
+ * Sends the record to all owners of the view: to this node itself last, since
+ * that may be the end of it. If one of them holds more, it gets a new version,
+ * above that; it waits while that is above the ceiling, but not for ever.
+ */
+static void write_attempt(struct op *op) {
+    struct node *node = op->w->node;
+
+    if (op->version <= op->highest)
+        op->version = clock_version(node, op->highest);
+    if (op->etag == 0)
+        op->etag = op->version;
+    if (!ceiling_allows(node, op->version) && !clock_too_far(op->version)) {
+        if (op->w->now - op->attempt_since < CALL_MS)
+            op_due(op, write_attempt);
+        else
+            write_failed(op);
+        return;
+    }
+    record_stamp(op->rec.p, op->version, op->etag);
     op->attempt++;
     op->attempt_since = op->w->now;
     op->majority_since = op->highest = 0;
@@ -4516,26 +4480,6 @@ static void write_send(struct op *op) {
         write_judge(op);
 }
 
-/* A new version for the record, above what the owners hold; it waits while
-   that is above the ceiling, but not for ever. */
-static void write_attempt(struct op *op) {
-    struct node *node = op->w->node;
-
-    if (op->version <= op->highest)
-        op->version = clock_version(node, op->highest);
-    if (op->etag == 0)
-        op->etag = op->version;
-    if (!ceiling_allows(node, op->version) && !clock_too_far(op->version)) {
-        if (op->w->now - op->attempt_since < CALL_MS)
-            op_due(op, write_attempt);
-        else
-            write_failed(op);
-        return;
-    }
-    record_stamp(op->rec.p, op->version, op->etag);
-    write_send(op);
-}
-
 /*
  * What the answers so far amount to. With a majority it waits a little for the
  * others that live, so that on a healthy cluster every replica has what was
@@ -4544,13 +4488,14 @@ static void write_attempt(struct op *op) {
  */
 static void write_judge(struct op *op) {
     struct worker *w = op->w;
-    unsigned oks = op_oks(op);
-    unsigned waiting = op_waits(op, false);
+    unsigned oks = op_count(op, ANSWER_COUNTS, false);
+    unsigned waiting = op_count(op, ANSWER_WAIT, false);
 
     if (oks >= op->quorum) {
         if (op->majority_since == 0)
             op->majority_since = w->now;
-        if (op_waits(op, true) == 0 || w->now - op->majority_since >= GRACE_MS)
+        if (op_count(op, ANSWER_WAIT, true) == 0 ||
+            w->now - op->majority_since >= GRACE_MS)
             write_done(op);
         else
             op_due(op, write_judge);
@@ -4558,9 +4503,8 @@ static void write_judge(struct op *op) {
                (op->parked || (oks + waiting >= op->quorum &&
                                w->now - op->attempt_since < ATTEMPT_MS))) {
         op_due(op, write_judge);
-    } else if (op->attempt < ATTEMPTS && w->view->epoch != op->epoch) {
-        write_send(op);
-    } else if (op->attempt < ATTEMPTS && op->highest > 0) {
+    } else if (op->attempt < ATTEMPTS &&
+               (op->highest > 0 || w->view->epoch != op->epoch)) {
         write_attempt(op);
     } else {
         op->reached = op->reached || waiting > 0;
@@ -4570,16 +4514,11 @@ static void write_judge(struct op *op) {
 
 /* Begins a write, whose record is complete but for its version. */
 static void write_begin(struct op *op) {
-    struct node *node = op->w->node;
-    unsigned alive = 0;
-
     op_part(op, (struct slice){op->key, op->key_n});
     op_owners(op);
     op->attempt_since = op->w->now;
-    for (unsigned i = 0; i < op->count; i++)
-        alive += member_alive(node, op->owners[i]);
     op->answered = write_answered;
-    if (alive < op->quorum)
+    if (op_count(op, ANSWER_NONE, true) < op->quorum)
         write_failed(op);
     else
         write_attempt(op);
@@ -4598,9 +4537,8 @@ static void read_answer(struct op *op, const struct record *r, bool stale,
     if (stale)
         buf_text(out, "\r\nEstoraje-Stale: true");
     if (present) {
-        buf_text(out, "\r\nETag: \"");
-        buf_hex(out, r->etag);
-        buf_text(out, "\"\r\nAccept-Ranges: bytes\r\n"
+        answer_etag(out, r->etag);
+        buf_text(out, "\r\nAccept-Ranges: bytes\r\n"
                       "X-Content-Type-Options: nosniff\r\nContent-Type: ");
         if (r->type.n > 0)
             buf_add(out, r->type.p, r->type.n);
@@ -4667,39 +4605,41 @@ static void read_newest(struct op *op, bool stale) {
         read_answer(op, &r, stale, NULL, 0);
 }
 
-/* Asks first one owner that lives, whose answer is enough if it is not in
-   doubt, since values may be large; and then all. */
-static void read_ask(struct op *op) {
+/* Asks one more owner, of those that live as long as there are any: values may
+   be large, and one answer is enough if it is not in doubt. */
+static bool read_ask(struct op *op) {
     unsigned from = op->w->turn++;
-    bool all = op->asked++ > 0;
 
-    op->attempt_since = op->w->now;
-    for (unsigned k = 0; k < op->count; k++) {
+    for (unsigned k = 0; k < 2 * op->count; k++) {
         unsigned i = (from + k) % op->count;
 
         if (op->answers[i] != ANSWER_NONE ||
-            (!all && !member_alive(op->w->node, op->owners[i])))
+            (k < op->count && !member_alive(op->w->node, op->owners[i])))
             continue;
+        op->attempt_since = op->w->now;
         op_call(op, i, "read", (struct slice){op->key, op->key_n});
-        if (!all && op->answers[i] == ANSWER_WAIT)
-            return;
+        return true;
     }
+    return false;
 }
 
 /* What the answers so far amount to. */
 static void read_judge(struct op *op) {
-    const uint64_t *since = &op->attempt_since, now = op->w->now;
+    uint64_t now = op->w->now;
 
-    if (op->sure || op_oks(op) >= op->quorum) {
+    if (op_count(op, ANSWER_SURE, false) > 0 ||
+        op_count(op, ANSWER_COUNTS, false) >= op->quorum) {
         read_newest(op, false);
         return;
     }
-    while (op->asked < 2 &&
-           (op_waits(op, false) == 0 || now - *since >= GRACE_MS))
-        read_ask(op);
-    if (op_waits(op, false) > 0 && now - *since < ATTEMPT_MS)
+    while ((op_count(op, ANSWER_WAIT, false) == 0 ||
+            now - op->attempt_since >= GRACE_MS) &&
+           read_ask(op))
+        ;
+    if (op_count(op, ANSWER_WAIT, false) > 0 &&
+        now - op->attempt_since < ATTEMPT_MS)
         op_due(op, read_judge);
-    else if (op->reached)
+    else if (op_count(op, ANSWER_WELL, false) > 0)
         read_newest(op, true);
     else if (op->damaged)
         answer_error(op, 500,
@@ -4707,8 +4647,7 @@ static void read_judge(struct op *op) {
                      "other replica has it");
     else
         answer_error(op, 503,
-                     "none of the key's %u owners can be asked: try "
-                     "again",
+                     "none of the key's %u owners can be asked: try again",
                      op->count);
 }
 
@@ -4716,11 +4655,10 @@ static void read_judge(struct op *op) {
 static void read_answered(struct op *op, unsigned i, unsigned status,
                           struct slice body) {
     bool good = status == 200 && body.n >= 8;
-    unsigned flags = good ? body.p[0] : 0;
+    enum answer worth = good ? body.p[0] : ANSWER_FAILED;
     struct record r;
 
-    op->damaged = op->damaged || flags & READ_DAMAGED;
-    good = good && !(flags & READ_DAMAGED);
+    op->damaged = op->damaged || status == 500;
     if (good && body.n > 8) {
         body = slice_skip(body, 8);
         good = record_parse(body.p, body.n, 0, &r) == 1 && r.size == body.n &&
@@ -4732,19 +4670,17 @@ static void read_answered(struct op *op, unsigned i, unsigned status,
             buf_add(&op->rec, body.p, body.n);
         }
     }
-    op->answers[i] = good ? ANSWER_OK : ANSWER_FAILED;
-    op->counts[i] = good && flags & READ_COUNTS;
-    op->reached = op->reached || good;
-    op->sure = op->sure || (good && flags & READ_SURE);
+    op->answers[i] = good ? worth : ANSWER_FAILED;
     read_judge(op);
 }
 
 /* Begins a read. */
 static void read_begin(struct op *op) {
     struct slice key = {op->key, op->key_n};
-    bool counts, mine = op_part(op, key);
+    bool mine = op_part(op, key);
 
-    if (mine && part_sure(op->w->node, op->part, &counts) && read_sure(op))
+    if (mine && part_worth(op->w->node, op->part) == ANSWER_SURE &&
+        read_sure(op))
         return;
     op_owners(op);
     op->answered = read_answered;
@@ -4757,76 +4693,46 @@ static void read_begin(struct op *op) {
 /* ---- Heartbeats.
  *
  * Every half second each node asks each other one for a sign of life. The
- * question: its clock, 8 bytes; which members it hears, 8; then the partitions
- * in which the other has missed a write, a bit each. The answer: clock, 1 if
- * in doubt somewhere, partitions, keys, bytes, which members it hears; 8 bytes
- * each. A member may go on coordinating writes which never reach this node,
- * and cannot tell it so: one that others hear and this node does not, or one
- * that does not hear this node. As long as there is one this node is cut off,
- * and trusts none of its partitions. */
+ * question: its clock, 8 bytes; then the partitions in which the other has
+ * missed a write, a bit each. The answer: clock, then what it says of itself;
+ * 8 bytes each. A member may go on coordinating writes which never reach this
+ * node, and cannot tell it so: one that others hear and this node does not, or
+ * one that does not hear this node. As long as there is one this node is cut
+ * off, and trusts none of its partitions. */
 
-#define BEAT_ANSWER 48
-
-/* The members that this node hears; bits are there for the first 64. */
-static uint64_t peers_heard(const struct node *node, const struct view *view) {
-    uint64_t bits = 0;
-
-    for (unsigned i = 0; i < view->count; i++)
-        if (view->member[i].number < 64 &&
-            member_alive(node, view->member[i].number))
-            bits |= UINT64_C(1) << view->member[i].number;
-    return bits;
-}
-
-/* Takes it that no missed bit was told for which there is no answer yet. */
-static void missed_restore(struct peer *peer) {
-    for (unsigned i = 0; i < PARTITIONS_MAX / 64; i++)
-        if (peer->told[i] != 0) {
-            atomic_fetch_or(&peer->missed[i], peer->told[i]);
-            atomic_store(&peer->missed_any, true);
-            peer->told[i] = 0;
-        }
-}
+#define BEAT_ANSWER (8 + 8 * SAIDS)
 
 /* Sends a heartbeat, and with it the missed bits. */
 static void beat_send(struct worker *w, unsigned number) {
     struct peer *peer = &w->node->peers[number];
     size_t n = (w->node->partitions + 63) / 64;
-    uint8_t body[16 + PARTITIONS_MAX / 8];
-    struct call call = {.op = NULL};
+    uint8_t body[8 + PARTITIONS_MAX / 8];
 
     put64(body, atomic_load(&w->node->clock));
-    put64(body + 8, peers_heard(w->node, w->view));
     atomic_store(&peer->missed_any, false);
-    for (size_t i = 0; i < n; i++) {
-        uint64_t bits = atomic_exchange(&peer->missed[i], 0);
-
-        peer->told[i] |= bits;
-        put64(body + 16 + 8 * i, bits);
-    }
+    for (size_t i = 0; i < n; i++)
+        put64(body + 8 + 8 * i, atomic_exchange(&peer->missed[i], 0));
     if (!link_call(w, w->beats, number, "heartbeat",
-                   (struct slice){body, 16 + 8 * n}, call))
-        missed_restore(peer);
+                   (struct slice){body, 8 + 8 * n}, NULL, 0))
+        beat_answered(w, number, 0, 0, (struct slice){NULL, 0});
 }
 
 /* A heartbeat has been answered, or not. The peer was there when it was sent,
-   at least. */
-static void beat_answered(struct worker *w, const struct link *l,
-                          uint64_t since, unsigned status, struct slice body) {
-    struct peer *peer = &w->node->peers[l->number];
+   at least. If not, which missed bits it had is not known any more: the peer is
+   told of all. */
+static void beat_answered(struct worker *w, unsigned number, uint64_t since,
+                          unsigned status, struct slice body) {
+    struct peer *peer = &w->node->peers[number];
 
     if (status != 200 || body.n != BEAT_ANSWER) {
-        missed_restore(peer);
+        for (unsigned i = 0; i < PARTITIONS_MAX / 64; i++)
+            atomic_store(&peer->missed[i], UINT64_MAX);
+        atomic_store(&peer->missed_any, true);
         return;
     }
-    if (link_oldest(l) == NULL)
-        memset(peer->told, 0, sizeof peer->told);
     clock_see(w->node, get64(body.p));
-    atomic_store(&peer->recovering, get64(body.p + 8) != 0);
-    atomic_store(&peer->partitions, (unsigned)get64(body.p + 16));
-    atomic_store(&peer->keys, get64(body.p + 24));
-    atomic_store(&peer->bytes, get64(body.p + 32));
-    atomic_store(&peer->hears, get64(body.p + 40));
+    for (size_t i = 0; i < SAIDS; i++)
+        atomic_store(&peer->said[i], get64(body.p + 8 + 8 * i));
     atomic_store(&peer->heard, since);
 }
 
@@ -4835,79 +4741,73 @@ static void beat_body(struct op *op) {
     struct node *node = op->w->node;
     uint8_t answer[BEAT_ANSWER];
 
-    if (op->rec.n != 16 + (node->partitions + 63) / 64 * 8) {
+    if (op->rec.n != 8 + (node->partitions + 63) / 64 * 8) {
         answer_error(op, 400, "not a heartbeat");
         return;
     }
     clock_see(node, get64(op->rec.p));
     for (unsigned i = 0; i < node->partitions; i++)
-        if (op->rec.p[16 + i / 8] >> i % 8 & 1)
+        if (op->rec.p[8 + i / 8] >> i % 8 & 1)
             doubt_part(node, i);
     put64(answer, atomic_load(&node->clock));
-    put64(answer + 8, atomic_load(&node->in_doubt));
-    put64(answer + 16, atomic_load(&node->owned));
-    put64(answer + 24, atomic_load(&node->keys));
-    put64(answer + 32, atomic_load(&node->bytes));
-    put64(answer + 40, peers_heard(node, op->w->view));
-    answer_peer(op, answer, sizeof answer);
+    for (size_t i = 0; i < SAIDS; i++)
+        put64(answer + 8 + 8 * i,
+              atomic_load(&node->peers[node->self.number].said[i]));
+    replica_says(op, 200, answer, sizeof answer);
 }
 
-/* Looks who is there: a link that is lost, or back, is a cause of doubt. */
+/* Looks who is there, of the first 64: a link that is lost, or back, is a cause
+   of doubt. */
 static void peers_watch(struct worker *w) {
     struct node *node = w->node;
-    uint64_t mine = peers_heard(node, w->view), any = 0, all = UINT64_MAX;
-    uint64_t me = node->self.number < 64 ? UINT64_C(1) << node->self.number : 0;
+    uint64_t mine = 0, any = 0, all = UINT64_MAX, me = 0;
 
     for (unsigned i = 0; i < w->view->count; i++) {
         const struct member *m = &w->view->member[i];
         struct peer *peer = &node->peers[m->number];
         bool alive = member_alive(node, m->number);
+        uint64_t bit = m->number < 64 ? UINT64_C(1) << m->number : 0;
 
-        if (i == w->view->me)
+        mine |= alive ? bit : 0;
+        if (i == w->view->me) {
+            me = bit;
             continue;
+        }
         if (alive) {
-            any |= atomic_load(&peer->hears);
-            all &= atomic_load(&peer->hears);
+            any |= atomic_load(&peer->said[SAID_HEARS]);
+            all &= atomic_load(&peer->said[SAID_HEARS]);
         }
         if (alive == peer->was_alive)
             continue;
         say("info", "%s %s", m->name, alive ? "is heard" : "is not heard");
-        if (!alive || peer->was_known)
-            doubt_all(node, alive ? "a link is back" : "a link is lost");
+        doubt_all(node, alive ? "a link is there" : "a link is lost");
         peer->was_alive = alive;
-        peer->was_known = true;
     }
+    atomic_store(&node->peers[node->self.number].said[SAID_HEARS], mine);
     atomic_store(&node->cut, (any & ~mine) != 0 || (me & ~all) != 0);
 }
 
-/* Whether a heartbeat is not to wait for its time: the other one has missed
-   something, or is not heard yet and nothing is on its way to it. */
-static bool beat_early(const struct worker *w, unsigned number) {
-    const struct link *l = w->beats[number];
-
-    if (member_alive(w->node, number))
-        return atomic_load(&w->node->peers[number].missed_any);
-    return l == NULL || link_oldest(l) == NULL;
-}
-
 /* What a worker does for its links each tick; the first one also sends the
-   heartbeats, at once to who has missed something. */
+   heartbeats, at once to who has missed something or is not heard yet. */
 static void worker_beat(struct worker *w) {
     struct node *node = w->node;
     bool due = w->now >= w->beat_at;
 
     if (w->view == NULL || !atomic_load(&node->loaded))
         return;
+    if (w->index == 0)
+        peers_watch(w);
     for (unsigned i = 0; i < w->view->count; i++) {
         unsigned number = w->view->member[i].number;
 
-        link_check(w, w->links[number]);
-        link_check(w, w->beats[number]);
-        if (w->index == 0 && i != w->view->me && (due || beat_early(w, number)))
+        link_check(w, &w->links[number]);
+        link_check(w, &w->beats[number]);
+        if (w->index == 0 && i != w->view->me &&
+            link_oldest(&w->beats[number]) == NULL &&
+            (due || atomic_load(&node->peers[number].missed_any) ||
+             !member_alive(node, number)))
             beat_send(w, number);
     }
-    if (w->index == 0)
-        peers_watch(w);
     if (due)
         w->beat_at = w->now + BEAT_MS;
 }
@@ -4915,14 +4815,15 @@ static void worker_beat(struct worker *w) {
 /* ---------------------------------------------------------------- Repair
  *
  * A round of repair brings one partition up to date and ends the doubt about
- * it: the other owners list what they hold, fingerprint and version, and what
- * is newer there is pulled. It is a round when a majority of the owners, this
- * one among them, has taken part. One thread does it, in blocking code.
+ * it: the other owners are told what is held here, fingerprint and version,
+ * and answer with what is newer there. It is a round when a majority of the
+ * owners, this one among them, has taken part. One thread does it, in blocking
+ * code. A pull covers a range of fingerprints; its numbers are of 8 bytes:
  *
- *     list  partition 4, 0 4, floor 8, fingerprint 8: from there on.
- *           answers flags 8 (1: recovering, 2: more), then pairs of 16 bytes
- *     pull  partition 4, 0 4, then fingerprints of 8 bytes.
- *           answers how many of them it covers, 8 bytes, then records
+ *     pull  partition, floor, first, last, then what the asker has from first
+ *           to last: pairs of fingerprint and version
+ *           answers 1 if recovering, the fingerprint from which to go on or 0,
+ *           then records
  *
  * After an unclean start a replica may have lost what it had accepted, and must
  * not be counted until it has made that good: it is recovering. It has its
@@ -4931,90 +4832,81 @@ static void worker_beat(struct worker *w) {
  * without being seen; then it repairs with these.
  */
 
-#define LIST_RECOVERING 1
-#define LIST_MORE       2
+static void buf_word(struct buf *b, uint64_t x) {
+    put64(buf_grow(b, 8), x);
+}
 
-/* Answers a list. It stops only between fingerprints. A floor is a promise: it
-   has to be below the ceiling, which outlives the process. */
-static void list_body(struct op *op) {
-    struct node *node = op->w->node;
-    bool asked = op->rec.n == 24 && get32(op->rec.p) < node->partitions;
-    uint64_t floor = asked ? get64(op->rec.p + 8) : 0, print = 0;
-    struct buf answer = {0};
-    struct part *part;
+/* Puts into want the entries of records that the asker lacks, or has only older
+   ones of, up to about a page of records. Where two keys here share a
+   fingerprint it gets both: its pairs do not tell them apart. The fingerprint
+   from which to go on; under the partition's lock. */
+static uint64_t pull_choose(const struct node *node, struct part *part,
+                            struct slice range, struct buf *want) {
+    uint64_t last = get64(range.p + 8), bytes = 0;
+    uint32_t at = table_seek(node, part, get64(range.p));
+    struct slice has = slice_skip(range, 16);
 
-    if (!asked || clock_too_far(floor) || !ceiling_allows(node, floor)) {
-        answer_error(op, 503, "not a list of a partition, or not now");
-        return;
-    }
-    part = &node->parts[get32(op->rec.p)];
-    clock_see(node, floor);
-    buf_zero(&answer, 8);
-    pthread_mutex_lock(&part->lock);
-    if (floor > part->floor)
-        part->floor = floor;
-    answer.p[0] = part->recovering ? LIST_RECOVERING : 0;
-    for (uint32_t at = part->total == 0
-                           ? 0
-                           : table_seek(node, part, get64(op->rec.p + 16));
-         at < part->total; at++) {
+    for (; at < part->total && part->table[at].fingerprint <= last; at++) {
         const struct entry *e = &part->table[at];
+        uint64_t print = e->fingerprint;
+        bool again = entry_at(part, at - 1, print) != NULL;
 
         if (e->version == 0)
             continue;
-        if (answer.n > PAGE_BYTES && e->fingerprint != print) {
-            answer.p[0] |= LIST_MORE;
-            break;
+        if (bytes > PAGE_BYTES && !again)
+            return print;
+        while (has.n >= 16 && get64(has.p) < print)
+            has = slice_skip(has, 16);
+        if (has.n < 16 || get64(has.p) != print || again ||
+            get64(has.p + 8) < e->version ||
+            entry_at(part, at + 1, print) != NULL) {
+            buf_add(want, e, sizeof *e);
+            bytes += entry_size(e);
         }
-        print = e->fingerprint;
-        buf_zero(&answer, 16);
-        put64(answer.p + answer.n - 16, print);
-        put64(answer.p + answer.n - 8, e->version);
     }
-    pthread_mutex_unlock(&part->lock);
-    answer_peer(op, answer.p, answer.n);
-    buf_free(&answer);
+    return last + 1;
 }
 
-/* Appends every record with a fingerprint. false: one of them is damaged. */
-static bool pull_records(struct worker *w, struct part *part, uint64_t print,
-                         struct buf *answer) {
-    struct file *file;
-    struct entry e;
-    struct record r;
-    bool unsure, good = true;
-
-    for (unsigned n = 0;
-         good && part_place(w->node, part, print, n, &e, &file, &unsure); n++) {
-        good = entry_read(file, &e, SIZE_MAX, &w->record, &r);
-        file_release(file);
-        if (!good)
-            break;
-        record_seal(w->record.p, 0);
-        buf_add(answer, w->record.p, w->record.n);
-    }
-    buf_reset(&w->record, 2 * READ_SIZE);
-    return good;
-}
-
-/* Answers a pull with records, up to about a page. What is damaged here must be
-   had from another owner: without it, this one's word is not complete. */
+/* Answers a pull. A floor is a promise: it has to be below the ceiling, which
+   outlives the process. What is damaged here must be had from another owner:
+   without it, this one's word is not complete. */
 static void pull_body(struct op *op) {
     struct node *node = op->w->node;
-    bool good = op->rec.n >= 8 && get32(op->rec.p) < node->partitions;
-    struct buf answer = {0};
-    size_t at = 8;
+    struct slice ask = buf_slice(&op->rec);
+    bool good = ask.n >= 32 && get64(ask.p) < node->partitions;
+    uint64_t floor = good ? get64(ask.p + 8) : 0;
+    struct buf answer = {0}, want = {0}, *record = &op->w->record;
+    struct part *part;
+    struct file *file;
 
-    buf_zero(&answer, 8);
-    for (; good && at + 8 <= op->rec.n && answer.n < PAGE_BYTES; at += 8)
-        good = pull_records(op->w, &node->parts[get32(op->rec.p)],
-                            get64(op->rec.p + at), &answer);
-    put64(answer.p, at / 8 - 1);
-    if (good)
-        answer_peer(op, answer.p, answer.n);
-    else
-        answer_error(op, 500, "not a pull from a partition, or it is damaged");
+    if (!good || clock_too_far(floor) || !ceiling_allows(node, floor)) {
+        answer_error(op, 503, "not a pull from a partition, or not now");
+        return;
+    }
+    part = &node->parts[get64(ask.p)];
+    clock_see(node, floor);
+    pthread_mutex_lock(&part->lock);
+    if (floor > part->floor)
+        part->floor = floor;
+    buf_word(&answer, part->recovering);
+    buf_word(&answer, pull_choose(node, part, slice_skip(ask, 16), &want));
+    file = file_hold(part->file);
+    pthread_mutex_unlock(&part->lock);
+    for (size_t at = 0; good && at < want.n; at += sizeof(struct entry)) {
+        struct entry e;
+        struct record r;
+
+        memcpy(&e, want.p + at, sizeof e);
+        good = entry_read(file, &e, SIZE_MAX, record, &r);
+        if (good)
+            record_seal(record->p, 0);
+        buf_add(&answer, record->p, record->n);
+    }
+    file_release(file);
+    buf_reset(record, 2 * READ_SIZE);
+    replica_says(op, good ? 200 : 500, answer.p, answer.n);
     buf_free(&answer);
+    buf_free(&want);
 }
 
 /* What the repair thread has: a caller for each member it has spoken to. */
@@ -5023,27 +4915,9 @@ struct repair {
     struct view *view;
     struct caller *callers[MEMBERS_MAX + 1]; /* by number */
     struct buf intro;
-    struct buf want; /* a pull's body */
-    uint64_t pulled; /* records, for the log */
+    struct buf ask;  /* a pull's body */
+    uint64_t pulled; /* records, in this pass */
 };
-
-/* Calls a member; its answer's body, or false. */
-static bool repair_call(struct repair *repair, const struct member *m,
-                        const char *path, struct slice body,
-                        struct slice *answer) {
-    struct caller *k = repair->callers[m->number];
-
-    if (k == NULL) {
-        k = repair->callers[m->number] = memory(1, sizeof *k);
-        k->fd = -1;
-    }
-    caller_aim(k, m->host, m->peer_port);
-    if (caller_call(k, path, (const char *)repair->intro.p, body, CALL_MS) !=
-        200)
-        return false;
-    *answer = buf_slice(&k->reply);
-    return answer->n >= 8;
-}
 
 /* Stores pulled records. They have passed the floor of an owner, and are
    ordered by version alone. false: one is malformed or cannot be stored. */
@@ -5073,87 +4947,69 @@ static bool repair_store(struct repair *repair, struct part *part,
     return true;
 }
 
-/* Rests for as long as -moveRate wants after so many bytes. */
-static void repair_pace(const struct repair *repair, uint64_t bytes) {
-    uint64_t rate = repair->node->flags.move_rate;
-    uint64_t until = now_ms() + (rate == 0 ? 0 : bytes * 1000 / rate);
+/* Puts into repair->ask a pull of what is newer elsewhere, of fingerprints from
+   `first` on. The last one that it covers. */
+static uint64_t repair_ask(struct repair *repair, struct part *part,
+                           uint64_t floor, uint64_t first) {
+    struct buf *ask = &repair->ask;
+    uint64_t last = UINT64_MAX;
 
-    while (now_ms() < until && !atomic_load(&repair->node->ended))
-        rest_ms(10);
-}
-
-/* Pulls what repair->want names. */
-static bool repair_pull(struct repair *repair, const struct member *m,
-                        struct part *part) {
-    struct buf *want = &repair->want;
-    struct slice answer;
-
-    while (want->n > 8) {
-        size_t done;
-
-        if (!repair_call(repair, m, "/_peer/pull", buf_slice(want), &answer))
-            return false;
-        done = (size_t)get64(answer.p);
-        if (done == 0 || done > want->n / 8 - 1 ||
-            !repair_store(repair, part, slice_skip(answer, 8)))
-            return false;
-        repair_pace(repair, answer.n);
-        want->n -= done * 8;
-        memmove(want->p + 8, want->p + 8 + done * 8, want->n - 8);
-    }
-    return true;
-}
-
-/* Puts into repair->want a pull of those of a list that are newer than what is
-   held here. Where two keys share a fingerprint both are pulled: lists do not
-   tell them apart. */
-static void repair_compare(struct repair *repair, struct part *part,
-                           struct slice list) {
-    struct buf *want = &repair->want;
-
-    want->n = 0;
-    buf_zero(want, 8);
-    put32(want->p, part->number);
+    ask->n = 0;
+    buf_word(ask, part->number);
+    buf_word(ask, floor);
+    buf_word(ask, first);
+    buf_word(ask, last);
     pthread_mutex_lock(&part->lock);
-    for (; list.n >= 16; list = slice_skip(list, 16)) {
-        uint64_t print = get64(list.p);
-        uint32_t at =
-            part->total == 0 ? 0 : table_seek(repair->node, part, print);
+    for (uint32_t at = table_seek(repair->node, part, first); at < part->total;
+         at++) {
         const struct entry *e = &part->table[at];
 
-        if (at == part->total || e->fingerprint != print ||
-            e->version < get64(list.p + 8) ||
-            (list.n >= 32 && get64(list.p + 16) == print)) {
-            buf_zero(want, 8);
-            put64(want->p + want->n - 8, print);
+        if (e->version == 0)
+            continue;
+        if (ask->n > PAGE_BYTES &&
+            entry_at(part, at - 1, e->fingerprint) == NULL) {
+            last = e->fingerprint - 1;
+            break;
         }
+        buf_word(ask, e->fingerprint);
+        buf_word(ask, e->version);
     }
     pthread_mutex_unlock(&part->lock);
+    put64(ask->p + 24, last);
+    return last;
 }
 
-/* Takes over from one owner all that is newer there, and raises its floor. -1:
-   that could not be done; else the flags of its list. */
+/* Takes over from one owner all that is newer there, not faster than -moveRate,
+   and raises its floor. -1: that could not be done; else whether it is
+   recovering. */
 static int repair_from(struct repair *repair, const struct member *m,
                        struct part *part, uint64_t floor) {
-    uint8_t ask[24] = {0};
-    struct slice list;
-    int flags;
+    uint64_t first = 0, next, last, until, rate = repair->node->flags.move_rate;
+    struct caller *k = repair->callers[m->number];
+    struct slice answer;
 
-    put32(ask, part->number);
-    put64(ask + 8, floor);
+    if (k == NULL) {
+        k = repair->callers[m->number] = memory(1, sizeof *k);
+        k->fd = -1;
+    }
+    caller_aim(k, m->host, m->peer_port);
     do {
-        if (!repair_call(repair, m, "/_peer/list",
-                         (struct slice){ask, sizeof ask}, &list))
+        last = repair_ask(repair, part, floor, first);
+        if (caller_call(k, "/_peer/pull", (const char *)repair->intro.p,
+                        buf_slice(&repair->ask), CALL_MS) != 200 ||
+            k->reply.n < 16)
             return -1;
-        flags = list.p[0];
-        list = slice_skip(list, 8);
-        if (list.n >= 16) /* the next page begins behind its last one */
-            put64(ask + 16, get64(list.p + list.n - 16) + 1);
-        repair_compare(repair, part, list);
-        if (!repair_pull(repair, m, part))
+        answer = buf_slice(&k->reply);
+        next = get64(answer.p + 8);
+        if (next - 1 < first || next - 1 > last ||
+            !repair_store(repair, part, slice_skip(answer, 16)))
             return -1;
-    } while (flags & LIST_MORE);
-    return flags;
+        until = now_ms() + (rate == 0 ? 0 : answer.n * 1000 / rate);
+        while (now_ms() < until && !atomic_load(&repair->node->ended))
+            rest_ms(10);
+        first = next;
+    } while (next != 0);
+    return get64(answer.p) != 0;
 }
 
 /* One round about one partition: it ends the doubt that there was before, if
@@ -5178,7 +5034,7 @@ static bool repair_part(struct repair *repair, struct part *part) {
             continue;
         flags = repair_from(repair, m, part, unclean ? node->begin_ceiling : 0);
         done += flags == 0;
-        recovering += flags == LIST_RECOVERING;
+        recovering += flags == 1;
     }
     need = count / 2; /* with this one a majority */
     if (unclean) {
@@ -5202,6 +5058,7 @@ static bool repair_part(struct repair *repair, struct part *part) {
    left. Counts, on the way, what the heartbeats tell. */
 static unsigned repair_all(struct repair *repair) {
     struct node *node = repair->node;
+    struct peer *me = &node->peers[node->self.number];
     unsigned doubted = 0, owned = 0, recovering = 0;
     uint64_t keys = 0, bytes = 0;
 
@@ -5225,10 +5082,10 @@ static unsigned repair_all(struct repair *repair) {
         node->unclean = false; /* from now on a kill -9 is one */
         mark_make(node);
     }
-    atomic_store(&node->in_doubt, doubted);
-    atomic_store(&node->owned, owned);
-    atomic_store(&node->keys, keys);
-    atomic_store(&node->bytes, bytes);
+    atomic_store(&me->said[SAID_DOUBT], doubted);
+    atomic_store(&me->said[SAID_OWNED], owned);
+    atomic_store(&me->said[SAID_KEYS], keys);
+    atomic_store(&me->said[SAID_BYTES], bytes);
     return doubted;
 }
 
@@ -5242,17 +5099,16 @@ static void *repair_run(void *arg) {
 
     repair->node = node;
     while (!atomic_load(&node->ended)) {
-        uint64_t pulled = repair->pulled;
-
         repair->view = view_hold(node);
         repair->intro.n = 0;
+        repair->pulled = 0;
         intro_text(&repair->intro, node, repair->view);
         buf_zero(&repair->intro, 1);
         before = doubted;
         doubted = repair_all(repair);
-        if (repair->pulled > pulled || (doubted == 0 && before > 0))
+        if (repair->pulled > 0 || (doubted == 0 && before > 0))
             say("info", "repair records=%" PRIu64 " partitions_in_doubt=%u",
-                repair->pulled - pulled, doubted);
+                repair->pulled, doubted);
         view_release(repair->view);
         poll(&poke, 1, doubted > 0 ? 200 : 1000);
         wake_drain(poke.fd);
@@ -5334,8 +5190,7 @@ static const char *member_status(const struct node *node,
 
     if (!member_alive(node, m->number))
         return "Down";
-    if (m->number == node->self.number ? atomic_load(&node->in_doubt) > 0
-                                       : atomic_load(&peer->recovering))
+    if (atomic_load(&peer->said[SAID_DOUBT]) > 0)
         return "Recovering";
     return "Ready";
 }
@@ -5351,7 +5206,7 @@ static const char *cluster_text(struct op *op, struct buf *b) {
     for (unsigned i = 0; i < view->count; i++) {
         const struct member *m = &view->member[i];
         struct peer *peer = &node->peers[m->number];
-        bool me = i == view->me, alive = member_alive(node, m->number);
+        bool alive = member_alive(node, m->number);
         char host[300], at[300];
 
         where_text(host, m->host, m->port);
@@ -5362,10 +5217,10 @@ static const char *cluster_text(struct op *op, struct buf *b) {
                   i > 0 ? "," : "", m->name, host, at, m->zone,
                   member_status(node, m), alive ? "true" : "false");
         if (alive)
-            buf_print(b, "\"partitions\":%u,\"keys\":%llu,\"bytes\":%llu}",
-                      atomic_load(me ? &node->owned : &peer->partitions),
-                      atomic_load(me ? &node->keys : &peer->keys),
-                      atomic_load(me ? &node->bytes : &peer->bytes));
+            buf_print(b, "\"partitions\":%llu,\"keys\":%llu,\"bytes\":%llu}",
+                      atomic_load(&peer->said[SAID_OWNED]),
+                      atomic_load(&peer->said[SAID_KEYS]),
+                      atomic_load(&peer->said[SAID_BYTES]));
         else
             buf_text(b, "\"partitions\":null,\"keys\":null,\"bytes\":null}");
     }
@@ -5495,7 +5350,6 @@ static const struct route {
     {CONN_PEER, "/_peer/accept", ALLOW_POST, false, NULL, NULL, accept_body},
     {CONN_PEER, "/_peer/read", ALLOW_POST, false, NULL, NULL, read_body},
     {CONN_PEER, "/_peer/heartbeat", ALLOW_POST, false, NULL, NULL, beat_body},
-    {CONN_PEER, "/_peer/list", ALLOW_POST, false, NULL, NULL, list_body},
     {CONN_PEER, "/_peer/pull", ALLOW_POST, false, NULL, NULL, pull_body},
     {CONN_PEER, "/_peer/hello", ALLOW_POST, true, TYPE_JSON, hello_text, NULL},
     {CONN_PEER, "/_nodes/*", ALLOW_DELETE, true, NULL, unbuilt_text, NULL},
@@ -5655,11 +5509,13 @@ static const char *key_begin(struct op *op, const struct http *h) {
 /* Begins to read what a peer sends, once it is known to be one. */
 static const char *peer_begin(struct op *op, const struct http *h,
                               const struct route *r) {
-    if (peer_check(op, h) != 0) {
+    const char *refusal = peer_check(op, h->estoraje);
+
+    if (refusal == NULL) {
         op->body = r->body;
         op->body_most = RECORD_MAX;
     }
-    return NULL; /* or peer_check() has answered */
+    return refusal;
 }
 
 /* A whole head has arrived: the operation that it asks for begins. A body is
@@ -6251,7 +6107,8 @@ static void store_begin(struct node *node) {
     view_release(view);
     node->self.clean = node->sync == SYNC_ALWAYS && !node->unclean;
     identity_save(node);
-    atomic_store(&node->in_doubt, node->partitions);
+    atomic_store(&node->peers[node->self.number].said[SAID_DOUBT],
+                 node->partitions);
     atomic_store(&node->loaded, true);
     thread_start(&node->house_thread, house_run, node);
     thread_start(&node->repair_thread, repair_run, node);
@@ -6262,12 +6119,13 @@ static void store_begin(struct node *node) {
    seconds at most: then the first reads need not. The last line is bare. */
 static void ready_wait(struct node *node) {
     struct view *view = view_hold(node);
+    const struct peer *me = &node->peers[node->self.number];
     uint64_t until = now_ms() + LOST_MS;
     char where[300];
 
     for (unsigned i = 0; i < view->count; i++)
         while ((!member_alive(node, view->member[i].number) ||
-                atomic_load(&node->in_doubt) > 0) &&
+                atomic_load(&me->said[SAID_DOUBT]) > 0) &&
                now_ms() < until && !stop_requested)
             rest_ms(5);
     view_release(view);

@@ -226,11 +226,10 @@ static void test_ipv6(void **state) {
 /* With no -dataPath the data is in ./data. */
 static void test_default_directory(void **state) {
     struct server *s = server_plain("default", the_run.exe);
-    char path[MAX_PATH + 32], cwd[MAX_PATH];
+    char path[MAX_PATH + 32];
 
     (void)state;
-    snprintf(cwd, sizeof cwd, "%.400s/default", the_run.dir);
-    memcpy(s->cwd, cwd, sizeof cwd);
+    snprintf(s->cwd, sizeof s->cwd, "%.400s/default", the_run.dir);
     mkdir(s->cwd, 0700);
     server_args(s, "-port 0 -peerPort 0");
     server_start(s);
