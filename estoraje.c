@@ -126,6 +126,7 @@
 #define LOOK_MS       2500 /* a look at etcd, for the lease */
 #define SIDECARS_MAX  7
 
+#define WORKERS_MAX    256
 #define POOL_THREADS   16 /* that read and sync logs */
 #define FILES_RESERVED 64 /* descriptors beside the logs */
 
@@ -214,10 +215,10 @@ struct member {
     char zone[256];
     unsigned number; /* 1 to 1023, for ever its own: versions end in it */
     uint64_t id;     /* random, of its data directory; 0: not started yet */
-    char host[256];  /* "" until its record was seen, like the ports */
-    unsigned port;
-    unsigned peer_port;
-    uint64_t boot; /* as etcd says; a peer's own word is newer */
+    char host[256];  /* "" until its record was seen, like the rest */
+    unsigned port, peer_port;
+    char at[300], peer_at[300]; /* host:port, of clients and of peers */
+    uint64_t boot;              /* as etcd says; a peer's own word is newer */
     struct sockaddr_storage address; /* of host and peer_port */
     socklen_t address_n;             /* 0: not known */
 };
@@ -311,7 +312,8 @@ struct node {
     /* Threads. */
     struct worker *workers;
     unsigned worker_count;
-    pthread_t house_thread, etcd_thread, repair_thread;
+    pthread_t threads[WORKERS_MAX + 3]; /* all but the pool's */
+    unsigned thread_count;
     int client_fd, peer_fd; /* listening */
     unsigned client_port, peer_port;
     atomic_uint connections, client_connections;
@@ -471,7 +473,7 @@ struct op {
     bool head;                   /* HEAD: no body in the answer */
     bool keep;
     bool remove;       /* DELETE */
-    const char *allow; /* the field of a 405 */
+    const char *allow; /* the methods that a 405 names */
     unsigned calls;    /* to peers, not answered */
     uint64_t since;
     uint64_t body_most;    /* bytes of a body that are allowed */
@@ -517,7 +519,6 @@ struct op {
 struct worker {
     struct node *node;
     unsigned index;
-    pthread_t thread;
     struct view *view; /* as of this turn */
     uint64_t view_seen;
     uint64_t now;  /* ms of the monotonic clock, once a turn */
@@ -1932,16 +1933,24 @@ static struct slice slice_trim(struct slice s) {
     return s;
 }
 
+/* Takes what stands before the next c, or all; false: nothing is left. */
+static bool slice_next(struct slice *rest, int c, struct slice *before) {
+    if (rest->n == 0)
+        return false;
+    if (!slice_cut(rest, c, before)) {
+        *before = *rest;
+        rest->n = 0;
+    }
+    return true;
+}
+
 /* Takes the next word of a comma-separated list; false: there is none. */
 static bool list_next(struct slice *list, struct slice *word) {
-    if (list->n == 0)
-        return false;
-    if (!slice_cut(list, ',', word)) {
-        *word = *list;
-        list->n = 0;
-    }
-    *word = slice_trim(*word);
-    return true;
+    bool more = slice_next(list, ',', word);
+
+    if (more)
+        *word = slice_trim(*word);
+    return more;
 }
 
 /* Whether a list has this word. */
@@ -2407,8 +2416,10 @@ static struct buf *answer_begin(struct op *op, unsigned status) {
         buf_text(out, "\r\nRetry-After: 1");
     if (status == 401)
         buf_text(out, "\r\nWWW-Authenticate: Bearer");
-    if (status == 405)
+    if (status == 405) {
+        buf_text(out, "\r\nAllow: ");
         buf_text(out, op->allow);
+    }
     return out;
 }
 
@@ -3567,6 +3578,8 @@ static bool view_complete(const struct node *node, struct view *view,
             if (m->zone[0] == '\0')
                 json_text(&line, "zone", m->zone, sizeof m->zone);
             m->boot = json_number(&line, "boot", 10);
+            where_text(m->at, m->host, m->port);
+            where_text(m->peer_at, m->host, m->peer_port);
             resolve(m->host, m->peer_port, &m->address, &m->address_n);
         }
         if (strcmp(m->name, node->flags.name) == 0)
@@ -3818,10 +3831,10 @@ static bool view_check(struct node *node, const struct view *view) {
     else if (me->id != 0 && me->id != node->self.id)
         node_fail(node, 1,
                   "the name %s belongs to another data directory "
-                  "(node id %016" PRIx64 "), of a node at %s:%u: choose "
+                  "(node id %016" PRIx64 "), of a node at %s: choose "
                   "another -name; to replace a lost directory is not built "
                   "yet",
-                  me->name, me->id, me->host, me->peer_port);
+                  me->name, me->id, me->peer_at);
     else if (!view_newer(now, view))
         node->etcd->trouble = "has an older ring, which is not obeyed: was it "
                               "restored from a backup?";
@@ -4512,8 +4525,9 @@ static void write_judge(struct op *op) {
     }
 }
 
-/* Begins a write, whose record is complete but for its version. */
+/* Begins a write, whose body has arrived. */
 static void write_begin(struct op *op) {
+    record_end(&op->rec, op->value_at);
     op_part(op, (struct slice){op->key, op->key_n});
     op_owners(op);
     op->attempt_since = op->w->now;
@@ -5126,39 +5140,34 @@ static void *repair_run(void *arg) {
  */
 
 static const char *help_text(struct op *op, struct buf *b) {
-    static const char *const calls[][3] = {
-        {"-X POST -d hello ", "/greeting", "stores a value (PUT too)"},
-        {"", "/greeting", "reads it"},
-        {"-I ", "/greeting", "its ETag and size"},
-        {"-X DELETE ", "/greeting", "deletes it"},
-        {"-T FILE ", "/path/of/file", "stores a file"},
-        {"", "/_cluster_status", "the nodes, as JSON"},
-        {"", "/_nodes/greeting", "who owns a key"},
-        {"", "/_nodes_discovery", "the nodes in short"},
-        {"", "/_nodes_discovery_plain", "those that live, a line each"},
-        {"", "/_health", "200: it runs"},
-        {"", "/_ready", "200: it serves"},
-    };
+    static const char text[] = /* @: here */
+        "estoraje: a key-value store. Any node answers for any key.\n\n"
+        "  curl -X POST -d hello @/greeting   stores a value (PUT too)\n"
+        "  curl @/greeting   reads it\n"
+        "  curl -I @/greeting   its ETag and size\n"
+        "  curl -X DELETE @/greeting   deletes it\n"
+        "  curl -T FILE @/path/of/file   stores a file\n"
+        "  curl @/_cluster_status   the nodes, as JSON\n"
+        "  curl @/_nodes/greeting   who owns a key\n"
+        "  curl @/_nodes_discovery   the nodes in short\n"
+        "  curl @/_nodes_discovery_plain   those that live, a line each\n"
+        "  curl @/_health   200: it runs\n"
+        "  curl @/_ready   200: it serves\n\n";
     const struct node *node = op->w->node;
+    struct slice rest = slice_of(text), part;
     char at[300];
 
     where_text(at, node->flags.host, node->client_port);
-    buf_text(b, "estoraje: a key-value store. Any node answers for any "
-                "key.\n\n");
-    for (size_t i = 0; i < sizeof calls / sizeof calls[0]; i++)
-        buf_print(b, "  curl %shttp://%s%s   %s\n", calls[i][0], at,
-                  calls[i][1], calls[i][2]);
+    while (slice_next(&rest, '@', &part)) {
+        buf_add(b, part.p, part.n);
+        if (rest.n > 0)
+            buf_print(b, "http://%s", at);
+    }
     buf_print(b,
-              "\nKeys have 1 to %d bytes, percent-encoded; values up to "
-              "%" PRIu64 " bytes (-maxValue).\nA key that begins with _ is "
-              "written %%5F...\n",
+              "Keys have 1 to %d bytes, percent-encoded; values up to %" PRIu64
+              " bytes (-maxValue).\nA key that begins with _ is written "
+              "%%5F...\n",
               KEY_MAX, node->flags.max_value);
-    return NULL;
-}
-
-static const char *health_text(struct op *op, struct buf *b) {
-    (void)op;
-    buf_text(b, "ok\n");
     return NULL;
 }
 
@@ -5182,21 +5191,18 @@ static const char *ready_text(struct op *op, struct buf *b) {
     return NULL;
 }
 
-/* One of Ready, Recovering and Down: what a member can be as long as nobody
-   joins or leaves. */
+/* What a member can be as long as nobody joins or leaves. */
 static const char *member_status(const struct node *node,
                                  const struct member *m) {
-    const struct peer *peer = &node->peers[m->number];
-
     if (!member_alive(node, m->number))
         return "Down";
-    if (atomic_load(&peer->said[SAID_DOUBT]) > 0)
+    if (atomic_load(&node->peers[m->number].said[SAID_DOUBT]) > 0)
         return "Recovering";
     return "Ready";
 }
 
 static const char *cluster_text(struct op *op, struct buf *b) {
-    struct node *node = op->w->node;
+    const struct node *node = op->w->node;
     const struct view *view = op->w->view;
 
     buf_print(b,
@@ -5206,23 +5212,23 @@ static const char *cluster_text(struct op *op, struct buf *b) {
     for (unsigned i = 0; i < view->count; i++) {
         const struct member *m = &view->member[i];
         struct peer *peer = &node->peers[m->number];
-        bool alive = member_alive(node, m->number);
-        char host[300], at[300];
+        const char *status = member_status(node, m);
 
-        where_text(host, m->host, m->port);
-        where_text(at, m->host, m->peer_port);
         buf_print(b,
                   "%s{\"name\":\"%s\",\"host\":\"%s\",\"peer\":\"%s\","
-                  "\"zone\":\"%s\",\"status\":\"%s\",\"alive\":%s,",
-                  i > 0 ? "," : "", m->name, host, at, m->zone,
-                  member_status(node, m), alive ? "true" : "false");
-        if (alive)
-            buf_print(b, "\"partitions\":%llu,\"keys\":%llu,\"bytes\":%llu}",
+                  "\"zone\":\"%s\",\"status\":\"%s\",",
+                  i > 0 ? "," : "", m->name, m->at, m->peer_at, m->zone,
+                  status);
+        if (strcmp(status, "Down") == 0)
+            buf_text(b, "\"alive\":false,\"partitions\":null,\"keys\":null,"
+                        "\"bytes\":null}");
+        else
+            buf_print(b,
+                      "\"alive\":true,\"partitions\":%llu,\"keys\":%llu,"
+                      "\"bytes\":%llu}",
                       atomic_load(&peer->said[SAID_OWNED]),
                       atomic_load(&peer->said[SAID_KEYS]),
                       atomic_load(&peer->said[SAID_BYTES]));
-        else
-            buf_text(b, "\"partitions\":null,\"keys\":null,\"bytes\":null}");
     }
     buf_text(b, "]}\n");
     return NULL;
@@ -5230,17 +5236,14 @@ static const char *cluster_text(struct op *op, struct buf *b) {
 
 static const char *discovery_text(struct op *op, struct buf *b) {
     const struct view *view = op->w->view;
-    char host[300], at[300];
 
     for (unsigned i = 0; i < view->count; i++) {
         const struct member *m = &view->member[i];
 
-        where_text(host, m->host, m->port);
-        where_text(at, m->host, m->peer_port);
         buf_print(b,
                   "%s{\"Name\":\"%s\",\"Host\":\"%s\",\"ApiHost\":\"%s\","
                   "\"Status\":\"%s\"}",
-                  i > 0 ? "," : "[", m->name, at, host,
+                  i > 0 ? "," : "[", m->name, m->peer_at, m->at,
                   member_status(op->w->node, m));
     }
     buf_text(b, "]\n");
@@ -5249,15 +5252,10 @@ static const char *discovery_text(struct op *op, struct buf *b) {
 
 static const char *plain_text(struct op *op, struct buf *b) {
     const struct view *view = op->w->view;
-    char host[300];
 
-    for (unsigned i = 0; i < view->count; i++) {
-        const struct member *m = &view->member[i];
-
-        where_text(host, m->host, m->port);
-        if (member_alive(op->w->node, m->number))
-            buf_print(b, "%s\n", host);
-    }
+    for (unsigned i = 0; i < view->count; i++)
+        if (member_alive(op->w->node, view->member[i].number))
+            buf_print(b, "%s\n", view->member[i].at);
     return NULL;
 }
 
@@ -5276,19 +5274,14 @@ static const char *owners_text(struct op *op, struct buf *b) {
     const struct view *view = op->w->view;
     const char *refusal = op_key(op, op->path);
     const unsigned *owners;
-    char host[300];
     unsigned n;
 
     if (refusal != NULL)
         return refusal;
     op_part(op, (struct slice){op->key, op->key_n});
     owners = ring_owners(view->ring, op->partition, &n);
-    for (unsigned i = 0; i < n; i++) {
-        const struct member *m = &view->member[owners[i]];
-
-        where_text(host, m->host, m->port);
-        buf_print(b, "%s\"%s\"", i > 0 ? "," : "[", host);
-    }
+    for (unsigned i = 0; i < n; i++)
+        buf_print(b, "%s\"%s\"", i > 0 ? "," : "[", view->member[owners[i]].at);
     buf_text(b, "]\n");
     return NULL;
 }
@@ -5302,39 +5295,28 @@ static const char *hello_text(struct op *op, struct buf *b) {
     return NULL;
 }
 
-static const char *unbuilt_text(struct op *op, struct buf *b) {
-    (void)op, (void)b;
-    return "501 this is not built yet";
-}
-
-static const char *unknown_text(struct op *op, struct buf *b) {
-    (void)op, (void)b;
-    return "404 no such path on this port";
-}
-
-#define ALLOW        "\r\nAllow: "
-#define ALLOW_READ   ALLOW "GET, HEAD"
-#define ALLOW_POST   ALLOW "POST"
-#define ALLOW_DELETE ALLOW "DELETE"
-#define ALLOW_ALL    ALLOW "GET, HEAD, PUT, POST, DELETE"
-
-#define TYPE_TEXT "text/plain; charset=utf-8"
-#define TYPE_JSON "application/json"
+#define ALLOW_READ "GET, HEAD"
+#define ALLOW_ALL  "GET, HEAD, PUT, POST, DELETE"
+#define TYPE_TEXT  "text/plain; charset=utf-8"
+#define TYPE_JSON  "application/json"
+#define UNBUILT    "501 this is not built yet"
+#define UNKNOWN    "404 no such path on this port"
 
 /* The first row that fits is the one; a * at the end stands for anything, which
-   the function finds in op->path. A row without functions is a key's. */
+   the function finds in op->path. A row without functions says
+   all there is to say, or is a key's. */
 static const struct route {
     enum conn_kind port; /* a client's or a peer's */
     const char *path;
-    const char *allow; /* the methods, as the field of a 405 */
+    const char *allow; /* the methods */
     bool early;        /* it answers before there is a ring, too */
-    const char *type;  /* of the text */
+    const char *says;  /* the type of the text, or the answer */
     const char *(*text)(struct op *, struct buf *);
     void (*body)(struct op *); /* gets the body, once a peer has said who it
                                   is */
 } routes[] = {
     {CONN_CLIENT, "/", ALLOW_READ, true, TYPE_TEXT, help_text, NULL},
-    {CONN_CLIENT, "/_health", ALLOW_READ, true, TYPE_TEXT, health_text, NULL},
+    {CONN_CLIENT, "/_health", ALLOW_READ, true, "200 ok", NULL, NULL},
     {CONN_CLIENT, "/_ready", ALLOW_READ, false, TYPE_TEXT, ready_text, NULL},
     {CONN_CLIENT, "/_cluster_status", ALLOW_READ, false, TYPE_JSON,
      cluster_text, NULL},
@@ -5343,17 +5325,17 @@ static const struct route {
      discovery_text, NULL},
     {CONN_CLIENT, "/_nodes_discovery_plain", ALLOW_READ, false, TYPE_TEXT,
      plain_text, NULL},
-    {CONN_CLIENT, "/_metrics", ALLOW_READ, true, NULL, unbuilt_text, NULL},
-    {CONN_CLIENT, "/_ring", ALLOW_READ, true, NULL, unbuilt_text, NULL},
-    {CONN_CLIENT, "/_*", ALLOW_READ, true, NULL, unknown_text, NULL},
+    {CONN_CLIENT, "/_metrics", ALLOW_READ, true, UNBUILT, NULL, NULL},
+    {CONN_CLIENT, "/_ring", ALLOW_READ, true, UNBUILT, NULL, NULL},
+    {CONN_CLIENT, "/_*", ALLOW_READ, true, UNKNOWN, NULL, NULL},
     {CONN_CLIENT, "*", ALLOW_ALL, false, NULL, NULL, NULL},
-    {CONN_PEER, "/_peer/accept", ALLOW_POST, false, NULL, NULL, accept_body},
-    {CONN_PEER, "/_peer/read", ALLOW_POST, false, NULL, NULL, read_body},
-    {CONN_PEER, "/_peer/heartbeat", ALLOW_POST, false, NULL, NULL, beat_body},
-    {CONN_PEER, "/_peer/pull", ALLOW_POST, false, NULL, NULL, pull_body},
-    {CONN_PEER, "/_peer/hello", ALLOW_POST, true, TYPE_JSON, hello_text, NULL},
-    {CONN_PEER, "/_nodes/*", ALLOW_DELETE, true, NULL, unbuilt_text, NULL},
-    {CONN_PEER, "*", ALLOW_ALL, true, NULL, unknown_text, NULL},
+    {CONN_PEER, "/_peer/accept", "POST", false, NULL, NULL, accept_body},
+    {CONN_PEER, "/_peer/read", "POST", false, NULL, NULL, read_body},
+    {CONN_PEER, "/_peer/heartbeat", "POST", false, NULL, NULL, beat_body},
+    {CONN_PEER, "/_peer/pull", "POST", false, NULL, NULL, pull_body},
+    {CONN_PEER, "/_peer/hello", "POST", true, TYPE_JSON, hello_text, NULL},
+    {CONN_PEER, "/_nodes/*", "DELETE", true, UNBUILT, NULL, NULL},
+    {CONN_PEER, "*", ALLOW_ALL, true, UNKNOWN, NULL, NULL},
 };
 
 /* The route of a path: there is one for each. */
@@ -5371,118 +5353,63 @@ static const struct route *route_find(struct op *op, struct slice path) {
     }
 }
 
-/* The name of a method that HTTP has; NULL: it is none. */
-static const char *method_name(struct slice method) {
-    static const char *const names[] = {"GET",     "HEAD",   "PUT",
-                                        "POST",    "DELETE", "PATCH",
-                                        "OPTIONS", "TRACE",  "CONNECT"};
+/* Whether a word, case and all, is one of a list. */
+static bool word_in(struct slice word, const char *list) {
+    struct slice rest = slice_of(list), next;
 
-    for (size_t i = 0; i < sizeof names / sizeof names[0]; i++)
-        if (slice_is(method, names[i]))
-            return names[i];
-    return NULL;
+    while (list_next(&rest, &next))
+        if (slice_equal(next, word))
+            return true;
+    return false;
 }
 
 /* All that a query can ask for is still to be built. */
 static const char *query_check(struct slice query) {
     const char *refusal = NULL;
-    struct slice one, name, known, word;
+    struct slice one;
 
-    while (query.n > 0 && (refusal == NULL || atoi(refusal) != 400)) {
-        if (!slice_cut(&query, '&', &one)) {
-            one = query;
-            query.n = 0;
-        }
-        if (!slice_cut(&one, '=', &name))
-            name = one;
-        refusal = "400 a query parameter is not known";
-        known = slice_of("consistent,list,prefix,limit,cursor,explain,force");
-        while (list_next(&known, &word))
-            if (slice_equal(word, name))
-                refusal = "501 what this query asks for is not built "
-                          "yet";
+    while (slice_next(&query, '&', &one)) {
+        struct slice name = one;
+
+        slice_next(&one, '=', &name);
+        if (!word_in(name, "consistent,list,prefix,limit,cursor,explain,force"))
+            return "400 a query parameter is not known";
+        refusal = "501 what this query asks for is not built yet";
     }
     return refusal;
-}
-
-/* Whether the peer port may be used: it wants the secret, if there is one. */
-static bool secret_given(const struct node *node, const struct http *h) {
-    struct slice given = h->authorization;
-
-    if (slice_begins(given, "Bearer "))
-        given = slice_skip(given, 7);
-    else
-        given.n = 0;
-    return node->secret[0] == '\0' || secret_equal(given, node->secret);
 }
 
 /* What can be said against a request before its route looks at it. */
 static const char *route_check(struct op *op, const struct http *h,
                                const struct route *r, struct slice query) {
-    const char *method = method_name(h->method);
-    struct slice allow = slice_skip(slice_of(r->allow), sizeof ALLOW - 1);
+    const struct node *node = op->w->node;
+    struct slice given = h->authorization;
 
-    if (r->port == CONN_PEER && !secret_given(op->w->node, h))
+    if (r->port == CONN_PEER && node->secret[0] != '\0' &&
+        (!slice_begins(given, "Bearer ") ||
+         !secret_equal(slice_skip(given, 7), node->secret)))
         return "401 this port wants the secret of -secretFile, as "
                "Authorization: Bearer";
-    if (method == NULL)
-        return "501 the methods are GET, HEAD, PUT, POST and DELETE";
-    if (!list_has(allow, method)) {
+    if (!word_in(h->method, ALLOW_ALL ", PATCH, OPTIONS, TRACE, CONNECT"))
+        return "501 the methods are " ALLOW_ALL;
+    if (!word_in(h->method, r->allow)) {
         op->allow = r->allow;
         if (r->port == CONN_CLIENT && r->path[1] == '_' &&
-            list_has(slice_of("PUT, POST, DELETE"), method))
-            return "403 paths that begin with /_ are the system's: "
-                   "nodes are removed on the peer port, a key is "
-                   "written as /%5F...";
+            word_in(h->method, ALLOW_ALL))
+            return "403 paths that begin with /_ are the system's: nodes are "
+                   "removed on the peer port, a key is written as /%5F...";
         return "405 this path does not have that method";
     }
-    if (!r->early &&
-        (op->w->view == NULL || !atomic_load(&op->w->node->loaded)))
-        return "503 this node is starting: it has no ring yet, or is "
-               "reading its logs";
+    if (!r->early && (op->w->view == NULL || !atomic_load(&node->loaded)))
+        return "503 this node is starting: it has no ring yet, or is reading "
+               "its logs";
     return query_check(query);
-}
-
-/* Answers with the text of a route. */
-static const char *text_begin(struct op *op, const struct route *r) {
-    struct buf text = {0};
-    const char *refusal = r->text(op, &text);
-
-    if (refusal == NULL)
-        answer_text(op, 200, r->type, buf_slice(&text));
-    buf_free(&text);
-    /* cppcheck-suppress returnDanglingLifetime ; refusals are literals */
-    return refusal;
-}
-
-/* The body of a write has arrived. */
-static void key_written(struct op *op) {
-    record_end(&op->rec, op->value_at);
-    write_begin(op);
-}
-
-/* Begins a write: all of the record that is before the value. */
-static const char *key_write(struct op *op, const struct http *h) {
-    struct slice type = h->type;
-
-    if (op->remove ||
-        slice_is_nocase(type, "application/x-www-form-urlencoded"))
-        type.n = 0;
-    if (type.n > TYPE_MAX)
-        return "400 Content-Type is over 127 bytes: use a shorter one";
-    op->value_at = record_begin(&op->rec, (struct slice){op->key, op->key_n},
-                                type, op->remove);
-    op->body_most = op->w->node->flags.max_value;
-    if (op->remove)
-        key_written(op);
-    else
-        op->body = key_written;
-    return NULL;
 }
 
 /* Begins a request for a key. */
 static const char *key_begin(struct op *op, const struct http *h) {
     bool get = slice_is(h->method, "GET"), read = get || op->head;
+    struct slice type = h->type;
     const char *refusal;
 
     if (!slice_begins(op->path, "/")) {
@@ -5493,57 +5420,67 @@ static const char *key_begin(struct op *op, const struct http *h) {
     if (refusal != NULL)
         return refusal;
     if (get && h->range.p != NULL)
-        return "501 Range is not built yet: leave it out for the whole "
-               "value";
+        return "501 Range is not built yet: leave it out for the whole value";
     if (h->if_match.p != NULL || (!read && h->if_none_match.p != NULL))
-        return "501 If-Match, and If-None-Match on writes, are not "
-               "built yet";
-    if (!read)
-        return key_write(op, h);
-    if (slice_copy(h->if_none_match, op->condition, sizeof op->condition))
-        op->if_none_match = slice_of(op->condition);
-    read_begin(op);
-    return NULL;
-}
-
-/* Begins to read what a peer sends, once it is known to be one. */
-static const char *peer_begin(struct op *op, const struct http *h,
-                              const struct route *r) {
-    const char *refusal = peer_check(op, h->estoraje);
-
-    if (refusal == NULL) {
-        op->body = r->body;
-        op->body_most = RECORD_MAX;
+        return "501 If-Match, and If-None-Match on writes, are not built yet";
+    if (read) {
+        if (slice_copy(h->if_none_match, op->condition, sizeof op->condition))
+            op->if_none_match = slice_of(op->condition);
+        read_begin(op);
+        return NULL;
     }
-    return refusal;
+    if (op->remove ||
+        slice_is_nocase(type, "application/x-www-form-urlencoded"))
+        type.n = 0;
+    if (type.n > TYPE_MAX)
+        return "400 Content-Type is over 127 bytes: use a shorter one";
+    op->body_most = op->w->node->flags.max_value;
+    op->value_at = record_begin(&op->rec, (struct slice){op->key, op->key_n},
+                                type, op->remove);
+    if (op->remove)
+        write_begin(op);
+    else
+        op->body = write_begin;
+    return NULL;
 }
 
 /* A whole head has arrived: the operation that it asks for begins. A body is
    read if op->body was set, and else skipped by whoever called. */
 static const char *route_request(struct op *op, const struct http *h) {
-    struct slice path = h->target, rest = path;
+    struct slice query = h->target, path = query;
+    const struct node *node = op->w->node;
+    struct buf text = {0};
     const struct route *r;
     const char *refusal;
 
-    if (op->w->node->flags.debug)
+    if (node->flags.debug)
         say("info", "request method=%.*s target=%.*s", (int)h->method.n,
             (const char *)h->method.p, (int)path.n, (const char *)path.p);
-    op->keep = h->keep && !atomic_load(&op->w->node->stopping);
+    op->keep = h->keep && !atomic_load(&node->stopping);
     op->head = slice_is(h->method, "HEAD");
     op->remove = slice_is(h->method, "DELETE");
-    if (!slice_cut(&rest, '?', &path))
-        rest.n = 0;
+    slice_next(&query, '?', &path);
     if (slice_begins(path, "http://")) { /* the authority goes */
         path = slice_skip(path, 7);
         while (path.n > 0 && path.p[0] != '/')
             path = slice_skip(path, 1);
     }
     r = route_find(op, path);
-    refusal = route_check(op, h, r, rest);
-    if (refusal == NULL)
-        refusal = r->text != NULL   ? text_begin(op, r)
-                  : r->body != NULL ? peer_begin(op, h, r)
-                                    : key_begin(op, h);
+    refusal = route_check(op, h, r, query);
+    if (refusal != NULL)
+        return refusal;
+    if (r->text != NULL) {
+        refusal = r->text(op, &text);
+        if (refusal == NULL)
+            answer_text(op, 200, r->says, buf_slice(&text));
+        buf_free(&text);
+    } else if (r->body == NULL) {
+        refusal = r->says != NULL ? r->says : key_begin(op, h);
+    } else if ((refusal = peer_check(op, h->estoraje)) == NULL) {
+        op->body = r->body;
+        op->body_most = RECORD_MAX;
+    }
+    /* cppcheck-suppress returnDanglingLifetime ; refusals are literals */
     return refusal;
 }
 
@@ -5555,61 +5492,53 @@ static const char *route_request(struct op *op, const struct http *h) {
  * begun. "ready" is printed when it is true.
  */
 
-enum flag_kind { FLAG_TEXT, FLAG_NUMBER, FLAG_SIZE, FLAG_SWITCH, FLAG_LATER };
+/* A number is at least 1, a port may be 0. A flag that is still to be built
+   (LATER) can only be off, and nothing is kept of it. */
+enum flag_kind { TEXT, PORT, NUMBER, SIZE, SWITCH, LATER };
 
-#define FLAG(field) offsetof(struct flags, field)
+#define AT(field) offsetof(struct flags, field)
 
-/* Of those that are still to be built (FLAG_LATER) nothing is kept: they can
-   only be off. */
 static const struct flag {
     const char *name;
     enum flag_kind kind;
     size_t offset; /* in struct flags */
-    uint64_t least, most;
+    uint64_t most;
     const char *value; /* the default */
     const char *help;
 } flag_table[] = {
-    {"name", FLAG_TEXT, FLAG(name), 0, 0, "node1",
-     "this node's name, unique in the cluster"},
-    {"host", FLAG_TEXT, FLAG(host), 0, 0, "127.0.0.1",
-     "address at which clients and nodes reach this node"},
-    {"listen", FLAG_TEXT, FLAG(listen), 0, 0, NULL,
-     "address to bind, when it differs from -host"},
-    {"port", FLAG_NUMBER, FLAG(port), 0, 65535, "8000",
-     "client API; 0 takes a free one and says which"},
-    {"peerPort", FLAG_NUMBER, FLAG(peer_port), 0, 65535, "9000",
+    {"name", TEXT, AT(name), 0, "node1", "of this node, unique in the cluster"},
+    {"host", TEXT, AT(host), 0, "127.0.0.1", "where all reach this node"},
+    {"listen", TEXT, AT(listen), 0, NULL, "address to bind, if not -host"},
+    {"port", PORT, AT(port), 65535, "8000", "client API; 0 takes a free one"},
+    {"peerPort", PORT, AT(peer_port), 65535, "9000",
      "node-to-node and administration, a private port; 0 likewise"},
-    {"dataPath", FLAG_TEXT, FLAG(data), 0, 0, "data", "data directory"},
-    {"initialCluster", FLAG_TEXT, FLAG(initial_cluster), 0, 0, NULL,
-     "name=peerURL,... as etcd writes it: runs an etcd beside this node"},
-    {"etcd", FLAG_TEXT, FLAG(etcd), 0, 0, NULL,
-     "URL[,URL...], http only: uses an etcd that runs"},
-    {"add", FLAG_LATER, 0, 0, 0, "false", "join a cluster that exists"},
-    {"replicas", FLAG_NUMBER, FLAG(replicas), 1, REPLICAS_MAX, "3",
+    {"dataPath", TEXT, AT(data), 0, "data", "data directory"},
+    {"initialCluster", TEXT, AT(initial_cluster), 0, NULL,
+     "name=peerURL,... as etcd has it: runs an etcd here"},
+    {"etcd", TEXT, AT(etcd), 0, NULL, "http://host:port,... of a running etcd"},
+    {"add", LATER, 0, 0, "false", "join a cluster that exists"},
+    {"replicas", NUMBER, AT(replicas), REPLICAS_MAX, "3",
      "copies of each value; fixed when the cluster is created"},
-    {"partitions", FLAG_NUMBER, FLAG(partitions), 1, PARTITIONS_MAX, "256",
-     "partitions of the key space, a power of two; fixed likewise"},
-    {"zone", FLAG_TEXT, FLAG(zone), 0, 0, NULL,
-     "replicas prefer distinct zones; -host if not given"},
-    {"sync", FLAG_TEXT, FLAG(sync), 0, 0, "second",
+    {"partitions", NUMBER, AT(partitions), PARTITIONS_MAX, "256",
+     "of the key space, a power of two; fixed likewise"},
+    {"zone", TEXT, AT(zone), 0, NULL, "replicas prefer distinct ones [-host]"},
+    {"sync", TEXT, AT(sync), 0, "second",
      "always: acknowledged means on disk; second: flushed each second; none"},
-    {"threads", FLAG_NUMBER, FLAG(threads), 1, 256, NULL,
-     "poll() loops; as many as CPUs if not given"},
-    {"maxValue", FLAG_SIZE, FLAG(max_value), 1, VALUE_MAX, "64M",
+    {"threads", NUMBER, AT(threads), WORKERS_MAX, NULL,
+     "poll() loops [as many as CPUs]"},
+    {"maxValue", SIZE, AT(max_value), VALUE_MAX, "64M",
      "largest value (K, M, G suffixes), 1G at most"},
-    {"secretFile", FLAG_TEXT, FLAG(secret_file), 0, 0, NULL,
+    {"secretFile", TEXT, AT(secret_file), 0, NULL,
      "file with a secret that every peer-port request must carry"},
-    {"moveRate", FLAG_SIZE, FLAG(move_rate), 1, UINT64_MAX, NULL,
+    {"moveRate", SIZE, AT(move_rate), UINT64_MAX, NULL,
      "bytes a second at most for joins, leaves and repair"},
-    {"scrub", FLAG_LATER, 0, 0, 0, "24h",
-     "every value is read and verified once in this time"},
-    {"acceptDamage", FLAG_LATER, 0, 0, 0, "false",
-     "start with unreadable records given up"},
-    {"check", FLAG_LATER, 0, 0, 0, NULL, "look at a data directory, and exit"},
-    {"dump", FLAG_LATER, 0, 0, 0, NULL, "print the records of a log, and exit"},
-    {"debug", FLAG_SWITCH, FLAG(debug), 0, 0, "false", "log every request"},
-    {"help", FLAG_SWITCH, FLAG(help), 0, 0, "false", "this text"},
-    {"version", FLAG_SWITCH, FLAG(version), 0, 0, "false", "the version"},
+    {"scrub", LATER, 0, 0, "24h", "every value is verified once in this time"},
+    {"acceptDamage", LATER, 0, 0, "false", "give unreadable records up"},
+    {"check", LATER, 0, 0, NULL, "look at a data directory, and exit"},
+    {"dump", LATER, 0, 0, NULL, "print the records of a log, and exit"},
+    {"debug", SWITCH, AT(debug), 0, "false", "log every request"},
+    {"help", SWITCH, AT(help), 0, "false", "this text"},
+    {"version", SWITCH, AT(version), 0, "false", "the version"},
 };
 
 #define FLAGS (sizeof flag_table / sizeof flag_table[0])
@@ -5622,10 +5551,9 @@ static void flags_help(void) {
            "    node1=http://127.0.0.1:2380       a cluster of one, with an "
            "etcd beside it\n\n");
     for (const struct flag *f = flag_table; f < flag_table + FLAGS; f++)
-        printf("  -%-15s %s%s%s%s%s\n", f->name, f->help,
-               f->value != NULL ? " [" : "", f->value != NULL ? f->value : "",
-               f->value != NULL ? "]" : "",
-               f->kind == FLAG_LATER ? " (not built yet)" : "");
+        printf("  -%-14s %-9s %s%s\n", f->name, f->value ? f->value : "",
+               f->help, f->kind == LATER ? " (not built yet)" : "");
+    exit(0);
 }
 
 /* Sets a flag. false: the value is bad. */
@@ -5634,25 +5562,28 @@ static bool flag_set(struct flags *flags, const struct flag *f,
     static const char units[] = "KMG";
     void *field = (char *)flags + f->offset;
     struct slice s = slice_of(value);
-    const char *unit;
-    unsigned shift;
+    const char *unit = NULL;
+    unsigned shift = 0;
     uint64_t x;
 
-    if (f->kind == FLAG_TEXT) {
+    if (f->kind == TEXT) {
         *(const char **)field = value;
-        return value[0] != '\0';
+        return s.n > 0;
     }
-    if (f->kind == FLAG_SWITCH) {
+    if (f->kind == SWITCH) {
         *(bool *)field = slice_is(s, "true");
         return *(bool *)field || slice_is(s, "false");
     }
-    if (f->kind == FLAG_LATER)
+    if (f->kind == LATER)
         return slice_is(s, "0") || slice_is(s, "false");
-    unit =
-        f->kind == FLAG_SIZE && s.n > 0 ? strchr(units, value[s.n - 1]) : NULL;
-    shift = unit == NULL ? 0 : 10 * (unsigned)(unit - units + 1);
-    s.n -= unit != NULL;
-    if (!slice_digits(s, 10, &x) || x < f->least || x > f->most >> shift)
+    if (f->kind == SIZE && s.n > 0)
+        unit = strchr(units, value[s.n - 1]);
+    if (unit != NULL) {
+        shift = 10 * (unsigned)(unit - units + 1);
+        s.n--;
+    }
+    if (!slice_digits(s, 10, &x) || x > f->most >> shift ||
+        (x == 0 && f->kind != PORT))
         return false;
     *(uint64_t *)field = x << shift;
     return true;
@@ -5661,34 +5592,35 @@ static bool flag_set(struct flags *flags, const struct flag *f,
 /* Reads the command line. */
 static void flags_parse(struct flags *flags, char **argv) {
     for (const struct flag *f = flag_table; f < flag_table + FLAGS; f++)
-        if (f->value != NULL && f->kind != FLAG_LATER)
+        if (f->value != NULL)
             flag_set(flags, f, f->value);
     while (*++argv != NULL) {
+        struct slice rest = slice_of(*argv), name = rest;
         const char *word = *argv, *value = strchr(word, '=');
         const struct flag *f = flag_table;
-        struct slice name = slice_of(word);
 
-        if (name.n < 2 || word[0] != '-')
+        if (rest.n < 2 || word[0] != '-')
             give_up(2, "stray word %s: flags begin with -, see -help", word);
-        name.n = value != NULL ? (size_t)(value++ - word) : name.n;
+        slice_next(&rest, '=', &name);
         name = slice_skip(name, word[1] == '-' ? 2 : 1);
         while (f < flag_table + FLAGS && !slice_is(name, f->name))
             f++;
         if (f == flag_table + FLAGS)
             give_up(2, "unknown flag %s, see -help", word);
-        if (value == NULL && f->kind == FLAG_SWITCH)
+        if (value != NULL)
+            value++;
+        else if (f->kind != SWITCH)
+            value = *++argv;
+        else
             value = argv[1] != NULL && flag_set(flags, f, argv[1]) ? *++argv
                                                                    : "true";
-        else if (value == NULL)
-            value = *++argv;
         if (value == NULL || !flag_set(flags, f, value))
-            give_up(2,
-                    f->kind == FLAG_LATER
-                        ? "-%s %s: this is not built yet, leave it out (%s)"
-                        : "-%s %s is not a value for it: %s",
-                    f->name, value == NULL ? "(nothing)" : value, f->help);
-        flags->partitions_given |= f->offset == FLAG(partitions);
-        flags->replicas_given |= f->offset == FLAG(replicas);
+            give_up(2, "-%s %s is %s: %s", f->name, value ? value : "(nothing)",
+                    f->kind == LATER ? "not built yet, leave it out"
+                                     : "not a value for it",
+                    f->help);
+        flags->partitions_given |= f->offset == AT(partitions);
+        flags->replicas_given |= f->offset == AT(replicas);
     }
 }
 
@@ -5709,14 +5641,15 @@ static void flags_check(struct node *node) {
     long cpus = sysconf(_SC_NPROCESSORS_ONLN);
 
     if (f->threads == 0)
-        f->threads = cpus < 1 ? 1 : cpus > 256 ? 256 : (uint64_t)cpus;
+        f->threads = cpus < 1             ? 1
+                     : cpus > WORKERS_MAX ? WORKERS_MAX
+                                          : (uint64_t)cpus;
     f->listen = f->listen != NULL ? f->listen : f->host;
     f->zone = f->zone != NULL ? f->zone : f->host;
     while (node->sync <= SYNC_NONE && strcmp(f->sync, syncs[node->sync]) != 0)
         node->sync++;
     if (node->sync > SYNC_NONE)
-        give_up(2, "-sync %s is not a value for it: always, second or none",
-                f->sync);
+        give_up(2, "-sync %s is not always, second or none", f->sync);
     if (!PARTITIONS_FIT(f->partitions))
         give_up(2, "-partitions %" PRIu64 " is not a power of two up to %d",
                 f->partitions, PARTITIONS_MAX);
@@ -5724,9 +5657,7 @@ static void flags_check(struct node *node) {
         give_up(2, "-name %s: a name has 1 to %d letters, digits and .-_",
                 f->name, NAME_MAX_BYTES);
     if (!text_plain(f->host, 255) || !text_plain(f->zone, 255))
-        give_up(2,
-                "-host %s, -zone %s: these have up to 255 letters, digits "
-                "and .:-_%%",
+        give_up(2, "-host %s, -zone %s: up to 255 letters, digits and .:-_%%",
                 f->host, f->zone);
     if (f->initial_cluster != NULL && f->etcd != NULL)
         give_up(2, "-initialCluster and -etcd exclude each other");
@@ -5735,35 +5666,35 @@ static void flags_check(struct node *node) {
 /* The secret is the file's first line. */
 static void secret_read(struct node *node) {
     const char *path = node->flags.secret_file;
-    int fd = path == NULL ? -1 : open(path, O_RDONLY | O_CLOEXEC);
+    const size_t most = sizeof node->secret - 2;
+    char *secret = node->secret;
     size_t n = 0;
+    int fd;
 
     if (path == NULL)
         return;
-    if (fd < 0 || read_at(fd, node->secret, sizeof node->secret - 1, 0) < 0)
+    fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0 || read_at(fd, secret, most + 1, 0) < 0)
         give_up(1, "cannot read -secretFile %s: %s", path, strerror(errno));
     close(fd);
-    node->secret[strcspn(node->secret, "\r\n")] = '\0';
-    while (node->secret[n] > ' ' && node->secret[n] < 127)
+    while (secret[n] > ' ' && secret[n] < 127)
         n++;
-    if (n == 0 || n == sizeof node->secret - 1 || node->secret[n] != '\0')
-        give_up(1,
-                "-secretFile %s: its first line must be the secret, 1 to "
-                "%zu characters of ASCII without blanks",
-                path, sizeof node->secret - 2);
+    if (n == 0 || n > most || strchr("\r\n", secret[n]) == NULL)
+        give_up(1, "-secretFile %s: no line of 1 to %zu ASCII characters", path,
+                most);
+    secret[n] = '\0';
 }
 
 /* ---- etcd: where it is, and the one beside this node. */
 
-/* Whether a program can be found on the PATH. */
-static bool program_found(const char *name) {
+/* Whether there is an etcd on the PATH. */
+static bool etcd_found(void) {
     const char *path = getenv("PATH");
+    struct slice rest = slice_of(path != NULL ? path : ""), dir;
     char file[PATH_MAX];
 
-    for (size_t n; path != NULL && *path != '\0';
-         path += n + (path[n] == ':')) {
-        n = strcspn(path, ":");
-        snprintf(file, sizeof file, "%.*s/%s", (int)n, path, name);
+    while (slice_next(&rest, ':', &dir)) {
+        snprintf(file, sizeof file, "%.*s/etcd", (int)dir.n, (char *)dir.p);
         if (access(file, X_OK) == 0)
             return true;
     }
@@ -5778,15 +5709,15 @@ static void sidecar_find(struct node *node) {
 
     if (n == 0)
         give_up(2,
-                "-initialCluster: %.*s is not name=http://host:port of one "
-                "of up to %d distinct names",
-                (int)bad.n, (const char *)bad.p, SIDECARS_MAX);
+                "-initialCluster: %.*s is not name=http://host:port of one of "
+                "up to %d distinct names",
+                (int)bad.n, (char *)bad.p, SIDECARS_MAX);
     while (n > 0 && strcmp(list[n - 1].name, node->flags.name) != 0)
         n--;
     if (n == 0)
         give_up(2, "-initialCluster does not name this node, -name %s",
                 node->flags.name);
-    if (!program_found("etcd"))
+    if (!etcd_found())
         give_up(1, "etcd is not on the PATH: install it (Debian: etcd-server), "
                    "or use a running one with -etcd");
     node->sidecar = list[n - 1];
@@ -5813,15 +5744,22 @@ static void etcd_prepare(struct node *node) {
     }
 }
 
+/* The address of a host of the command line. */
+static socklen_t address_find(const char *host, unsigned port,
+                              struct sockaddr_storage *address) {
+    socklen_t n;
+
+    if (!resolve(host, port, address, &n))
+        give_up(1, "cannot find the address of %s", host);
+    return n;
+}
+
 /* A socket that is bound to a port; -1, and errno, if it cannot be. */
 static int socket_bound(const char *host, unsigned port) {
     struct sockaddr_storage address;
-    socklen_t n;
-    int fd, on = 1;
+    socklen_t n = address_find(host, port, &address);
+    int fd = socket(address.ss_family, SOCK_STREAM, 0), on = 1;
 
-    if (!resolve(host, port, &address, &n))
-        give_up(1, "cannot find the address of %s", host);
-    fd = socket(address.ss_family, SOCK_STREAM, 0);
     if (fd < 0)
         return -1;
     setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
@@ -5836,18 +5774,15 @@ static int socket_bound(const char *host, unsigned port) {
 static void sidecar_begin(struct node *node) {
     const struct sidecar *me = &node->sidecar;
     uint64_t until = now_ms() + STOP_MS / 2;
+    int fd;
 
     for (unsigned port = me->port - 1; port <= me->port; port++) {
-        int fd;
-
         while ((fd = socket_bound(me->host, port)) < 0) {
             if (stop_requested)
                 exit(0);
             if (now_ms() >= until)
-                give_up(1,
-                        "cannot use port %u of %s, which this node's etcd "
-                        "needs: %s",
-                        port, me->host, strerror(errno));
+                give_up(1, "port %u of %s, which etcd here needs: %s", port,
+                        me->host, strerror(errno));
             rest_ms(50);
         }
         close(fd);
@@ -5862,31 +5797,26 @@ static void sidecar_begin(struct node *node) {
 static void directory_open(struct node *node) {
     const char *path = node->flags.data;
     struct flock lock = {.l_type = F_WRLCK, .l_whence = SEEK_SET};
+    const int flags = O_RDWR | O_CREAT | O_CLOEXEC;
     struct identity *self = &node->self;
-    int known = 0;
+    int known;
 
-    if (mkdir(path, 0777) != 0 && errno != EEXIST)
-        give_up(1, "cannot make the data directory %s: %s", path,
-                strerror(errno));
-    node->dir_fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    node->lock_fd =
-        node->dir_fd < 0
-            ? -1
-            : openat(node->dir_fd, "lock", O_RDWR | O_CREAT | O_CLOEXEC, 0666);
+    node->dir_fd = node->lock_fd = -1;
+    if (mkdir(path, 0777) == 0 || errno == EEXIST)
+        node->dir_fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (node->dir_fd >= 0)
+        node->lock_fd = openat(node->dir_fd, "lock", flags, 0666);
     if (node->lock_fd < 0)
         give_up(1, "cannot use the data directory %s: %s", path,
                 strerror(errno));
     if (fcntl(node->lock_fd, F_SETLK, &lock) != 0)
         give_up(1, "the data directory %s is in use by another process", path);
-    node->super_fd = openat(node->dir_fd, "superblock", O_RDWR | O_CLOEXEC);
-    if (node->super_fd < 0 && errno != ENOENT)
+    node->super_fd = openat(node->dir_fd, "superblock", flags, 0666);
+    if (node->super_fd < 0)
         give_up(1, "cannot open %s/superblock: %s", path, strerror(errno));
-    if (node->super_fd >= 0)
-        known = super_read(node);
+    known = super_read(node);
     if (known < 0)
-        give_up(1,
-                "%s/superblock is damaged or of another format; nothing "
-                "was changed",
+        give_up(1, "%s/superblock is damaged or foreign; nothing was changed",
                 path);
     if (known == 0) {
         self->id = random_id();
@@ -5903,48 +5833,25 @@ static void directory_check(const struct node *node) {
 
     if (self->cluster == 0)
         return;
-    if (f->partitions_given && f->partitions != self->partitions)
-        give_up(1, "%s was made with -partitions %" PRIu64, f->data,
-                self->partitions);
-    if (f->replicas_given && f->replicas != self->replicas)
-        give_up(1, "%s was made with -replicas %" PRIu64, f->data,
-                self->replicas);
-    if (node->etcd == NULL && !self->alone)
+    if ((f->partitions_given && f->partitions != self->partitions) ||
+        (f->replicas_given && f->replicas != self->replicas))
         give_up(1,
-                "%s belongs to a cluster: start it with -initialCluster "
-                "or -etcd, as before",
+                "%s was made with -partitions %" PRIu64 " -replicas %" PRIu64,
+                f->data, self->partitions, self->replicas);
+    if (node->etcd == NULL && !self->alone)
+        give_up(1, "%s is of a cluster: -initialCluster or -etcd is needed",
                 f->data);
     if (self->alone && f->initial_cluster != NULL)
-        give_up(1,
-                "%s has the data of a node that ran alone: it can found a "
-                "cluster with -etcd, not with -initialCluster",
+        give_up(1, "%s ran alone: it can found a cluster with -etcd only",
                 f->data);
 }
 
-/* Writes the superblock; a new directory gets one here. */
 static void identity_save(struct node *node) {
-    if (node->super_fd < 0)
-        node->super_fd = openat(node->dir_fd, "superblock",
-                                O_RDWR | O_CREAT | O_CLOEXEC, 0666);
-    if (node->super_fd < 0 || super_write(node) != 0 ||
-        fsync(node->dir_fd) != 0)
+    int error = super_write(node);
+
+    if (error != 0 || fsync(node->dir_fd) != 0)
         give_up(1, "cannot write %s/superblock: %s", node->flags.data,
-                strerror(errno));
-}
-
-/* Takes over what the ring says. */
-static void identity_settle(struct node *node, const struct view *view) {
-    struct identity *self = &node->self;
-
-    self->cluster = view->cluster;
-    self->hash[0] = view->hash[0];
-    self->hash[1] = view->hash[1];
-    self->partitions = node->partitions = view->partitions;
-    self->replicas = view->replicas;
-    self->number = view->member[view->me].number;
-    self->alone = node->etcd == NULL;
-    atomic_store(&node->clock, self->ceiling);
-    atomic_store(&node->ceiling, self->ceiling);
+                strerror(error != 0 ? error : errno));
 }
 
 /* Claims the directory: the boot number is on the disk before anybody is told.
@@ -5975,11 +5882,8 @@ static void descriptors_check(struct node *node, uint64_t partitions) {
     }
     if (getrlimit(RLIMIT_NOFILE, &limit) != 0 || limit.rlim_cur <= need)
         give_up(1,
-                "the limit of descriptors is %llu, more than %llu are "
-                "needed for %u partitions: raise it (ulimit -n) or use fewer "
-                "-partitions",
-                (unsigned long long)limit.rlim_cur, (unsigned long long)need,
-                (unsigned)partitions);
+                "%u descriptors are too few for %u -partitions: see ulimit -n",
+                (unsigned)limit.rlim_cur, (unsigned)partitions);
     limit.rlim_cur = limit.rlim_cur < most ? limit.rlim_cur : most;
     atomic_store(&node->connections_max, (unsigned)(limit.rlim_cur - need));
 }
@@ -6027,12 +5931,12 @@ static void signals_prepare(void) {
 }
 
 /* Starts a thread with all signals blocked, so that main gets them. */
-static void thread_start(pthread_t *thread, void *(*run)(void *), void *arg) {
+static void thread_start(struct node *node, void *(*run)(void *), void *arg) {
     sigset_t all, before;
 
     sigfillset(&all);
     pthread_sigmask(SIG_BLOCK, &all, &before);
-    if (pthread_create(thread, NULL, run, arg) != 0)
+    if (pthread_create(&node->threads[node->thread_count++], NULL, run, arg))
         give_up(1, "cannot start a thread");
     pthread_sigmask(SIG_SETMASK, &before, NULL);
 }
@@ -6064,7 +5968,7 @@ static void cluster_begin(struct node *node) {
     if (node->etcd == NULL)
         view_alone(node);
     else
-        thread_start(&node->etcd_thread, etcd_run, node);
+        thread_start(node, etcd_run, node);
     while (atomic_load(&node->view_changes) == 0 ||
            (node->etcd != NULL && !atomic_load(&node->etcd_asked) &&
             now_ms() < until)) {
@@ -6087,15 +5991,24 @@ static void workers_begin(struct node *node) {
     for (unsigned i = 0; i < node->worker_count; i++)
         worker_init(&node->workers[i], node, i);
     for (unsigned i = 0; i < node->worker_count; i++)
-        thread_start(&node->workers[i].thread, worker_run, &node->workers[i]);
+        thread_start(node, worker_run, &node->workers[i]);
 }
 
-/* Reads the logs; says in the superblock that this process uses them from now
-   on, which is not clean but with -sync always; starts the other threads. */
+/* Takes over what the ring says, and reads the logs; says in the superblock
+   that this process uses them from now on, which is not clean but with -sync
+   always; starts the other threads. */
 static void store_begin(struct node *node) {
     struct view *view = view_hold(node);
+    struct identity *self = &node->self;
 
-    identity_settle(node, view);
+    self->cluster = view->cluster;
+    memcpy(self->hash, view->hash, sizeof self->hash);
+    self->partitions = node->partitions = view->partitions;
+    self->replicas = view->replicas;
+    self->number = view->member[view->me].number;
+    self->alone = node->etcd == NULL;
+    atomic_store(&node->clock, self->ceiling);
+    atomic_store(&node->ceiling, self->ceiling);
     descriptors_check(node, node->partitions);
     store_load(node);
     if (node->unclean)
@@ -6105,13 +6018,13 @@ static void store_begin(struct node *node) {
     for (unsigned i = 0; i < node->partitions; i++)
         node->parts[i].recovering = node->unclean;
     view_release(view);
-    node->self.clean = node->sync == SYNC_ALWAYS && !node->unclean;
+    self->clean = node->sync == SYNC_ALWAYS && !node->unclean;
     identity_save(node);
     atomic_store(&node->peers[node->self.number].said[SAID_DOUBT],
                  node->partitions);
     atomic_store(&node->loaded, true);
-    thread_start(&node->house_thread, house_run, node);
-    thread_start(&node->repair_thread, repair_run, node);
+    thread_start(node, house_run, node);
+    thread_start(node, repair_run, node);
     workers_wake(node);
 }
 
@@ -6151,12 +6064,8 @@ static void node_stop(struct node *node) {
     workers_wake(node);
     wake_write(node->etcd_wake[1]);
     wake_write(node->repair_wake[1]);
-    for (unsigned i = 0; i < node->worker_count; i++)
-        pthread_join(node->workers[i].thread, NULL);
-    pthread_join(node->house_thread, NULL);
-    pthread_join(node->repair_thread, NULL);
-    if (node->etcd != NULL)
-        pthread_join(node->etcd_thread, NULL);
+    for (unsigned i = 0; i < node->thread_count; i++)
+        pthread_join(node->threads[i], NULL);
     store_end(node);
     guardian_stop(node);
     node->self.clean = node->sync != SYNC_NONE && !node->unclean &&
@@ -6166,17 +6075,15 @@ static void node_stop(struct node *node) {
 }
 
 int main(int argc, char **argv) {
-    struct node *node = memory(1, sizeof *node);
+    struct node here = {0}, *node = &here;
     struct flags *flags = &node->flags;
 
     (void)argc;
     flags_parse(flags, argv);
     if (flags->help)
         flags_help();
-    else if (flags->version)
-        puts(VERSION_TEXT);
-    if (flags->help || flags->version)
-        exit(0);
+    if (flags->version)
+        exit(puts(VERSION_TEXT) < 0);
     flags_check(node);
     secret_read(node);
     if (flags->etcd != NULL || flags->initial_cluster != NULL)
