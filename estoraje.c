@@ -92,7 +92,7 @@
 #define READ_SIZE   (64u << 10)         /* taken from a socket at once */
 #define OUT_MAX     (256u << 10)        /* unsent answer: then no reading */
 #define BODY_BUDGET (UINT64_C(1) << 30) /* bodies of all connections */
-#define PEER_QUEUE  (64u << 20)         /* unsent bytes for one peer */
+#define PEER_QUEUE  (256u << 20)        /* unsent bytes for one peer */
 #define PEER_OPS    1024                /* of one peer at work at a time */
 #define IDLE_MS     75000
 #define HEAD_MS     10000
@@ -109,14 +109,14 @@
 #define BEAT_MS           500   /* from heartbeat to heartbeat */
 #define LOST_MS           2000  /* without one a link is lost */
 #define PAUSE_MS          1000  /* a turn that took so long: stopped */
-#define GRACE_MS          100   /* majority to answer */
+#define GRACE_MS          500   /* with a majority, for the others that live */
+#define ASK_MS            100   /* for one owner, before more are asked */
 #define ATTEMPT_MS        2000  /* for one attempt of a write */
 #define RETRY_MS          100   /* until a link is tried again */
 #define CALL_MS           10000 /* for an answer of a peer */
 #define ATTEMPTS          3
 #define TICK_MS           20         /* while operations are at work */
 #define CLOCK_AHEAD       60         /* seconds, at most */
-#define CEILING_AHEAD     2          /* seconds */
 #define PAGE_BYTES        (1u << 20) /* of a pull */
 
 /* etcd. */
@@ -247,6 +247,7 @@ struct peer {
     atomic_ullong boot;        /* its boot number as it said; 0 unknown */
     atomic_ullong said[SAIDS]; /* partitions in doubt, partitions, keys, bytes;
                                   bit n: it hears member n (of the first 64) */
+    atomic_bool behind;        /* its clock is, by more than CLOCK_AHEAD */
     bool was_alive;            /* worker 0's: at the last look */
     atomic_bool missed_any;
     atomic_ullong missed[PARTITIONS_MAX / 64]; /* it lacks a write there */
@@ -1368,10 +1369,20 @@ static void part_index(struct part *part, struct entry *old, uint32_t at,
 #define VERSION_BITS     10
 #define VERSION_TIME(us) ((uint64_t)(us) << VERSION_BITS)
 
+#define VERSION_AHEAD VERSION_TIME(CLOCK_AHEAD *UINT64_C(1000000))
+
 /* Whether a version is further ahead of the physical clock than any honest
    clock can be. */
 static bool clock_too_far(uint64_t version) {
-    return version > VERSION_TIME(now_us() + CLOCK_AHEAD * UINT64_C(1000000));
+    return version > VERSION_TIME(now_us()) + VERSION_AHEAD;
+}
+
+/* What this node tells others of its clock: that and the physical one. */
+static uint64_t clock_now(struct node *node) {
+    uint64_t clock = atomic_load(&node->clock);
+    uint64_t physical = VERSION_TIME(now_us());
+
+    return clock > physical ? clock : physical;
 }
 
 /* Moves the clock past a version that was seen; a wild one moves nothing. */
@@ -1433,7 +1444,9 @@ static struct accepted part_apply(struct node *node, struct part *part,
         a.held = a.above = e->version;
         a.existed = !entry_tombstone(e);
     }
-    if (r->version <= a.held) {
+    if (bytes != NULL && part->dead) {
+        a.verdict = ACCEPT_DEAD;
+    } else if (r->version <= a.held) {
         a.verdict = r->version == a.held ? ACCEPT_OK : ACCEPT_HELD;
     } else if (r->version < floor) {
         a.verdict = ACCEPT_FLOOR;
@@ -1594,6 +1607,55 @@ static enum found store_read(const struct node *node, struct part *part,
     return unsure ? UNSURE : ABSENT;
 }
 
+/* ---- How the process before this one ended.
+ *
+ * A mark in POSIX shared memory outlives a process and not the machine. Its
+ * name has the boot number of the process that made it, which takes it away
+ * when it ends well. So if the superblock says that the last process did not
+ * end well, and the mark is not there, the machine went down with it, and what
+ * was not synced may be lost. */
+
+static void mark_name(const struct node *node, uint64_t boot, char name[64]) {
+    snprintf(name, 64, "/estoraje-%016" PRIx64 "-%" PRIu64, node->self.id,
+             boot);
+}
+
+/* Opens this boot's mark, or makes it, as flags say. Whether that went well. */
+static bool mark_open(const struct node *node, int flags) {
+    char name[64];
+    int fd;
+
+    mark_name(node, node->self.boot, name);
+    fd = shm_open(name, flags, 0600);
+    if (fd >= 0)
+        close(fd);
+    return fd >= 0;
+}
+
+/* Whether the mark of the boot before this one is there. */
+static bool mark_found(const struct node *node) {
+    return mark_open(node, O_RDONLY);
+}
+
+/* Leaves a mark for this boot in place of the one before. Without one the next
+   start looks unclean, which is slow but safe. */
+static void mark_make(const struct node *node) {
+    char name[64];
+
+    if (!mark_open(node, O_RDWR | O_CREAT))
+        say("warning", "no mark in shared memory: if this process is killed, "
+                       "the next one takes it for a crash of the machine");
+    mark_name(node, node->self.boot - 1, name);
+    shm_unlink(name);
+}
+
+static void mark_remove(const struct node *node) {
+    char name[64];
+
+    mark_name(node, node->self.boot, name);
+    shm_unlink(name);
+}
+
 /* ---- The pool.
  *
  * Threads that do for a partition what takes a while: they read its log at the
@@ -1664,8 +1726,10 @@ static void sync_part(struct node *node, struct part *part) {
     file_release(file);
 
     pthread_mutex_lock(&part->lock);
-    if (error != 0)
+    if (error != 0) {
         log_die(node, part, error);
+        mark_remove(node); /* the next start repairs what may be lost */
+    }
     dead = part->dead;
     pthread_mutex_unlock(&part->lock);
     sync_post(waiters, dead ? EIO : 0);
@@ -1793,14 +1857,16 @@ static int super_read(struct node *node) {
 static void ceiling_raise(struct node *node) {
     uint64_t physical = VERSION_TIME(now_us());
     uint64_t clock = atomic_load(&node->clock);
-    uint64_t soon = clock + VERSION_TIME(1000000);
+    uint64_t second = VERSION_TIME(1000000), next = physical + 2 * second;
+    uint64_t margin = clock > physical ? second / 40 : second;
     int error;
 
     if (!atomic_exchange(&node->ceiling_short, false) &&
-        (soon < node->self.ceiling || soon < physical))
+        (clock + margin < node->self.ceiling || clock + second < physical))
         return;
-    node->self.ceiling = (clock > physical ? clock : physical) +
-                         VERSION_TIME(CEILING_AHEAD * 1000000);
+    if (next < clock + second / 20) /* the clock is ahead, as after a start: */
+        next = clock + second / 20; /* restarts must not run it away */
+    node->self.ceiling = next;
     error = super_write(node);
     if (error != 0) {
         say("error", "cannot write the superblock: writes wait error=%s",
@@ -1809,55 +1875,6 @@ static void ceiling_raise(struct node *node) {
         return;
     }
     atomic_store(&node->ceiling, node->self.ceiling);
-}
-
-/* ---- How the process before this one ended.
- *
- * A mark in POSIX shared memory outlives a process and not the machine. Its
- * name has the boot number of the process that made it, which takes it away
- * when it ends well. So if the superblock says that the last process did not
- * end well, and the mark is not there, the machine went down with it, and what
- * was not synced may be lost. */
-
-static void mark_name(const struct node *node, uint64_t boot, char name[64]) {
-    snprintf(name, 64, "/estoraje-%016" PRIx64 "-%" PRIu64, node->self.id,
-             boot);
-}
-
-/* Opens this boot's mark, or makes it, as flags say. Whether that went well. */
-static bool mark_open(const struct node *node, int flags) {
-    char name[64];
-    int fd;
-
-    mark_name(node, node->self.boot, name);
-    fd = shm_open(name, flags, 0600);
-    if (fd >= 0)
-        close(fd);
-    return fd >= 0;
-}
-
-/* Whether the mark of the boot before this one is there. */
-static bool mark_found(const struct node *node) {
-    return mark_open(node, O_RDONLY);
-}
-
-/* Leaves a mark for this boot in place of the one before. Without one the next
-   start looks unclean, which is slow but safe. */
-static void mark_make(const struct node *node) {
-    char name[64];
-
-    if (!mark_open(node, O_RDWR | O_CREAT))
-        say("warning", "no mark in shared memory: if this process is killed, "
-                       "the next one takes it for a crash of the machine");
-    mark_name(node, node->self.boot - 1, name);
-    shm_unlink(name);
-}
-
-static void mark_remove(const struct node *node) {
-    char name[64];
-
-    mark_name(node, node->self.boot, name);
-    shm_unlink(name);
 }
 
 /* ---------------------------------------------------------- HTTP as text
@@ -2345,8 +2362,8 @@ static void op_release(struct op *op) {
         return;
     if (op->body_counted > 0)
         atomic_fetch_sub(&op->w->node->body_bytes, op->body_counted);
-    buf_reset(&op->rec, READ_SIZE);
-    buf_reset(&op->text, READ_SIZE);
+    buf_reset(&op->rec, READ_SIZE / 8);
+    buf_reset(&op->text, READ_SIZE / 8);
     op->next = op->w->free_ops;
     op->w->free_ops = op;
 }
@@ -2544,6 +2561,7 @@ static bool conn_head(struct conn *c) {
     if (refusal == NULL)
         refusal = http_parse(c->data.p, n, true, &h);
     if (refusal != NULL) { /* nobody knows where the next request begins */
+        op->head = slice_begins(c->data, "HEAD ");
         c->chunks = (struct chunks){.plain = false};
         op_refuse(op, refusal);
         return false;
@@ -2618,6 +2636,8 @@ static void conn_input(struct conn *c) {
             conn_kill(c);
         return;
     }
+    if (c->kind == CONN_LINK)
+        c->since = c->w->now;
     if (c->close_after)
         return; /* discarded, so that the client can read the answer */
     if (fresh && c->state == CONN_HEAD && c->first == NULL)
@@ -2741,7 +2761,7 @@ static void conn_check_time(struct conn *c) {
         return;
     if (c->state == CONN_LINGER)
         most = LINGER_MS;
-    else if (conn_unsent(c) > 0 || c->state == CONN_BODY)
+    else if (conn_unsent(c) > 0 || c->stream != NULL || c->state == CONN_BODY)
         most = PROGRESS_MS;
     else if (c->first == NULL && conn_unread(c) > 0)
         most = HEAD_MS;
@@ -2884,7 +2904,8 @@ static void worker_clock(struct worker *w) {
     struct tm tm;
 
     w->now = now_ms();
-    if (before != 0 && w->now - before > PAUSE_MS)
+    if (before != 0 && (w->now - before > PAUSE_MS ||
+                        (uint64_t)wall - w->wall > 1 + PAUSE_MS / 1000))
         doubt_all(w->node, "this process was paused");
     if ((uint64_t)wall != w->wall) {
         w->wall = (uint64_t)wall;
@@ -3068,7 +3089,8 @@ static bool resolve(const char *host, unsigned port,
 static void where_text(char text[300], const char *host, unsigned port) {
     bool v6 = strchr(host, ':') != NULL;
 
-    snprintf(text, 300, "%s%s%s:%u", v6 ? "[" : "", host, v6 ? "]" : "", port);
+    snprintf(text, 300, "%s%.255s%s:%u", v6 ? "[" : "", host, v6 ? "]" : "",
+             port);
 }
 
 static void caller_close(struct caller *k) {
@@ -3688,6 +3710,20 @@ static bool member_alive(const struct node *node, unsigned number) {
            (heard != 0 && now_ms() < heard + LOST_MS);
 }
 
+/* Whether a majority of the members is alive and far behind this node's clock:
+   then it is this one that is wrong, and its versions would bury all others. */
+static bool clock_wrong(const struct node *node, const struct view *view) {
+    unsigned behind = 0;
+
+    for (unsigned i = 0; i < view->count; i++) {
+        unsigned number = view->member[i].number;
+
+        behind += i != view->me && member_alive(node, number) &&
+                  atomic_load(&node->peers[number].behind);
+    }
+    return behind > (view->count - 1) / 2;
+}
+
 /* Raises doubt about one partition. */
 static void doubt_part(struct node *node, unsigned number) {
     struct part *part = &node->parts[number];
@@ -3811,11 +3847,13 @@ static bool view_check(struct node *node, const struct view *view) {
     const struct flags *f = &node->flags;
     const struct view *now = node->view;
     uint64_t cluster = now != NULL ? now->cluster : node->self.cluster;
+    const uint64_t *hash = now != NULL ? now->hash : node->self.hash;
     const struct member *me = view == NULL ? NULL : &view->member[view->me];
 
     if (view == NULL)
         node_fail(node, 1, "strj_ring in etcd is not a ring of this version");
-    else if (cluster != 0 && view->cluster != cluster)
+    else if (cluster != 0 && (view->cluster != cluster ||
+                              memcmp(view->hash, hash, sizeof view->hash) != 0))
         node_fail(node, 1, "this data directory belongs to another cluster");
     else if ((f->partitions_given && view->partitions != f->partitions) ||
              (f->replicas_given && view->replicas != f->replicas))
@@ -3918,6 +3956,10 @@ static void ring_begin(struct node *node, struct etcd *e) {
         read_at(fd, e->obeyed.p, e->obeyed.n, 0);
         view = view_parse(node, buf_slice(&e->obeyed));
         close(fd);
+        if (view == NULL)
+            node_fail(node, 1,
+                      "%s/ring is damaged: remove it, then etcd is asked",
+                      node->flags.data);
     }
     if (view != NULL && view_check(node, view))
         view_adopt(node, view);
@@ -3942,7 +3984,8 @@ static int etcd_step(struct node *node, struct etcd *e) {
         view = view_parse(node, buf_slice(&e->text));
         if (!view_check(node, view))
             goto end;
-    } else if (node->view != NULL) {
+    } else if (node->view != NULL ||
+               (node->self.cluster != 0 && !node->self.alone)) {
         e->trouble = "has lost the ring"; /* a new one: another cluster's */
         return -1;
     }
@@ -4189,7 +4232,8 @@ static void link_lost(struct conn *c) {
 static void link_check(struct worker *w, const struct link *l) {
     const struct call *call = link_oldest(l);
 
-    if (call != NULL && w->now - call->since > CALL_MS)
+    if (call != NULL && w->now - call->since > CALL_MS &&
+        w->now - l->conn->since > CALL_MS) /* and nothing moves */
         conn_kill(l->conn);
 }
 
@@ -4265,6 +4309,7 @@ static void replica_vote(struct op *op) {
     vote[0] = (uint8_t)(op->wait_result != 0 ? ACCEPT_DEAD : op->vote.verdict);
     vote[1] = op->vote.existed;
     vote[2] = (uint8_t)part_worth(op->w->node, op->part);
+    vote[3] = op->wait_result != 0; /* it may be there all the same */
     put64(vote + 8, op->vote.held);
     put64(vote + 16, op->vote.above);
     replica_says(op, 200, vote, sizeof vote);
@@ -4441,7 +4486,8 @@ static void write_answered(struct op *op, unsigned i, unsigned status,
     uint64_t held = voted ? get64(body.p + 8) : 0;
 
     op->answers[i] = verdict == ACCEPT_OK ? body.p[2] : ANSWER_FAILED;
-    op->reached = op->reached || verdict == ACCEPT_OK || status == 0;
+    op->reached = op->reached || verdict == ACCEPT_OK || status == 0 ||
+                  (voted && body.p[3]);
     op->full = op->full || verdict == ACCEPT_FULL;
     if (op->attempt == 1 && held != op->version && held > op->existed_version) {
         op->existed_version = held;
@@ -4493,6 +4539,21 @@ static void write_attempt(struct op *op) {
         write_judge(op);
 }
 
+/* Whether an attempt has had its time: since it began, and since anything moved
+   on a link to an owner that it waits for. Large values take longer. */
+static bool op_stalled(const struct op *op) {
+    const struct worker *w = op->w;
+    uint64_t moved = op->attempt_since;
+
+    for (unsigned i = 0; i < op->count; i++) {
+        const struct conn *c = w->links[op->owners[i]].conn;
+
+        if (op->answers[i] == ANSWER_WAIT && c != NULL && c->since > moved)
+            moved = c->since;
+    }
+    return w->now - moved >= ATTEMPT_MS;
+}
+
 /*
  * What the answers so far amount to. With a majority it waits a little for the
  * others that live, so that on a healthy cluster every replica has what was
@@ -4512,9 +4573,8 @@ static void write_judge(struct op *op) {
             write_done(op);
         else
             op_due(op, write_judge);
-    } else if (waiting > 0 &&
-               (op->parked || (oks + waiting >= op->quorum &&
-                               w->now - op->attempt_since < ATTEMPT_MS))) {
+    } else if (waiting > 0 && (op->parked || (oks + waiting >= op->quorum &&
+                                              !op_stalled(op)))) {
         op_due(op, write_judge);
     } else if (op->attempt < ATTEMPTS &&
                (op->highest > 0 || w->view->epoch != op->epoch)) {
@@ -4532,7 +4592,12 @@ static void write_begin(struct op *op) {
     op_owners(op);
     op->attempt_since = op->w->now;
     op->answered = write_answered;
-    if (op_count(op, ANSWER_NONE, true) < op->quorum)
+    if (clock_wrong(op->w->node, op->w->view))
+        answer_error(op, 503,
+                     "not applied: this node's clock is over %d s "
+                     "ahead of the others': set it",
+                     CLOCK_AHEAD);
+    else if (op_count(op, ANSWER_NONE, true) < op->quorum)
         write_failed(op);
     else
         write_attempt(op);
@@ -4647,11 +4712,10 @@ static void read_judge(struct op *op) {
         return;
     }
     while ((op_count(op, ANSWER_WAIT, false) == 0 ||
-            now - op->attempt_since >= GRACE_MS) &&
+            now - op->attempt_since >= ASK_MS) &&
            read_ask(op))
         ;
-    if (op_count(op, ANSWER_WAIT, false) > 0 &&
-        now - op->attempt_since < ATTEMPT_MS)
+    if (op_count(op, ANSWER_WAIT, false) > 0 && !op_stalled(op))
         op_due(op, read_judge);
     else if (op_count(op, ANSWER_WELL, false) > 0)
         read_newest(op, true);
@@ -4722,7 +4786,7 @@ static void beat_send(struct worker *w, unsigned number) {
     size_t n = (w->node->partitions + 63) / 64;
     uint8_t body[8 + PARTITIONS_MAX / 8];
 
-    put64(body, atomic_load(&w->node->clock));
+    put64(body, clock_now(w->node));
     atomic_store(&peer->missed_any, false);
     for (size_t i = 0; i < n; i++)
         put64(body + 8 + 8 * i, atomic_exchange(&peer->missed[i], 0));
@@ -4745,6 +4809,8 @@ static void beat_answered(struct worker *w, unsigned number, uint64_t since,
         return;
     }
     clock_see(w->node, get64(body.p));
+    atomic_store(&peer->behind,
+                 get64(body.p) + VERSION_AHEAD < VERSION_TIME(now_us()));
     for (size_t i = 0; i < SAIDS; i++)
         atomic_store(&peer->said[i], get64(body.p + 8 + 8 * i));
     atomic_store(&peer->heard, since);
@@ -4763,7 +4829,7 @@ static void beat_body(struct op *op) {
     for (unsigned i = 0; i < node->partitions; i++)
         if (op->rec.p[8 + i / 8] >> i % 8 & 1)
             doubt_part(node, i);
-    put64(answer, atomic_load(&node->clock));
+    put64(answer, clock_now(node));
     for (size_t i = 0; i < SAIDS; i++)
         put64(answer + 8 + 8 * i,
               atomic_load(&node->peers[node->self.number].said[i]));
@@ -4817,9 +4883,9 @@ static void worker_beat(struct worker *w) {
         link_check(w, &w->links[number]);
         link_check(w, &w->beats[number]);
         if (w->index == 0 && i != w->view->me &&
-            link_oldest(&w->beats[number]) == NULL &&
-            (due || atomic_load(&node->peers[number].missed_any) ||
-             !member_alive(node, number)))
+            (due || (member_alive(node, number)
+                         ? atomic_load(&node->peers[number].missed_any)
+                         : link_oldest(&w->beats[number]) == NULL)))
             beat_send(w, number);
     }
     if (due)
@@ -4836,8 +4902,8 @@ static void worker_beat(struct worker *w) {
  *
  *     pull  partition, floor, first, last, then what the asker has from first
  *           to last: pairs of fingerprint and version
- *           answers 1 if recovering, the fingerprint from which to go on or 0,
- *           then records
+ *           answers 1 if recovering, 2 if damage may hide something, else 0;
+ *           the fingerprint from which to go on or 0; then records
  *
  * After an unclean start a replica may have lost what it had accepted, and must
  * not be counted until it has made that good: it is recovering. It has its
@@ -4893,16 +4959,16 @@ static void pull_body(struct op *op) {
     struct part *part;
     struct file *file;
 
+    clock_see(node, floor); /* first: the ceiling follows the clock */
     if (!good || clock_too_far(floor) || !ceiling_allows(node, floor)) {
         answer_error(op, 503, "not a pull from a partition, or not now");
         return;
     }
     part = &node->parts[get64(ask.p)];
-    clock_see(node, floor);
     pthread_mutex_lock(&part->lock);
     if (floor > part->floor)
         part->floor = floor;
-    buf_word(&answer, part->recovering);
+    buf_word(&answer, part->recovering ? 1 : part->unsure > 0 ? 2 : 0);
     buf_word(&answer, pull_choose(node, part, slice_skip(ask, 16), &want));
     file = file_hold(part->file);
     pthread_mutex_unlock(&part->lock);
@@ -5023,7 +5089,7 @@ static int repair_from(struct repair *repair, const struct member *m,
             rest_ms(10);
         first = next;
     } while (next != 0);
-    return get64(answer.p) != 0;
+    return (int)get64(answer.p);
 }
 
 /* One round about one partition: it ends the doubt that there was before, if
@@ -5046,7 +5112,8 @@ static bool repair_part(struct repair *repair, struct part *part) {
 
         if (owners[i] == repair->view->me || !member_alive(node, m->number))
             continue;
-        flags = repair_from(repair, m, part, unclean ? node->begin_ceiling : 0);
+        flags =
+            repair_from(repair, m, part, unclean ? node->begin_ceiling + 1 : 0);
         done += flags == 0;
         recovering += flags == 1;
     }
@@ -5125,6 +5192,7 @@ static void *repair_run(void *arg) {
                 repair->pulled, doubted);
         view_release(repair->view);
         poll(&poke, 1, doubted > 0 ? 200 : 1000);
+        rest_ms(TICK_MS); /* causes come in swarms */
         wake_drain(poke.fd);
     }
     return NULL;
@@ -5185,6 +5253,9 @@ static const char *ready_text(struct op *op, struct buf *b) {
     for (unsigned i = 0; i < view->count; i++)
         if (!member_alive(node, view->member[i].number))
             buf_print(b, "degraded: %s is not heard\n", view->member[i].name);
+    if (clock_wrong(node, view))
+        buf_text(b,
+                 "degraded: this node's clock is far ahead of the others'\n");
     if (dead > 0)
         buf_print(b, "degraded: %u logs take no more writes: the disk failed\n",
                   dead);
@@ -5424,8 +5495,9 @@ static const char *key_begin(struct op *op, const struct http *h) {
     if (h->if_match.p != NULL || (!read && h->if_none_match.p != NULL))
         return "501 If-Match, and If-None-Match on writes, are not built yet";
     if (read) {
-        if (slice_copy(h->if_none_match, op->condition, sizeof op->condition))
-            op->if_none_match = slice_of(op->condition);
+        if (!slice_copy(h->if_none_match, op->condition, sizeof op->condition))
+            return "400 If-None-Match is over 255 bytes: send fewer tags";
+        op->if_none_match = slice_of(op->condition);
         read_begin(op);
         return NULL;
     }
@@ -5464,6 +5536,7 @@ static const char *route_request(struct op *op, const struct http *h) {
         path = slice_skip(path, 7);
         while (path.n > 0 && path.p[0] != '/')
             path = slice_skip(path, 1);
+        path = path.n > 0 ? path : slice_of("/");
     }
     r = route_find(op, path);
     refusal = route_check(op, h, r, query);
@@ -5574,8 +5647,9 @@ static bool flag_set(struct flags *flags, const struct flag *f,
         *(bool *)field = slice_is(s, "true");
         return *(bool *)field || slice_is(s, "false");
     }
-    if (f->kind == LATER)
-        return slice_is(s, "0") || slice_is(s, "false");
+    if (f->kind == LATER) /* off, or as it would be */
+        return slice_is(s, "0") || slice_is(s, "false") ||
+               (f->value != NULL && slice_is(s, f->value));
     if (f->kind == SIZE && s.n > 0)
         unit = strchr(units, value[s.n - 1]);
     if (unit != NULL) {
@@ -5950,7 +6024,7 @@ static void *house_run(void *arg) {
 
     while (!atomic_load(&node->ended)) {
         ceiling_raise(node);
-        if (node->sync == SYNC_SECOND && now_ms() >= sync_at) {
+        if (node->sync != SYNC_NONE && now_ms() >= sync_at) {
             sync_at = now_ms() + 1000;
             sync_all(node);
         }
@@ -6014,11 +6088,16 @@ static void store_begin(struct node *node) {
     if (node->unclean)
         say("warning", "the machine went down while this node ran: what it "
                        "wrote last may be lost, and is repaired first");
-    node->unclean = node->unclean && view->count > 1;
+    if (node->unclean && view->count == 1) {
+        node->unclean = false; /* nobody could make it good */
+        mark_make(node);
+    }
     for (unsigned i = 0; i < node->partitions; i++)
         node->parts[i].recovering = node->unclean;
     view_release(view);
     self->clean = node->sync == SYNC_ALWAYS && !node->unclean;
+    for (unsigned i = 0; self->clean && i < node->partitions; i++)
+        sync_part(node, &node->parts[i]); /* what others left, and it vouches */
     identity_save(node);
     atomic_store(&node->peers[node->self.number].said[SAID_DOUBT],
                  node->partitions);

@@ -158,7 +158,6 @@ ready: http://localhost:8000 http://localhost:8001 http://localhost:8002
 try:   curl -X POST -d hello http://localhost:8000/greeting
        curl http://localhost:8001/greeting
        make status, make add-samples, make acceptance, make stop
-       http://localhost:8000/_ring in a browser
 logs:  data/node1.log data/node2.log data/node3.log
 END
 }

@@ -226,10 +226,11 @@ static void test_ipv6(void **state) {
 /* With no -dataPath the data is in ./data. */
 static void test_default_directory(void **state) {
     struct server *s = server_plain("default", the_run.exe);
-    char path[MAX_PATH + 32];
+    char path[MAX_PATH + 32], cwd[MAX_PATH];
 
     (void)state;
-    snprintf(s->cwd, sizeof s->cwd, "%.400s/default", the_run.dir);
+    snprintf(cwd, sizeof cwd, "%.400s/default", the_run.dir);
+    memcpy(s->cwd, cwd, sizeof cwd);
     mkdir(s->cwd, 0700);
     server_args(s, "-port 0 -peerPort 0");
     server_start(s);
