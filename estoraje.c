@@ -24,16 +24,16 @@
  * What is promised: an acknowledged write is on a majority of its owners and is
  * the newest there is; what cannot be known is never said to be absent; bytes
  * that fail their checksum are never served; after kill -9 nothing is lost, and
- * after a loss of power (without -sync always) at most the last second of one
+ * after a loss of power, with -sync second, at most the last second of one
  * machine, which the others make good. What is not: two plain writes at the
  * same moment are ordered, but either may be seen first; `?consistent` is not
  * built yet; nothing is encrypted.
  *
  * Threads: -threads workers, each a poll() loop with connections of its own; a
  * pool that reads and syncs logs; one that speaks with etcd, one that repairs,
- * one that keeps house. A partition has a lock. The cluster's view is immutable and is
- * swapped. All state hangs off struct node; the one mutable global is the flag
- * that a signal sets.
+ * one that keeps house. A partition has a lock. The cluster's view is immutable
+ * and is swapped. All state hangs off struct node; the one mutable global is
+ * the flag that a signal sets.
  *
  * Chapters, each of which uses only what stands above it:
  *
@@ -2247,7 +2247,8 @@ static struct slice status_text(unsigned status) {
  * done, so an operation at work always has its connection.
  */
 
-/* The four places that call up into later chapters. */
+/* The places that call up into later chapters: what a connection is for is
+   known there. (Two more prototypes stand where they are needed.) */
 static const char *route_request(struct op *op, const struct http *h);
 static void link_input(struct conn *c);
 static void link_lost(struct conn *c);
@@ -4131,7 +4132,8 @@ static void link_open(struct worker *w, struct link *l) {
     conn_touch(l->conn);
 }
 
-/* Calls a member, as an owner for an op or (NULL) with a heartbeat. false: nothing was sent, and no answer will come. */
+/* Calls a member, as an owner for an op or (NULL) with a heartbeat. false:
+   nothing was sent, and no answer will come. */
 static bool link_call(struct worker *w, struct link *links, unsigned number,
                       const char *path, struct slice body, struct op *op,
                       unsigned owner) {
