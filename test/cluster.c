@@ -236,7 +236,7 @@ static bool item_write_read(struct work *w, struct client *c, size_t i,
     struct client *to = &c[i % NODES], *from = &c[(i + 1) % NODES];
     char target[64], value[64], stale[16];
 
-    snprintf(target, sizeof target, "/work/%zu", i);
+    snprintf(target, sizeof target, "/job/%zu", i);
     snprintf(value, sizeof value, "value of %zu in round %d", i, w->round);
     client_text(to, "PUT", target, value);
     if (to->status != 201 && to->status != 204)
@@ -252,7 +252,7 @@ static bool item_write_read(struct work *w, struct client *c, size_t i,
 static bool item_read(struct work *w, struct client *c, size_t i, char *error) {
     char target[64], value[64];
 
-    snprintf(target, sizeof target, "/work/%zu", i);
+    snprintf(target, sizeof target, "/job/%zu", i);
     snprintf(value, sizeof value, "value of %zu in round %d", i, w->round);
     client_text(c, "GET", target, NULL);
     return (c->status == 200 && strcmp(c->body, value) == 0) ||

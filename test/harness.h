@@ -44,6 +44,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <strings.h>
+#include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -487,6 +488,41 @@ static inline void check_refused(struct output *o, int code, const char *word) {
 
 /* ---- The run --------------------------------------------------------- */
 
+/* Removes the marks in shared memory that killed nodes have left: a node has
+   them by its id and boot number, which are in its superblock's two slots. */
+static inline void marks_remove(const char *dir) {
+    DIR *d = opendir(dir);
+    struct dirent *e;
+
+    while (d != NULL && (e = readdir(d)) != NULL) {
+        char path[2 * MAX_PATH], name[64];
+        unsigned char *slot;
+        struct stat st;
+        size_t len = 0;
+
+        snprintf(path, sizeof path, "%s/%s", dir, e->d_name);
+        if (e->d_name[0] != '.' && lstat(path, &st) == 0 && S_ISDIR(st.st_mode))
+            marks_remove(path);
+        if (strcmp(e->d_name, "superblock") != 0 ||
+            (slot = (unsigned char *)file_read(path, &len)) == NULL)
+            continue;
+        for (size_t at = 0; at + 48 <= len; at += 512) {
+            uint64_t id = 0, boot = 0;
+
+            for (int i = 7; i >= 0; i--) {
+                id = id << 8 | slot[at + 32 + (size_t)i];
+                boot = boot << 8 | slot[at + 40 + (size_t)i];
+            }
+            snprintf(name, sizeof name, "/estoraje-%016llx-%llu",
+                     (unsigned long long)id, (unsigned long long)boot);
+            shm_unlink(name);
+        }
+        free(slot);
+    }
+    if (d != NULL)
+        closedir(d);
+}
+
 /* The keeper's life: waits until the test program is gone, however it went,
    then kills every process with the directory in its command line, until
    none is left, and removes the directory. */
@@ -505,6 +541,7 @@ static inline void keeper_run(int fd) {
         quiet = n == 0 ? quiet + 1 : 0;
         pause_ms(20);
     }
+    marks_remove(the_run.dir);
     if (getenv("KEEP") == NULL)
         execlp("rm", "rm", "-rf", "--", the_run.dir, (char *)NULL);
     _exit(0);
