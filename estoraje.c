@@ -5359,15 +5359,6 @@ static const char *owners_text(struct op *op, struct buf *b) {
     return NULL;
 }
 
-/* A node that starts asks this one whether it bears the same name. */
-static const char *hello_text(struct op *op, struct buf *b) {
-    const struct node *node = op->w->node;
-
-    buf_print(b, "{\"name\":\"%s\",\"id\":\"%016" PRIx64 "\"}\n",
-              node->flags.name, node->self.id);
-    return NULL;
-}
-
 #define ALLOW_READ "GET, HEAD"
 #define ALLOW_ALL  "GET, HEAD, PUT, POST, DELETE"
 #define TYPE_TEXT  "text/plain; charset=utf-8"
@@ -5406,7 +5397,6 @@ static const struct route {
     {CONN_PEER, "/_peer/read", "POST", false, NULL, NULL, read_body},
     {CONN_PEER, "/_peer/heartbeat", "POST", false, NULL, NULL, beat_body},
     {CONN_PEER, "/_peer/pull", "POST", false, NULL, NULL, pull_body},
-    {CONN_PEER, "/_peer/hello", "POST", true, TYPE_JSON, hello_text, NULL},
     {CONN_PEER, "/_nodes/*", "DELETE", true, UNBUILT, NULL, NULL},
     {CONN_PEER, "*", ALLOW_ALL, true, UNKNOWN, NULL, NULL},
 };
