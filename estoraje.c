@@ -473,10 +473,9 @@ struct op {
     bool parked;                 /* waits for a sync */
     bool head;                   /* HEAD: no body in the answer */
     bool keep;
-    bool remove;       /* DELETE */
-    const char *allow; /* the methods that a 405 names */
-    unsigned calls;    /* to peers, not answered */
-    uint64_t since;
+    bool remove;           /* DELETE */
+    const char *allow;     /* the methods that a 405 names */
+    unsigned calls;        /* to peers, not answered */
     uint64_t body_most;    /* bytes of a body that are allowed */
     uint64_t body_counted; /* of body_bytes */
 
@@ -1466,8 +1465,10 @@ static struct accepted part_apply(struct node *node, struct part *part,
 /*
  * The one way in from outside: a client's write, a peer's, a repair. The record
  * was verified by whoever received it. Repair comes with `repair` set and
- * passes the floor: nothing is promised yet that a record which a majority
- * holds could break.
+ * passes the floor, without a look at who else holds that version: a floor
+ * guards promises, of which there are none yet. With the first promise it has
+ * to ask for a majority here, or, with four replicas and more, what was pulled
+ * below a floor that an unclean start has raised could count.
  */
 static struct accepted store_accept(struct node *node, struct part *part,
                                     uint8_t *bytes, const struct record *r,
@@ -1611,7 +1612,7 @@ static enum found store_read(const struct node *node, struct part *part,
  *
  * A mark in POSIX shared memory outlives a process and not the machine. Its
  * name has the boot number of the process that made it, which takes it away
- * when it ends well. So if the superblock says that the last process did not
+ * when it ends well, or when a sync fails. So if the superblock says that the last process did not
  * end well, and the mark is not there, the machine went down with it, and what
  * was not synced may be lost. */
 
@@ -2340,7 +2341,6 @@ static struct op *op_new(struct conn *c) {
     op->w = w;
     op->c = c;
     op->keep = true;
-    op->since = w->now;
     if (c->first != NULL)
         c->last->next = op;
     else
