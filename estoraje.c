@@ -46,6 +46,7 @@
 /* --------------------------------------------------- Limits and includes */
 
 #include <arpa/inet.h>
+#include <ctype.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
@@ -68,6 +69,7 @@
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <sys/types.h>
 #include <sys/wait.h>
 #include <time.h>
@@ -126,6 +128,8 @@
 #define LOOK_MS       2500 /* a look at etcd, for the lease */
 #define SIDECARS_MAX  7
 
+#define SCRUB_MAX (8760 * 3600u) /* seconds; a year */
+
 #define WORKERS_MAX    256
 #define POOL_THREADS   16 /* that read and sync logs */
 #define FILES_RESERVED 64 /* descriptors beside the logs */
@@ -176,28 +180,38 @@ struct entry {
     uint64_t fingerprint;
     uint64_t version; /* 0: the slot is empty */
     uint32_t offset;  /* in units of 8 bytes */
-    uint32_t size;    /* likewise; the highest bit marks a tombstone */
+    uint32_t size;    /* likewise; the two highest bits are marks */
 };
 #define ENTRY_TOMBSTONE UINT32_C(0x80000000)
+#define ENTRY_DAMAGED   UINT32_C(0x40000000) /* it was read, and is rotten */
 
-/* One partition: its log, its index, what is known of its other replicas. All
-   of it is under the lock, file contents aside. */
-struct part {
-    pthread_mutex_t lock;
-    unsigned number;
-    /* The log. */
+/* A log and its index: where in it the newest record of each key is. */
+struct log {
     struct file *file; /* NULL until it is loaded */
     uint64_t end;      /* bytes in it that are whole records */
-    bool dead;         /* a write or sync failed: nothing is added any more */
-    uint64_t unsure;   /* damage before this offset may hide newer records of
-                          any key that is absent or stands before it */
-    /* The index. */
     struct entry *table;
     uint32_t slots; /* where an entry's home can be; more lie behind */
     uint32_t total; /* slots and the run-over behind them */
     uint32_t used;
     uint64_t keys;  /* entries that are no tombstones */
     uint64_t bytes; /* of those keys' records */
+    uint64_t live;  /* of the records of all entries */
+};
+
+/* One partition: its log, and what is known of its other replicas. All of it
+   is under the lock, file contents aside. */
+struct part {
+    pthread_mutex_t lock;
+    unsigned number;
+    struct log log;
+    struct log *next;    /* what is written goes there as well: it will replace
+                         the log when all that is live is in it; or NULL */
+    bool dead;           /* a write or sync failed: nothing is added any more */
+    bool renamed;        /* the directory is to be synced before the log is */
+    bool rewrite;        /* the log has damage that is not needed any more */
+    uint64_t unsure;     /* damage before this offset may hide newer records of
+                         any key that is absent or stands before it */
+    uint64_t rest_until; /* ms: no compaction before, the last one failed */
     /* Replication. */
     uint64_t floor;   /* versions below are refused */
     uint64_t doubts;  /* causes of doubt so far */
@@ -259,7 +273,9 @@ struct flags {
     const char *sync, *secret_file;
     uint64_t port, peer_port, replicas, partitions, threads, max_value;
     uint64_t move_rate; /* bytes a second; 0: no limit */
-    bool debug, help, version;
+    uint64_t scrub;     /* seconds; 0: never */
+    const char *check, *dump;
+    bool accept_damage, debug, help, version;
     bool partitions_given, replicas_given;
 };
 
@@ -290,6 +306,7 @@ struct node {
     int dir_fd;
     int lock_fd;
     int super_fd;
+    int reserve_fd;
     struct identity self;      /* house thread, once it runs */
     bool begun;                /* the superblock has this boot */
     bool unclean;              /* the machine went down under the last boot */
@@ -302,6 +319,13 @@ struct node {
     unsigned partitions;
     atomic_ullong clock; /* the highest version issued or seen */
     atomic_ullong wild;  /* the highest issued above a wild one */
+    uint64_t log_most;   /* bytes in a log */
+    atomic_bool full;    /* the disk is; the reserve is not there */
+    int super_error;     /* of the last try to write the superblock */
+    /* Bytes of logs to be read at the start, when that began, and how many were
+       read. */
+    uint64_t load_total;
+    atomic_ullong load_began, load_done;
     atomic_uint dead_logs;
     atomic_ullong body_bytes;
 
@@ -313,7 +337,7 @@ struct node {
     /* Threads. */
     struct worker *workers;
     unsigned worker_count;
-    pthread_t threads[WORKERS_MAX + 3]; /* all but the pool's */
+    pthread_t threads[WORKERS_MAX + 4]; /* all but the pool's */
     unsigned thread_count;
     int client_fd, peer_fd; /* listening */
     unsigned client_port, peer_port;
@@ -405,6 +429,7 @@ struct conn {
     struct link *link; /* of a link */
     /* A value too large for one read is sent block by block. */
     struct file *stream;
+    struct entry stream_entry;
     uint64_t stream_at; /* next byte of the value in the file */
     uint64_t stream_left;
     size_t stream_block; /* its sum is in rec of the operation */
@@ -529,6 +554,7 @@ struct worker {
     size_t count, cap;
     bool touched;      /* one of them is */
     bool waiting;      /* an operation waits for a tick */
+    char refusal[200]; /* one that is no constant */
     uint8_t *scratch;  /* READ_SIZE */
     struct buf record; /* a record read from a log */
     struct op *free_ops;
@@ -830,6 +856,18 @@ buf_print(struct buf *b, const char *format, ...) {
     buf_add(b, text, (size_t)n);
 }
 
+/* Appends a key as it stands in a path: letters, digits, -._~ and / as they
+   are, but no _ in front. */
+static void buf_key(struct buf *b, struct slice key) {
+    for (size_t i = 0; i < key.n; i++)
+        if (strchr("/-._~", key.p[i]) == NULL
+                ? !isalnum(key.p[i])
+                : key.p[i] == 0 || (i == 0 && key.p[i] == '_'))
+            buf_print(b, "%%%02X", key.p[i]);
+        else
+            buf_add(b, key.p + i, 1);
+}
+
 static void buf_free(struct buf *b) {
     free(b->p);
     *b = (struct buf){0};
@@ -970,10 +1008,12 @@ static ssize_t read_at(int fd, void *bytes, size_t n, uint64_t offset) {
 #define RECORD_MAGIC  UINT32_C(0x65a5c39d)
 #define RECORD_MAX    (UINT64_C(1) << 31) /* of a whole record */
 #define BLOCK         65536u
+#define VERSION_BITS  10 /* the lowest: of the node; above, microseconds */
 #define LOG_HEADER    64
 #define LOG_MAGIC     "estorlog"
 #define LOG_FORMAT    1
 #define LOG_MAX       (UINT64_C(1) << 35) /* an index entry reaches so far */
+#define LOG_SPARE     (64u << 10)         /* the end of it is for tombstones */
 
 static size_t round_up_8(size_t n) {
     return (n + 7) & ~(size_t)7;
@@ -1082,6 +1122,20 @@ static bool record_intact(const struct record *r) {
     return true;
 }
 
+/* Whether the value of a parsed record is intact in its file, where it begins
+   at an offset; block has room for one. */
+static bool value_intact(const struct file *file, const struct record *r,
+                         uint64_t offset, uint8_t *block) {
+    for (size_t at = 0; at < r->value.n; at += BLOCK) {
+        size_t n = r->value.n - at < BLOCK ? r->value.n - at : BLOCK;
+
+        if (read_at(file->fd, block, n, offset + at) != (ssize_t)n ||
+            get64(r->sums + at / BLOCK * 8) != xxh64(block, n, 0))
+            return false;
+    }
+    return true;
+}
+
 static struct file *file_hold(struct file *file) {
     atomic_fetch_add(&file->refs, 1);
     return file;
@@ -1107,6 +1161,25 @@ static void log_header(const struct node *node, unsigned partition,
     put64(header + 56, xxh64(header, 56, 0));
 }
 
+/* Begins a log in an open file: no record in it, and the header on the disk.
+   NULL, and errno: that failed; else the file, of which the caller holds the
+   one reference. */
+static struct file *log_begin(const struct node *node, unsigned partition,
+                              int fd) {
+    struct file *file = memory(1, sizeof *file);
+    uint8_t header[LOG_HEADER];
+
+    atomic_init(&file->refs, 1);
+    file->fd = fd;
+    file->salt = random_id();
+    log_header(node, partition, file->salt, header);
+    if (ftruncate(fd, 0) == 0 &&
+        (errno = write_at(fd, header, sizeof header, 0)) == 0 && fsync(fd) == 0)
+        return file;
+    free(file);
+    return NULL;
+}
+
 /* Ends a log after a failure that leaves unknown what of it is on the disk:
    it is read, and takes nothing more. Under the partition's lock. */
 static void log_die(struct node *node, struct part *part, int error) {
@@ -1118,31 +1191,84 @@ static void log_die(struct node *node, struct part *part, int error) {
         strerror(error));
 }
 
-/*
- * Appends a record, sealing it for this log. 0: all of it is there, up to
- * part->end. An errno: nothing is, because what was written is cut off again;
- * where even that fails the log is dead. Under the partition's lock.
- */
-static int log_append(struct node *node, struct part *part, uint8_t *record,
-                      size_t size) {
-    uint64_t sum = get64(record); /* as it is sealed for the network */
+/* ---- The reserve.
+ *
+ * A file that keeps some room on the disk. When the disk is full it is emptied,
+ * for what makes room in the end: deletes, and compaction. All else is refused
+ * from then on, until there is room for the reserve and as much again. */
+
+#define RESERVE_PART (16u << 10) /* of each partition: it takes whole blocks */
+
+/* Gives the reserve away. Others may come here at the same time. */
+static void reserve_use(struct node *node) {
+    if (atomic_exchange(&node->full, true))
+        return;
+    say("error",
+        "the disk is full: only deletes are taken until there is room");
+    if (ftruncate(node->reserve_fd, 0) != 0)
+        say("error", "cannot use the reserve error=%s", strerror(errno));
+}
+
+/* Has the reserve back, if it can be had: then the disk is not full any more.
+   A file system that cannot reserve anything does without. For one thread. */
+static void reserve_take(struct node *node) {
+    struct statvfs disk;
+    struct stat st;
+    uint64_t want, room;
     int error;
 
-    if (part->dead)
-        return EIO;
-    if (part->end + size > LOG_MAX)
+    if (!atomic_load(&node->full) || fstatvfs(node->reserve_fd, &disk) != 0 ||
+        fstat(node->reserve_fd, &st) != 0)
+        return;
+    want = (uint64_t)disk.f_blocks * disk.f_frsize / 16;
+    if (want > (uint64_t)node->partitions * RESERVE_PART)
+        want = (uint64_t)node->partitions * RESERVE_PART;
+    room = (uint64_t)disk.f_bavail * disk.f_frsize;
+    if ((uint64_t)st.st_blocks * 512 < want) { /* not there from before */
+        error = room < 2 * want
+                    ? ENOSPC
+                    : posix_fallocate(node->reserve_fd, 0, (off_t)want);
+        if (error == ENOSPC || error == EDQUOT)
+            return;
+    }
+    atomic_store(&node->full, false);
+    if (atomic_load(&node->loaded))
+        say("info", "there is room on the disk again");
+}
+
+/*
+ * Appends a record, sealing it for this log. 0: all of it is there, up to
+ * log->end. An errno: nothing is, because what was written is cut off again;
+ * where even that fails the partition takes nothing more. On a full disk, and
+ * near the end of what a file can hold, there is room only for tombstones and
+ * for the log of a compaction. Under the partition's lock.
+ */
+static int log_append(struct node *node, struct part *part, struct log *log,
+                      uint8_t *record, size_t size) {
+    uint64_t sum = get64(record); /* as it is sealed for the network */
+    bool urgent = record[12] != 0 || log != &part->log;
+    int error;
+
+    if (log->end + size + (urgent ? 0 : LOG_SPARE) > node->log_most)
         return EFBIG;
-    record_seal(record, part->file->salt);
-    error = write_at(part->file->fd, record, size, part->end);
+    if (!urgent && atomic_load(&node->full))
+        return ENOSPC;
+    record_seal(record, log->file->salt);
+    error = write_at(log->file->fd, record, size, log->end);
+    if (error == ENOSPC || error == EDQUOT) {
+        reserve_use(node);
+        if (urgent)
+            error = write_at(log->file->fd, record, size, log->end);
+    }
     put64(record, sum);
     if (error == 0) {
-        part->end += size;
+        log->end += size;
         part->dirty = true;
         return 0;
     }
     say("error", "cannot append to a log partition=%u error=%s", part->number,
         strerror(error));
-    if (ftruncate(part->file->fd, (off_t)part->end) != 0)
+    if (ftruncate(log->file->fd, (off_t)log->end) != 0 && log == &part->log)
         log_die(node, part, error);
     return error;
 }
@@ -1157,52 +1283,126 @@ static uint64_t log_search(const uint8_t *log, uint64_t size, uint64_t salt,
     return size;
 }
 
+/* The name of a partition's log, or of the one that is to replace it. */
+static void log_name(char name[16], unsigned partition, bool next) {
+    snprintf(name, 16, "%03u.%s", partition, next ? "new" : "log");
+}
+
 /*
- * Opens a partition's log. A header that does not fit ends the program, with
- * nothing changed. One that is short or all zeros was never synced, nor was
- * anything behind it: *salt is 0 then. -1: there is no such file.
+ * Opens a partition's log. -1: there is none. *salt is 0 if it has nothing in
+ * it but zeros: it was not begun, or never synced. *fits: it is that, or its
+ * header is of this log and whole. An error of the disk ends the program.
  */
-static int log_open(const struct node *node, unsigned partition, int flags,
-                    uint64_t *salt) {
+static int log_open(struct node *node, unsigned partition, int flags,
+                    uint64_t *salt, bool *fits) {
     uint8_t header[LOG_HEADER] = {0}, want[LOG_HEADER] = {0};
-    ssize_t n = -1;
     char name[16];
+    ssize_t n = -1;
+    off_t size;
     int fd;
 
-    *salt = 0;
-    snprintf(name, sizeof name, "%03u.log", partition);
+    log_name(name, partition, false);
     fd = openat(node->dir_fd, name, flags | O_CLOEXEC, 0666);
     if (fd < 0 && errno == ENOENT)
         return -1;
     if (fd >= 0)
         n = read_at(fd, header, LOG_HEADER, 0);
-    if (n < 0)
+    if (n < 0 || (size = lseek(fd, 0, SEEK_END)) < 0)
         give_up(1, "cannot read %s/%s: %s", node->flags.data, name,
                 strerror(errno));
-    if (n < LOG_HEADER || memcmp(header, want, LOG_HEADER) == 0)
+    *fits = n < LOG_HEADER;
+    *salt = *fits ? 0 : get64(header + 32);
+    if (*fits)
         return fd;
-    *salt = get64(header + 32);
-    log_header(node, partition, *salt, want);
     if (memcmp(header, want, LOG_HEADER) != 0)
-        give_up(1,
-                "%s/%s is not a log of partition %u of %" PRIu64
-                " of this cluster, in format %d, or its header is damaged; "
-                "nothing was changed",
-                node->flags.data, name, partition, node->self.partitions,
-                LOG_FORMAT);
+        log_header(node, partition, *salt, want);
+    *fits = memcmp(header, want, LOG_HEADER) == 0;
+    for (off_t at = n; *salt == 0 && *fits && at < size; at += n) {
+        n = read_at(fd, header, LOG_HEADER, (uint64_t)at);
+        *fits = n > 0 && header[0] == 0 &&
+                memcmp(header, header + 1, (size_t)n - 1) == 0;
+    }
     return fd;
 }
 
-/* Looks at every log's header before a start changes anything. */
-static void logs_check(const struct node *node) {
+/* Looks at every log's header before a start changes anything, and adds up how
+   much there is to read. */
+static void logs_check(struct node *node) {
+    struct stat st = {0};
     uint64_t salt;
+    bool fits;
 
     for (unsigned i = 0; i < PARTITIONS_MAX; i++) {
-        int fd = log_open(node, i, O_RDONLY, &salt);
+        int fd = log_open(node, i, O_RDONLY, &salt, &fits);
 
-        if (fd >= 0)
-            close(fd);
+        if (fd < 0)
+            continue;
+        if (!fits)
+            give_up(1,
+                    "%s/%03u.log is not a log of partition %u of %" PRIu64
+                    " of this cluster, in format %d, or its header is damaged; "
+                    "nothing was changed",
+                    node->flags.data, i, i, node->self.partitions, LOG_FORMAT);
+        if (fstat(fd, &st) == 0)
+            node->load_total += (uint64_t)st.st_size;
+        close(fd);
     }
+}
+
+/* Prints a line of -dump; r NULL: a stretch that is no record. */
+static void dump_line(uint64_t offset, const struct record *r, bool good,
+                      uint64_t bytes) {
+    struct buf key = {0};
+    time_t seconds;
+    char date[32];
+    struct tm tm;
+
+    if (r == NULL) {
+        printf("%" PRIu64 "\tbad\t-\t-\t-\t-\t%" PRIu64 "\n", offset, bytes);
+        return;
+    }
+    seconds = (time_t)((r->version >> VERSION_BITS) / 1000000);
+    gmtime_r(&seconds, &tm);
+    strftime(date, sizeof date, "%Y-%m-%dT%H:%M:%SZ", &tm);
+    buf_key(&key, r->key);
+    printf("%" PRIu64 "\t%s\t%016" PRIx64 "\t%s\t%s\t%.*s\t%zu\n", offset,
+           good ? "ok" : "bad", r->version, date,
+           r->tombstone ? "delete" : "put", (int)key.n, (char *)key.p,
+           r->value.n);
+    buf_free(&key);
+}
+
+/* -dump: prints what is in a log. */
+static void __attribute__((noreturn)) log_dump(const char *path) {
+    uint64_t at = LOG_HEADER, next, size, salt;
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    off_t length = fd < 0 ? -1 : lseek(fd, 0, SEEK_END);
+    uint8_t *log = MAP_FAILED;
+    struct record r;
+    bool good, bad = false;
+
+    size = (uint64_t)length;
+    if (length > 0)
+        log = mmap(NULL, (size_t)size, PROT_READ, MAP_SHARED, fd, 0);
+    if (log == MAP_FAILED || size < LOG_HEADER ||
+        memcmp(log, LOG_MAGIC, 8) != 0 || get32(log + 8) != LOG_FORMAT ||
+        get64(log + 56) != xxh64(log, 56, 0))
+        give_up(1, "%s cannot be read, or is no log of format %d", path,
+                LOG_FORMAT);
+    salt = get64(log + 32);
+    for (; at < size; at = next) {
+        next = log_search(log, size, salt, at, &r);
+        if (next > at) {
+            dump_line(at, NULL, false, next - at);
+            bad = true;
+            continue;
+        }
+        good = r.size <= size - at && record_intact(&r);
+        dump_line(at, &r, good, 0);
+        bad = bad || !good;
+        next = r.size < size - at ? at + r.size : size;
+    }
+    exit(bad);
 }
 
 /* ------------------------------------------------------------- The store
@@ -1224,53 +1424,52 @@ static void logs_check(const struct node *node) {
 #define TABLE_LEFT(slots) (64 + (slots) / 64) /* run-over behind the slots */
 
 /* The first slot, from the one where an entry would like to stand, that is
-   empty or whose fingerprint is not below; part->total: there is none. */
-static uint32_t table_seek(const struct node *node, const struct part *part,
+   empty or whose fingerprint is not below; log->total: there is none. */
+static uint32_t table_seek(const struct node *node, const struct log *log,
                            uint64_t print) {
     uint64_t low = print * node->partitions >> 32; /* without the top bits */
-    uint32_t at = (uint32_t)(low * part->slots >> 32);
+    uint32_t at = (uint32_t)(low * log->slots >> 32);
 
-    while (at < part->total && part->table[at].version != 0 &&
-           part->table[at].fingerprint < print)
+    while (at < log->total && log->table[at].version != 0 &&
+           log->table[at].fingerprint < print)
         at++;
     return at;
 }
 
 /* Puts an entry before the slot that table_seek() found. */
-static void table_put(struct part *part, uint32_t at, struct entry entry) {
+static void table_put(struct log *log, uint32_t at, struct entry entry) {
     uint32_t gap = at;
 
-    while (gap < part->total && part->table[gap].version != 0)
+    while (gap < log->total && log->table[gap].version != 0)
         gap++;
-    if (gap >= part->total)
+    if (gap >= log->total)
         die("the index's table overflows");
-    memmove(part->table + at + 1, part->table + at,
-            (gap - at) * sizeof *part->table);
-    part->table[at] = entry;
-    part->used++;
+    memmove(log->table + at + 1, log->table + at,
+            (gap - at) * sizeof *log->table);
+    log->table[at] = entry;
+    log->used++;
 }
 
 /* Room for one table_put() more: a table that is full to .85, or has run over
    to its end, gives way to one that is full to .65. false: no memory, and the
    table is as it was. */
-static bool table_room(const struct node *node, struct part *part) {
-    struct entry *table, *old = part->table;
-    uint32_t total = part->total;
-    uint32_t slots =
-        part->used + part->used / 2 + part->used / 32 + TABLE_SLOTS;
+static bool table_room(const struct node *node, struct log *log) {
+    struct entry *table, *old = log->table;
+    uint32_t total = log->total;
+    uint32_t slots = log->used + log->used / 2 + log->used / 32 + TABLE_SLOTS;
 
-    if (part->used < part->slots / 20 * 17 && old[total - 1].version == 0)
+    if (log->used < log->slots / 20 * 17 && old[total - 1].version == 0)
         return true;
     table = calloc(slots + TABLE_LEFT(slots), sizeof *table);
     if (table == NULL)
         return false;
-    part->table = table;
-    part->slots = slots;
-    part->total = slots + TABLE_LEFT(slots);
-    part->used = 0;
+    log->table = table;
+    log->slots = slots;
+    log->total = slots + TABLE_LEFT(slots);
+    log->used = 0;
     for (uint32_t i = 0; i < total; i++)
         if (old[i].version != 0)
-            table_put(part, table_seek(node, part, old[i].fingerprint), old[i]);
+            table_put(log, table_seek(node, log, old[i].fingerprint), old[i]);
     free(old);
     return true;
 }
@@ -1280,11 +1479,15 @@ static uint64_t entry_offset(const struct entry *e) {
 }
 
 static size_t entry_size(const struct entry *e) {
-    return (size_t)(e->size & ~ENTRY_TOMBSTONE) * 8;
+    return (size_t)(e->size & ~(ENTRY_TOMBSTONE | ENTRY_DAMAGED)) * 8;
 }
 
 static bool entry_tombstone(const struct entry *e) {
     return (e->size & ENTRY_TOMBSTONE) != 0;
+}
+
+static bool entry_damaged(const struct entry *e) {
+    return (e->size & ENTRY_DAMAGED) != 0;
 }
 
 /* The entry of a record at an offset. */
@@ -1297,8 +1500,8 @@ static struct entry entry_of(uint64_t print, const struct record *r,
 }
 
 /* Reads the record of an entry into b: `most` bytes of it, but always all that
-   is before the value. Whether what is there verifies; *r points into b. */
-static bool entry_read(const struct file *file, const struct entry *e,
+   is before the value. Whether that is there and verifies; *r points into b. */
+static bool entry_load(const struct file *file, const struct entry *e,
                        size_t most, struct buf *b, struct record *r) {
     size_t size = entry_size(e);
     size_t least = RECORD_HEADER + KEY_MAX + TYPE_MAX + 8 * blocks_of(size);
@@ -1310,15 +1513,23 @@ static bool entry_read(const struct file *file, const struct entry *e,
     return read_at(file->fd, buf_grow(b, want), want, entry_offset(e)) ==
                (ssize_t)want &&
            record_parse(b->p, want, file->salt, r) && r->size == size &&
-           r->version == e->version && (want < size || record_intact(r));
+           r->version == e->version;
+}
+
+/* The same, and whether the value verifies if all of it was read. */
+static bool entry_read(const struct file *file, const struct entry *e,
+                       size_t most, struct buf *b, struct record *r) {
+    return entry_load(file, e, most, b, r) &&
+           (b->n < r->size || record_intact(r));
 }
 
 /* The entry in a slot if it has this fingerprint, else NULL. */
-static struct entry *entry_at(struct part *part, uint32_t at, uint64_t print) {
-    if (at >= part->total || part->table[at].version == 0 ||
-        part->table[at].fingerprint != print)
+static struct entry *entry_at(const struct log *log, uint32_t at,
+                              uint64_t print) {
+    if (at >= log->total || log->table[at].version == 0 ||
+        log->table[at].fingerprint != print)
         return NULL;
-    return &part->table[at];
+    return &log->table[at];
 }
 
 /*
@@ -1326,36 +1537,36 @@ static struct entry *entry_at(struct part *part, uint32_t at, uint64_t print) {
  * does not verify counts as of this key: its fingerprint says so, and to take
  * it for another key's would hide the damage. Under the partition's lock.
  */
-static struct entry *part_find(const struct node *node, struct part *part,
-                               uint64_t print, struct slice key, uint32_t *at) {
+static struct entry *log_find(const struct node *node, struct log *log,
+                              uint64_t print, struct slice key, uint32_t *at) {
     struct buf b = {0};
     struct record r;
     struct entry *e;
 
-    *at = table_seek(node, part, print);
-    for (; (e = entry_at(part, *at, print)) != NULL; ++*at)
-        if (!entry_read(part->file, e, 0, &b, &r) || slice_equal(r.key, key))
+    *at = table_seek(node, log, print);
+    for (; (e = entry_at(log, *at, print)) != NULL; ++*at)
+        if (!entry_read(log->file, e, 0, &b, &r) || slice_equal(r.key, key))
             break;
     buf_free(&b);
     return e;
 }
 
 /* Points the index at a record that is in the log; old and at are of
-   part_find(), and table_room() came before it. */
-static void part_index(struct part *part, struct entry *old, uint32_t at,
-                       struct entry new) {
-    if (old != NULL && !entry_tombstone(old)) {
-        part->keys--;
-        part->bytes -= entry_size(old);
+   log_find(), and table_room() came before it. */
+static void log_index(struct log *log, struct entry *old, uint32_t at,
+                      struct entry new) {
+    if (old != NULL) {
+        log->live -= entry_size(old);
+        log->keys -= !entry_tombstone(old);
+        log->bytes -= entry_tombstone(old) ? 0 : entry_size(old);
     }
-    if (!entry_tombstone(&new)) {
-        part->keys++;
-        part->bytes += entry_size(&new);
-    }
+    log->live += entry_size(&new);
+    log->keys += !entry_tombstone(&new);
+    log->bytes += entry_tombstone(&new) ? 0 : entry_size(&new);
     if (old != NULL)
         *old = new;
     else
-        table_put(part, at, new);
+        table_put(log, at, new);
 }
 
 /* ---- The clock and its ceiling.
@@ -1365,7 +1576,6 @@ static void part_index(struct part *part, struct entry *old, uint32_t at,
  * which the counter is the microsecond itself, since a node's next version is
  * above all that it has seen. */
 
-#define VERSION_BITS     10
 #define VERSION_TIME(us) ((uint64_t)(us) << VERSION_BITS)
 
 #define VERSION_AHEAD VERSION_TIME(CLOCK_AHEAD *UINT64_C(1000000))
@@ -1426,40 +1636,59 @@ static bool ceiling_allows(struct node *node, uint64_t version) {
 
 /*
  * Applies a record if and only if its version is above the one that is held:
- * it is appended and put into the index. From outside it must not be below the
- * floor, nor from a wild clock unless what is held is, too. bytes is the record
- * as it is sealed for the network; NULL: a replay has found it in the log, just
- * before part->end. Under the partition's lock.
+ * it is appended and put into the index. The same version again is put in the
+ * place of one that is rotten; a replay, which does not know that any more,
+ * takes the later. From outside a record must not be below the floor, nor from
+ * a wild clock unless what is held is, too. bytes is the record as it is sealed
+ * for the network; NULL: a replay has found it in the log, just before
+ * log->end. Under the partition's lock.
  */
 static struct accepted part_apply(struct node *node, struct part *part,
-                                  uint8_t *bytes, const struct record *r,
-                                  uint64_t print, uint64_t floor) {
+                                  struct log *log, uint8_t *bytes,
+                                  const struct record *r, uint64_t print,
+                                  uint64_t floor) {
     struct accepted a = {.verdict = ACCEPT_OK};
-    bool room = table_room(node, part); /* first: it moves the entries */
+    bool outside = bytes != NULL && log == &part->log, heals = false;
+    bool room = table_room(node, log); /* first: it moves the entries */
     uint32_t at;
-    struct entry *e = part_find(node, part, print, r->key, &at);
+    struct entry *e = log_find(node, log, print, r->key, &at);
 
     if (e != NULL) {
         a.held = a.above = e->version;
-        a.existed = !entry_tombstone(e);
+        a.existed = !entry_tombstone(e) || entry_offset(e) < part->unsure;
+        heals = r->version == a.held && (bytes == NULL || entry_damaged(e));
+    } else if (part->unsure > 0) { /* there may have been one, of any version */
+        a.held = 1;
+        a.existed = true;
     }
-    if (bytes != NULL && part->dead) {
+    if (outside && part->dead) {
         a.verdict = ACCEPT_DEAD;
-    } else if (r->version <= a.held) {
+    } else if (r->version <= a.held && !heals) {
         a.verdict = r->version == a.held ? ACCEPT_OK : ACCEPT_HELD;
-    } else if (r->version < floor) {
+    } else if (r->version < floor && !heals) {
         a.verdict = ACCEPT_FLOOR;
         a.above = floor;
-    } else if (bytes != NULL && clock_too_far(r->version) &&
-               !clock_too_far(a.held)) {
+    } else if (outside && clock_too_far(r->version) && !clock_too_far(a.held)) {
         a.verdict = ACCEPT_AHEAD;
-    } else if (room &&
-               (bytes == NULL || log_append(node, part, bytes, r->size) == 0)) {
-        part_index(part, e, at, entry_of(print, r, part->end - r->size));
+    } else if (room && (bytes == NULL ||
+                        log_append(node, part, log, bytes, r->size) == 0)) {
+        log_index(log, e, at, entry_of(print, r, log->end - r->size));
     } else {
         a.verdict = part->dead ? ACCEPT_DEAD : ACCEPT_FULL;
     }
     return a;
+}
+
+/* Ends a compaction: what was copied goes. Under the partition's lock. */
+static void compact_end(struct node *node, struct part *part) {
+    char name[16];
+
+    log_name(name, part->number, true);
+    unlinkat(node->dir_fd, name, 0);
+    file_release(part->next->file);
+    free(part->next->table);
+    free(part->next);
+    part->next = NULL;
 }
 
 /*
@@ -1479,81 +1708,123 @@ static struct accepted store_accept(struct node *node, struct part *part,
     if (!clock_too_far(r->version) && !ceiling_allows(node, r->version))
         return a;
     pthread_mutex_lock(&part->lock);
-    a = part_apply(node, part, bytes, r, print, repair ? 0 : part->floor);
+    a = part_apply(node, part, &part->log, bytes, r, print,
+                   repair ? 0 : part->floor);
+    if (a.verdict == ACCEPT_OK && part->next != NULL &&
+        part_apply(node, part, part->next, bytes, r, print, 0).verdict !=
+            ACCEPT_OK)
+        compact_end(node, part);
     pthread_mutex_unlock(&part->lock);
     return a;
 }
 
+/* Tells of a stretch of a log that cannot be used: in the log of events, or
+   as -check's findings. */
+static void log_complain(const struct node *node, const struct part *part,
+                         const char *what, uint64_t offset, uint64_t bytes) {
+    if (node->flags.check != NULL)
+        printf("%03u.log %s offset=%" PRIu64 " bytes=%" PRIu64 "\n",
+               part->number, what, offset, bytes);
+    else
+        say(what[0] == 't' ? "warning" : "error",
+            "%s file=%03u.log offset=%" PRIu64 " bytes=%" PRIu64, what,
+            part->number, offset, bytes);
+}
+
 /*
- * Puts what is in the log into the index. What does not verify, a header or a
- * value, is the torn tail if no record follows it: it is cut off, and the cut
- * is on the disk before anything is appended. Otherwise it is damage: if only
- * a value is rotten, reading it will find that out, and only that key has it.
- * The file is mapped; an error of the disk ends the program with SIGBUS, since
- * to go on would take it for a torn tail.
+ * Puts what is in the log into the index, and has log.end behind it. What does
+ * not verify, a header or a value, is the torn tail if no record follows it.
+ * Otherwise it is damage: if only a value is rotten, reading it will find that
+ * out, and only that key has it. How many records there are.
  */
-static void part_replay(struct node *node, struct part *part) {
-    int fd = part->file->fd;
-    off_t length = lseek(fd, 0, SEEK_END);
-    uint64_t size = (uint64_t)length, at, next, salt = part->file->salt;
-    const uint8_t *log = mmap(NULL, (size_t)size, PROT_READ, MAP_SHARED, fd, 0);
+static uint64_t log_replay(struct node *node, struct part *part,
+                           const uint8_t *bytes, uint64_t size) {
+    uint64_t at, next, records = 0, told = 0, salt = part->log.file->salt;
     struct record r, after = {0};
 
-    if (length < 0 || log == MAP_FAILED)
-        give_up(1, "cannot map %s/%03u.log: %s", node->flags.data, part->number,
-                strerror(errno));
-    part->end = LOG_HEADER;
-    at = log_search(log, size, salt, LOG_HEADER, &r);
-    for (; at < size; at = next, r = after) {
+    part->log.end = LOG_HEADER;
+    at = log_search(bytes, size, salt, LOG_HEADER, &r);
+    for (; at < size; at = next, r = after, records++) {
         next = size;
         if (r.size < size - at)
-            next = log_search(log, size, salt, at + r.size, &after);
+            next = log_search(bytes, size, salt, at + r.size, &after);
         if (next == size && (r.size > size - at || !record_intact(&r)))
             break;
-        if (at > part->end) {
-            say("error",
-                "damaged: what was written before it is unsure until it is "
-                "repaired file=%03u.log offset=%" PRIu64 " bytes=%" PRIu64,
-                part->number, part->end, at - part->end);
+        if (at > part->log.end) {
+            log_complain(node, part, "damaged: records may be lost",
+                         part->log.end, at - part->log.end);
             part->unsure = at;
         }
-        part->end = at + r.size;
-        if (part_apply(node, part, NULL, &r,
+        part->log.end = at + r.size;
+        if (part_apply(node, part, &part->log, NULL, &r,
                        ring_fingerprint(r.key.p, r.key.n, node->self.hash), 0)
                 .verdict == ACCEPT_FULL)
             die("out of memory for the index");
+        clock_see(node, r.version); /* a copy's superblock may be older */
+        if (next - told > PAGE_BYTES || next == size) {
+            atomic_fetch_add(&node->load_done, next - told);
+            told = next;
+        }
     }
-    munmap((void *)(uintptr_t)log, (size_t)size);
-    part->dirty = part->end > LOG_HEADER; /* kill -9 left it to us to sync */
-    if (part->end == size)
-        return;
-    say("warning",
-        "torn tail cut off file=%03u.log offset=%" PRIu64 " bytes=%" PRIu64,
-        part->number, part->end, size - part->end);
-    if (ftruncate(fd, (off_t)part->end) != 0 || fsync(fd) != 0)
-        give_up(1, "cannot cut the torn tail of %s/%03u.log: %s",
-                node->flags.data, part->number, strerror(errno));
+    return records;
 }
 
-/* Opens a partition's log, begins one that was not begun, and reads it. */
-static void part_load(struct node *node, struct part *part) {
-    struct file *file = memory(1, sizeof *file);
-    uint8_t header[LOG_HEADER];
+/* Reads a log, which is mapped: an error of the disk ends the program with
+   SIGBUS, since to go on would take it for a torn tail. The number of records;
+   *size is that of the file. */
+static uint64_t part_read(struct node *node, struct part *part,
+                          uint64_t *size) {
+    int fd = part->log.file->fd;
+    off_t length = lseek(fd, 0, SEEK_END);
+    uint64_t records;
+    void *bytes;
 
-    atomic_init(&file->refs, 1);
-    file->fd = log_open(node, part->number, O_RDWR | O_CREAT, &file->salt);
-    if (file->salt == 0) {
-        if (lseek(file->fd, 0, SEEK_END) > 0)
-            say("warning", "no header: begun anew file=%03u.log", part->number);
-        file->salt = random_id();
-        log_header(node, part->number, file->salt, header);
-        if (ftruncate(file->fd, 0) != 0 ||
-            write_at(file->fd, header, sizeof header, 0) != 0)
+    *size = (uint64_t)length;
+    bytes = mmap(NULL, (size_t)*size, PROT_READ, MAP_SHARED, fd, 0);
+    if (length < 0 || bytes == MAP_FAILED)
+        give_up(1, "cannot map %s/%03u.log: %s", node->flags.data, part->number,
+                strerror(errno));
+    records = log_replay(node, part, bytes, *size);
+    munmap(bytes, (size_t)*size);
+    if (part->log.end < *size)
+        log_complain(node, part, "torn tail", part->log.end,
+                     *size - part->log.end);
+    return records;
+}
+
+/*
+ * Opens a partition's log, begins one that was not begun, and reads it. The
+ * torn tail is cut off, and the cut is on the disk before anything is appended.
+ * A compaction that was not finished leaves a file that nobody needs.
+ */
+static void part_load(struct node *node, struct part *part) {
+    uint64_t salt, size;
+    struct file *file;
+    char name[16];
+    bool fits;
+    int fd = log_open(node, part->number, O_RDWR | O_CREAT, &salt, &fits);
+
+    log_name(name, part->number, true);
+    if (!fits || (unlinkat(node->dir_fd, name, 0) != 0 && errno != ENOENT))
+        give_up(1, "cannot use %s/%03u.log, or remove %s", node->flags.data,
+                part->number, name);
+    if (salt == 0) {
+        file = log_begin(node, part->number, fd);
+        if (file == NULL)
             give_up(1, "cannot begin %s/%03u.log: %s", node->flags.data,
                     part->number, strerror(errno));
+    } else {
+        file = memory(1, sizeof *file);
+        *file = (struct file){1, fd, salt};
     }
-    part->file = file;
-    part_replay(node, part);
+    part->log.file = file;
+    part_read(node, part, &size);
+    part->dirty =
+        part->log.end > LOG_HEADER; /* kill -9 left it to us to sync */
+    if (part->log.end < size &&
+        (ftruncate(fd, (off_t)part->log.end) != 0 || fsync(fd) != 0))
+        give_up(1, "cannot cut the torn tail of %s/%03u.log: %s",
+                node->flags.data, part->number, strerror(errno));
 }
 
 /* ---- Reading */
@@ -1565,28 +1836,52 @@ enum found { FOUND, ABSENT, UNSURE, DAMAGED };
 static bool part_place(const struct node *node, struct part *part,
                        uint64_t print, unsigned n, struct entry *entry,
                        struct file **file, bool *unsure) {
+    const struct log *log = &part->log;
     const struct entry *e;
 
     pthread_mutex_lock(&part->lock);
-    e = entry_at(part, table_seek(node, part, print) + n, print);
+    e = entry_at(log, table_seek(node, log, print) + n, print);
     if (e != NULL) {
         *entry = *e;
-        *file = file_hold(part->file);
+        *file = file_hold(log->file);
     }
     *unsure = part->unsure > (e != NULL ? entry_offset(e) : 0);
     pthread_mutex_unlock(&part->lock);
     return e != NULL;
 }
 
+/* Notes that the record of an entry is rotten, if it is still the newest: a
+   round of repair will bring it anew, if any other owner has it. */
+static void part_damaged(struct node *node, struct part *part,
+                         const struct entry *rotten) {
+    uint64_t print = rotten->fingerprint;
+    uint32_t at;
+    struct entry *e;
+
+    pthread_mutex_lock(&part->lock);
+    at = table_seek(node, &part->log, print);
+    for (; (e = entry_at(&part->log, at, print)) != NULL; at++) {
+        if (e->version != rotten->version || e->offset != rotten->offset ||
+            entry_damaged(e))
+            continue;
+        e->size |= ENTRY_DAMAGED;
+        part->doubts++;
+        log_complain(node, part, "damaged: a record is rotten", entry_offset(e),
+                     entry_size(e));
+        wake_write(node->repair_wake[1]);
+    }
+    pthread_mutex_unlock(&part->lock);
+}
+
 /*
  * Reads the newest record of a key into b, as entry_read() does. FOUND: *r is
  * set (r->tombstone may be, too), and if `kept` is not NULL it is the file,
- * held for the caller, and *offset is where the record begins in it.
+ * held for the caller, and *entry is where the record is in it.
  */
-static enum found store_read(const struct node *node, struct part *part,
+static enum found store_read(struct node *node, struct part *part,
                              uint64_t print, struct slice key, size_t most,
                              struct buf *b, struct record *r,
-                             struct file **kept, uint64_t *offset) {
+                             struct file **kept, struct entry *entry) {
     struct entry e = {0};
     struct file *file = NULL;
     bool unsure;
@@ -1598,14 +1893,246 @@ static enum found store_read(const struct node *node, struct part *part,
 
         if (good && !other && !unsure && kept != NULL) {
             *kept = file;
-            *offset = entry_offset(&e);
+            *entry = e;
         } else {
             file_release(file);
         }
+        if (!good)
+            part_damaged(node, part, &e);
         if (!other) /* else another key has the same fingerprint */
             return !good ? DAMAGED : unsure ? UNSURE : FOUND;
     }
     return unsure ? UNSURE : ABSENT;
+}
+
+/* Copies out the entries from *print on whose records make up about a page,
+   and holds their file for the caller. *print is then where the next page
+   begins. false: this was the last. */
+static bool part_page(const struct node *node, struct part *part,
+                      uint64_t *print, struct buf *page, struct file **file) {
+    const struct log *log = &part->log;
+    uint64_t bytes = 0, from = *print;
+    bool more = false;
+
+    page->n = 0;
+    pthread_mutex_lock(&part->lock);
+    *file = file_hold(log->file);
+    for (uint32_t at = table_seek(node, log, from); at < log->total; at++) {
+        const struct entry *e = &log->table[at];
+
+        if (e->version == 0)
+            continue;
+        more = bytes > PAGE_BYTES && e->fingerprint != *print;
+        *print = e->fingerprint;
+        if (more)
+            break;
+        buf_add(page, e, sizeof *e);
+        bytes += entry_size(e);
+    }
+    pthread_mutex_unlock(&part->lock);
+    return more;
+}
+
+/* Reads and verifies the next page of a partition. false: it was the last.
+   *bytes: how much it was. */
+static bool part_verify(struct node *node, struct part *part, uint64_t *print,
+                        uint64_t *bytes) {
+    struct buf page = {0}, b = {0};
+    struct file *file;
+    struct record r;
+    bool more = part_page(node, part, print, &page, &file);
+
+    *bytes = 0;
+    for (size_t at = 0; at < page.n; at += sizeof(struct entry)) {
+        struct entry e;
+
+        memcpy(&e, page.p + at, sizeof e);
+        *bytes += entry_size(&e);
+        if (!entry_read(file, &e, SIZE_MAX, &b, &r))
+            part_damaged(node, part, &e);
+    }
+    file_release(file);
+    buf_free(&page);
+    buf_free(&b);
+    return more;
+}
+
+/* ---- Compaction.
+ *
+ * A log that is more dead than alive is written anew, one partition at a time,
+ * while it is read and written. A second log is begun under a temporary name.
+ * From then on each write goes to both logs, and what the old one holds is
+ * copied page by page, under the same rule: a record goes in if and only if its
+ * version is higher. So when the last page is copied the second log holds what
+ * the first does, and takes its place and name in one step. Its bytes are on
+ * the disk before that, and its name before anything is acknowledged that is in
+ * no other log. Whatever goes wrong, it is the old log that stays; who reads
+ * from that keeps it open.
+ *
+ * A rotten value is copied as it is, since its key must not become absent;
+ * a log with damage that may hide records is left as it is until that is
+ * repaired or given up. */
+
+#define COMPACT_DEAD  (512u << 10) /* bytes beside as many as live */
+#define COMPACT_AGAIN 10000        /* ms from a failure to the next try */
+
+/* Bytes of a log that no key needs. Under the partition's lock. */
+static uint64_t part_dead_bytes(const struct part *part) {
+    return part->log.end - LOG_HEADER - part->log.live;
+}
+
+/* Whether a partition is worth a compaction: sooner where room is short. */
+static bool compact_wanted(const struct node *node, struct part *part) {
+    const struct log *log = &part->log;
+    bool tight =
+        atomic_load(&node->full) || log->end + 2 * LOG_SPARE > node->log_most;
+    uint64_t most = tight ? log->live / 64 + 4096 : log->live + COMPACT_DEAD;
+
+    return !part->dead && part->unsure == 0 && now_ms() >= part->rest_until &&
+           (part->rewrite || part_dead_bytes(part) > most);
+}
+
+/* Begins a compaction: a log with nothing in it, or NULL. */
+static struct log *compact_begin(const struct node *node,
+                                 const struct part *part) {
+    struct log *next = memory(1, sizeof *next);
+    char name[16];
+    int fd;
+
+    log_name(name, part->number, true);
+    fd = openat(node->dir_fd, name, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC,
+                0666);
+    if (fd >= 0)
+        next->file = log_begin(node, part->number, fd);
+    if (next->file != NULL) {
+        next->end = LOG_HEADER;
+        return next;
+    }
+    if (fd >= 0)
+        close(fd);
+    free(next);
+    return NULL;
+}
+
+/* Whether an entry is given up: by -acceptDamage, at a start. */
+static bool entry_given_up(const struct node *node, const struct entry *e) {
+    return entry_damaged(e) && node->flags.accept_damage &&
+           !atomic_load(&node->loaded);
+}
+
+/* Copies the records of a page. Entries that were given up are left out. false:
+   that is not possible. */
+static bool compact_copy(struct node *node, struct part *part,
+                         const struct file *file, const struct buf *page) {
+    struct buf b = {0};
+    struct record r;
+    bool good = true;
+
+    for (size_t at = 0; good && at < page->n; at += sizeof(struct entry)) {
+        struct entry e;
+
+        memcpy(&e, page->p + at, sizeof e);
+        if (entry_given_up(node, &e))
+            continue;
+        good = entry_load(file, &e, SIZE_MAX, &b, &r);
+        if (!good || !record_intact(&r))
+            part_damaged(node, part, &e);
+        pthread_mutex_lock(&part->lock);
+        good = good && part->next != NULL &&
+               part_apply(node, part, part->next, b.p, &r, e.fingerprint, 0)
+                       .verdict <= ACCEPT_HELD;
+        pthread_mutex_unlock(&part->lock);
+    }
+    buf_free(&b);
+    return good;
+}
+
+/* A sum over key and version of all entries but those that are given up, in
+   whatever order. */
+static uint64_t table_sum(const struct node *node, const struct log *log) {
+    uint64_t sum = 0, pair[2];
+
+    for (uint32_t i = 0; i < log->total; i++) {
+        const struct entry *e = &log->table[i];
+
+        if (e->version == 0 || entry_given_up(node, e))
+            continue;
+        pair[0] = e->fingerprint;
+        pair[1] = e->version;
+        sum += xxh64((const uint8_t *)pair, sizeof pair, 0);
+    }
+    return sum;
+}
+
+/* Puts the second log in the place of the first if it is on the disk and holds
+   the same; else it goes. Under the partition's lock. */
+static bool compact_swap(struct node *node, struct part *part, bool synced) {
+    char from[16], to[16];
+
+    log_name(from, part->number, true);
+    log_name(to, part->number, false);
+    if (!synced || part->dead ||
+        table_sum(node, part->next) != table_sum(node, &part->log) ||
+        renameat(node->dir_fd, from, node->dir_fd, to) != 0) {
+        compact_end(node, part);
+        return false;
+    }
+    part->log = *part->next;
+    free(part->next);
+    part->next = NULL;
+    part->renamed = part->dirty = true;
+    part->rewrite = false;
+    return true;
+}
+
+/* Copies all that is live, with rests as long as the work, so that requests
+   have the disk and the processor, too; without when room is short. */
+static bool compact_all(struct node *node, struct part *part) {
+    struct buf page = {0};
+    struct file *file;
+    uint64_t print = 0, began;
+    bool good, more;
+
+    do {
+        began = now_ms();
+        more = part_page(node, part, &print, &page, &file);
+        good =
+            compact_copy(node, part, file, &page) && !atomic_load(&node->ended);
+        file_release(file);
+        if (more && !atomic_load(&node->full))
+            rest_ms(now_ms() - began);
+    } while (good && more);
+    buf_free(&page);
+    return good;
+}
+
+/* Compacts a partition. The caller has its log synced after that. */
+static void part_compact(struct node *node, struct part *part) {
+    struct log old, *next = compact_begin(node, part);
+    struct file *file = next != NULL ? file_hold(next->file) : NULL;
+    uint64_t end;
+    bool good;
+
+    pthread_mutex_lock(&part->lock);
+    part->next = next; /* a write that fails there may end it at any time */
+    pthread_mutex_unlock(&part->lock);
+    good = file != NULL && compact_all(node, part) && fdatasync(file->fd) == 0;
+    pthread_mutex_lock(&part->lock);
+    old = part->log;
+    good = part->next != NULL && compact_swap(node, part, good);
+    end = part->log.end;
+    part->rest_until = good ? 0 : now_ms() + COMPACT_AGAIN;
+    pthread_mutex_unlock(&part->lock);
+    file_release(file);
+    if (good) {
+        file_release(old.file);
+        free(old.table);
+        if (node->flags.debug)
+            say("info", "compacted partition=%u from=%" PRIu64 " to=%" PRIu64,
+                part->number, old.end, end);
+    } else if (!atomic_load(&node->ended)) {
+        say("warning", "a compaction was given up partition=%u", part->number);
+    }
 }
 
 /* ---- How the process before this one ended.
@@ -1706,27 +2233,36 @@ static void sync_park(struct node *node, struct part *part, struct op *op) {
 }
 
 /*
- * Syncs one log, for all that waited when it began. After a failed sync nobody
+ * Syncs one log, for all that waited when it began, and with it the one that
+ * may take its place, and the name that it may have since. After a failed sync nobody
  * knows what is on the disk, and a second one would not tell: the log is dead,
  * also for those whose own sync, in another thread, went well after that.
  */
 static void sync_part(struct node *node, struct part *part) {
     struct op *waiters;
-    struct file *file;
-    bool dead;
+    struct file *file, *next;
+    bool dead, renamed;
     int error;
 
     pthread_mutex_lock(&part->lock);
     part->queued = part->dirty = false;
     waiters = part->waiters;
     part->waiters = NULL;
-    file = file_hold(part->file);
+    file = file_hold(part->log.file);
+    next = part->next != NULL ? file_hold(part->next->file) : NULL;
+    renamed = part->renamed;
     pthread_mutex_unlock(&part->lock);
 
-    error = fdatasync(file->fd) != 0 ? errno : 0;
-    file_release(file);
+    error = (renamed && fsync(node->dir_fd) != 0) || fdatasync(file->fd) != 0 ||
+                    (next != NULL && fdatasync(next->fd) != 0)
+                ? errno
+                : 0;
 
     pthread_mutex_lock(&part->lock);
+    if (part->log.file == file && error == 0)
+        part->renamed = false;
+    file_release(file);
+    file_release(next);
     if (error != 0) {
         log_die(node, part, error);
         mark_remove(node); /* the next start repairs what may be lost */
@@ -1734,6 +2270,22 @@ static void sync_part(struct node *node, struct part *part) {
     dead = part->dead;
     pthread_mutex_unlock(&part->lock);
     sync_post(waiters, dead ? EIO : 0);
+}
+
+/* At a start with -acceptDamage: what cannot be read is named, and is not there
+   any more; the log is written anew without it. In a cluster the others are
+   asked for it before what this replica says counts. */
+static void part_give_up(struct node *node, struct part *part) {
+    uint64_t doubts = part->doubts, print = 0, bytes;
+
+    while (part_verify(node, part, &print, &bytes))
+        ;
+    if (part->unsure == 0 && part->doubts == doubts)
+        return;
+    part->unsure = 0;
+    part->recovering = true;
+    part_compact(node, part);
+    sync_part(node, part);
 }
 
 static void *pool_run(void *arg) {
@@ -1747,6 +2299,8 @@ static void *pool_run(void *arg) {
         if (atomic_load(&node->parts_read) < node->partitions) {
             node->parts[number].queued = false;
             part_load(node, &node->parts[number]);
+            if (node->flags.accept_damage)
+                part_give_up(node, &node->parts[number]);
             atomic_fetch_add(&node->parts_read, 1);
         } else {
             sync_part(node, &node->parts[number]);
@@ -1767,11 +2321,24 @@ static void sync_all(struct node *node) {
     }
 }
 
+/* How far the reading of the logs has come. */
+static void load_text(const struct node *node, char text[100]) {
+    uint64_t done = atomic_load(&node->load_done), all = node->load_total;
+    uint64_t ms = now_ms() - atomic_load(&node->load_began);
+
+    snprintf(text, 100,
+             "%" PRIu64 " %% of %" PRIu64 " bytes, %" PRIu64 " s to go",
+             done * 100 / (all + 1), all,
+             done == 0 || done > all ? 0 : (all - done) / 1000 * ms / done);
+}
+
 /* Makes the partitions, starts the pool and has it read the logs. Their names
    are on the disk, too, before anything is acknowledged. */
 static void store_load(struct node *node) {
-    uint64_t began = now_ms();
+    uint64_t began = now_ms(), tell = began + 1000;
+    char text[100];
 
+    atomic_store(&node->load_began, began);
     node->parts = memory(node->partitions, sizeof *node->parts);
     if (pipe(node->pool_queue) != 0)
         give_up(1, "cannot make a pipe: %s", strerror(errno));
@@ -1787,8 +2354,14 @@ static void store_load(struct node *node) {
         part->doubts = 1;
         pool_enqueue(node, part);
     }
-    while (atomic_load(&node->parts_read) < node->partitions)
+    while (atomic_load(&node->parts_read) < node->partitions) {
         rest_ms(1);
+        if (now_ms() < tell)
+            continue;
+        load_text(node, text);
+        say("info", "reading logs: %s", text);
+        tell += 1000;
+    }
     if (fsync(node->dir_fd) != 0)
         give_up(1, "cannot sync %s: %s", node->flags.data, strerror(errno));
     say("info", "logs read ms=%" PRIu64, now_ms() - began);
@@ -1869,13 +2442,14 @@ static void ceiling_raise(struct node *node) {
         next = clock + second / 20; /* restarts must not run it away */
     node->self.ceiling = next;
     error = super_write(node);
-    if (error != 0) {
+    if (error != 0 && error != node->super_error)
         say("error", "cannot write the superblock: writes wait error=%s",
             strerror(error));
+    node->super_error = error;
+    if (error == 0)
+        atomic_store(&node->ceiling, node->self.ceiling);
+    else
         atomic_store(&node->ceiling_short, true);
-        return;
-    }
-    atomic_store(&node->ceiling, node->self.ceiling);
 }
 
 /* ---------------------------------------------------------- HTTP as text
@@ -2678,10 +3252,7 @@ static void conn_stream(struct conn *c) {
 
         if (read_at(c->stream->fd, to, n, c->stream_at) != (ssize_t)n ||
             xxh64(to, n, 0) != get64(sum + 8 * c->stream_block++)) {
-            say("error",
-                "damaged value found while it was sent: the "
-                "connection is closed offset=%" PRIu64,
-                c->stream_at);
+            part_damaged(c->w->node, c->first->part, &c->stream_entry);
             c->out.n -= n;
             conn_kill(c);
             return;
@@ -4362,8 +4933,6 @@ static void replica_read(struct op *op, struct slice key) {
                                   SIZE_MAX, &w->record, &r, NULL, NULL);
     bool good = found == FOUND || found == ABSENT;
 
-    if (!good)
-        doubt_part(w->node, op->partition);
     buf_zero(&answer, 8);
     answer.p[0] = (uint8_t)worth;
     if (found == FOUND) {
@@ -4606,9 +5175,9 @@ static void write_begin(struct op *op) {
 }
 
 /* Answers a read with a record; a version of 0: there is none. The value is in
-   r, or, file not being NULL, is sent from the file from value_at on. */
+   r, or, file not being NULL, is sent from the file: c->stream_... says what. */
 static void read_answer(struct op *op, const struct record *r, bool stale,
-                        struct file *file, uint64_t value_at) {
+                        struct file *file) {
     struct conn *c = op->c;
     bool present = r->version != 0 && !r->tombstone;
     bool unchanged = present && op->if_none_match.n > 0 &&
@@ -4635,7 +5204,6 @@ static void read_answer(struct op *op, const struct record *r, bool stale,
     buf_number(out, r->value.n);
     buf_text(out, "\r\n\r\n");
     c->stream = file;
-    c->stream_at = value_at;
     c->stream_left = r->value.n;
     c->stream_block = 0;
     op->rec.n = 0;
@@ -4644,17 +5212,19 @@ static void read_answer(struct op *op, const struct record *r, bool stale,
 }
 
 /* Answers from this node's own replica, which is not in doubt. false: it is
-   damaged there. A large value is left in its file, and no HEAD needs it. */
+   damaged there. A large value is verified here, as after the head of the
+   answer it is too late, and again block by block when it is sent. No HEAD
+   needs it. */
 static bool read_sure(struct op *op) {
     struct worker *w = op->w;
+    struct conn *c = op->c;
     struct record r = {0};
     struct file *file = NULL;
-    uint64_t offset = 0;
     size_t most =
         op->head ? RECORD_HEADER + KEY_MAX + TYPE_MAX : BLOCK + READ_SIZE;
     enum found found = store_read(w->node, op->part, op->fingerprint,
                                   (struct slice){op->key, op->key_n}, most,
-                                  &w->record, &r, &file, &offset);
+                                  &w->record, &r, &file, &c->stream_entry);
 
     if (found != FOUND && found != ABSENT)
         return false;
@@ -4663,9 +5233,16 @@ static bool read_sure(struct op *op) {
     } else if (w->record.n >= r.size) {
         file_release(file);
         file = NULL;
+    } else {
+        c->stream_at =
+            entry_offset(&c->stream_entry) + record_meta(w->record.p);
+        if (!op->head && !value_intact(file, &r, c->stream_at, w->scratch)) {
+            part_damaged(w->node, op->part, &c->stream_entry);
+            file_release(file);
+            return false;
+        }
     }
-    read_answer(op, &r, false, file,
-                file == NULL ? 0 : offset + record_meta(w->record.p));
+    read_answer(op, &r, false, file);
     return true;
 }
 
@@ -4683,7 +5260,7 @@ static void read_newest(struct op *op, bool stale) {
                      "again",
                      op->count);
     else
-        read_answer(op, &r, stale, NULL, 0);
+        read_answer(op, &r, stale, NULL);
 }
 
 /* Asks one more owner, of those that live as long as there are any: values may
@@ -4925,13 +5502,14 @@ static void buf_word(struct buf *b, uint64_t x) {
 static uint64_t pull_choose(const struct node *node, struct part *part,
                             struct slice range, struct buf *want) {
     uint64_t last = get64(range.p + 8), bytes = 0;
-    uint32_t at = table_seek(node, part, get64(range.p));
+    const struct log *log = &part->log;
+    uint32_t at = table_seek(node, log, get64(range.p));
     struct slice has = slice_skip(range, 16);
 
-    for (; at < part->total && part->table[at].fingerprint <= last; at++) {
-        const struct entry *e = &part->table[at];
+    for (; at < log->total && log->table[at].fingerprint <= last; at++) {
+        const struct entry *e = &log->table[at];
         uint64_t print = e->fingerprint;
-        bool again = entry_at(part, at - 1, print) != NULL;
+        bool again = entry_at(log, at - 1, print) != NULL;
 
         if (e->version == 0)
             continue;
@@ -4941,7 +5519,7 @@ static uint64_t pull_choose(const struct node *node, struct part *part,
             has = slice_skip(has, 16);
         if (has.n < 16 || get64(has.p) != print || again ||
             get64(has.p + 8) < e->version ||
-            entry_at(part, at + 1, print) != NULL) {
+            entry_at(log, at + 1, print) != NULL) {
             buf_add(want, e, sizeof *e);
             bytes += entry_size(e);
         }
@@ -4950,8 +5528,8 @@ static uint64_t pull_choose(const struct node *node, struct part *part,
 }
 
 /* Answers a pull. A floor is a promise: it has to be below the ceiling, which
-   outlives the process. What is damaged here must be had from another owner:
-   without it, this one's word is not complete. */
+   outlives the process. What is damaged here is left out, and must be had from
+   another owner: without it, this one's word is not complete. */
 static void pull_body(struct op *op) {
     struct node *node = op->w->node;
     struct slice ask = buf_slice(&op->rec);
@@ -4970,23 +5548,26 @@ static void pull_body(struct op *op) {
     pthread_mutex_lock(&part->lock);
     if (floor > part->floor)
         part->floor = floor;
-    buf_word(&answer, part->recovering ? 1 : part->unsure > 0 ? 2 : 0);
+    buf_word(&answer, part->unsure > 0 ? 2 : part->recovering ? 1 : 0);
     buf_word(&answer, pull_choose(node, part, slice_skip(ask, 16), &want));
-    file = file_hold(part->file);
+    file = file_hold(part->log.file);
     pthread_mutex_unlock(&part->lock);
-    for (size_t at = 0; good && at < want.n; at += sizeof(struct entry)) {
+    for (size_t at = 0; at < want.n; at += sizeof(struct entry)) {
         struct entry e;
         struct record r;
 
         memcpy(&e, want.p + at, sizeof e);
-        good = entry_read(file, &e, SIZE_MAX, record, &r);
-        if (good)
+        if (entry_read(file, &e, SIZE_MAX, record, &r)) {
             record_seal(record->p, 0);
-        buf_add(&answer, record->p, record->n);
+            buf_add(&answer, record->p, record->n);
+        } else {
+            part_damaged(node, part, &e);
+            put64(answer.p, 2);
+        }
     }
     file_release(file);
     buf_reset(record, 2 * READ_SIZE);
-    replica_says(op, good ? 200 : 500, answer.p, answer.n);
+    replica_says(op, 200, answer.p, answer.n);
     buf_free(&answer);
     buf_free(&want);
 }
@@ -5033,6 +5614,7 @@ static bool repair_store(struct repair *repair, struct part *part,
    `first` on. The last one that it covers. */
 static uint64_t repair_ask(struct repair *repair, struct part *part,
                            uint64_t floor, uint64_t first) {
+    const struct log *log = &part->log;
     struct buf *ask = &repair->ask;
     uint64_t last = UINT64_MAX;
 
@@ -5042,19 +5624,19 @@ static uint64_t repair_ask(struct repair *repair, struct part *part,
     buf_word(ask, first);
     buf_word(ask, last);
     pthread_mutex_lock(&part->lock);
-    for (uint32_t at = table_seek(repair->node, part, first); at < part->total;
+    for (uint32_t at = table_seek(repair->node, log, first); at < log->total;
          at++) {
-        const struct entry *e = &part->table[at];
+        const struct entry *e = &log->table[at];
 
         if (e->version == 0)
             continue;
         if (ask->n > PAGE_BYTES &&
-            entry_at(part, at - 1, e->fingerprint) == NULL) {
+            entry_at(log, at - 1, e->fingerprint) == NULL) {
             last = e->fingerprint - 1;
             break;
         }
         buf_word(ask, e->fingerprint);
-        buf_word(ask, e->version);
+        buf_word(ask, entry_damaged(e) ? 0 : e->version);
     }
     pthread_mutex_unlock(&part->lock);
     put64(ask->p + 24, last);
@@ -5062,11 +5644,12 @@ static uint64_t repair_ask(struct repair *repair, struct part *part,
 }
 
 /* Takes over from one owner all that is newer there, not faster than -moveRate,
-   and raises its floor. -1: that could not be done; else whether it is
-   recovering. */
+   and raises its floor. -1: that could not be done; else what it says of itself,
+   the worst of its answers. */
 static int repair_from(struct repair *repair, const struct member *m,
                        struct part *part, uint64_t floor) {
     uint64_t first = 0, next, last, until, rate = repair->node->flags.move_rate;
+    int flags = 0;
     struct caller *k = repair->callers[m->number];
     struct slice answer;
 
@@ -5086,12 +5669,14 @@ static int repair_from(struct repair *repair, const struct member *m,
         if (next - 1 < first || next - 1 > last ||
             !repair_store(repair, part, slice_skip(answer, 16)))
             return -1;
+        if ((int)get64(answer.p) > flags)
+            flags = (int)get64(answer.p);
         until = now_ms() + (rate == 0 ? 0 : answer.n * 1000 / rate);
         while (now_ms() < until && !atomic_load(&repair->node->ended))
             rest_ms(10);
         first = next;
     } while (next != 0);
-    return (int)get64(answer.p);
+    return flags;
 }
 
 /* One round about one partition: it ends the doubt that there was before, if
@@ -5131,8 +5716,10 @@ static bool repair_part(struct repair *repair, struct part *part) {
     pthread_mutex_lock(&part->lock);
     part->cleared = doubts;
     part->recovering = false;
-    if (count > 1)
+    if (count > 1) {
+        part->rewrite = part->rewrite || part->unsure > 0;
         part->unsure = 0;
+    }
     pthread_mutex_unlock(&part->lock);
     return true;
 }
@@ -5155,8 +5742,8 @@ static unsigned repair_all(struct repair *repair) {
         pthread_mutex_lock(&part->lock);
         doubt = part->doubts != part->cleared || part->recovering;
         recovering += part->recovering;
-        keys += part->keys;
-        bytes += part->bytes;
+        keys += part->log.keys;
+        bytes += part->log.bytes;
         pthread_mutex_unlock(&part->lock);
         owned++;
         doubted += doubt && !repair_part(repair, part);
@@ -5261,6 +5848,8 @@ static const char *ready_text(struct op *op, struct buf *b) {
     if (dead > 0)
         buf_print(b, "degraded: %u logs take no more writes: the disk failed\n",
                   dead);
+    if (atomic_load(&node->full))
+        buf_text(b, "degraded: the disk is full, only deletes are taken\n");
     return NULL;
 }
 
@@ -5442,6 +6031,19 @@ static const char *query_check(struct slice query) {
     return refusal;
 }
 
+/* The refusal of a node that is starting, until the next one of this worker. */
+static const char *starting_text(struct op *op) {
+    struct worker *w = op->w;
+    char text[100];
+
+    if (atomic_load(&w->node->load_began) == 0)
+        return "503 this node is starting: it has no ring yet";
+    load_text(w->node, text);
+    snprintf(w->refusal, sizeof w->refusal,
+             "503 this node is starting and reads its logs: %s", text);
+    return w->refusal;
+}
+
 /* What can be said against a request before its route looks at it. */
 static const char *route_check(struct op *op, const struct http *h,
                                const struct route *r, struct slice query) {
@@ -5464,8 +6066,7 @@ static const char *route_check(struct op *op, const struct http *h,
         return "405 this path does not have that method";
     }
     if (!r->early && (op->w->view == NULL || !atomic_load(&node->loaded)))
-        return "503 this node is starting: it has no ring yet, or is reading "
-               "its logs";
+        return starting_text(op);
     return query_check(query);
 }
 
@@ -5557,9 +6158,9 @@ static const char *route_request(struct op *op, const struct http *h) {
  * begun. "ready" is printed when it is true.
  */
 
-/* A number is at least 1, a port may be 0. A flag that is still to be built
-   (LATER) can only be off, and nothing is kept of it. */
-enum flag_kind { TEXT, PORT, NUMBER, SIZE, SWITCH, LATER };
+/* A number is at least 1; a port, and a time in seconds, may be 0. A flag that
+   is still to be built (LATER) can only be off, and nothing is kept of it. */
+enum flag_kind { TEXT, PORT, NUMBER, SIZE, TIME, SWITCH, LATER };
 
 #define AT(field) offsetof(struct flags, field)
 
@@ -5597,10 +6198,14 @@ static const struct flag {
      "file with a secret that every peer-port request must carry"},
     {"moveRate", SIZE, AT(move_rate), UINT64_MAX, NULL,
      "bytes a second at most for joins, leaves and repair"},
-    {"scrub", LATER, 0, 0, "24h", "every value is verified once in this time"},
-    {"acceptDamage", LATER, 0, 0, "false", "give unreadable records up"},
-    {"check", LATER, 0, 0, NULL, "look at a data directory, and exit"},
-    {"dump", LATER, 0, 0, NULL, "print the records of a log, and exit"},
+    {"scrub", TIME, AT(scrub), SCRUB_MAX, "24h",
+     "every value is read and verified once in this time (s, m, h); 0: never"},
+    {"acceptDamage", SWITCH, AT(accept_damage), 0, "false",
+     "start with unreadable records given up, after naming them"},
+    {"check", TEXT, AT(check), 0, NULL,
+     "look at the data directory of that name, and exit: 1 if it is damaged"},
+    {"dump", TEXT, AT(dump), 0, NULL,
+     "print the records of a log, a line each, and exit"},
     {"debug", SWITCH, AT(debug), 0, "false", "log every request"},
     {"help", SWITCH, AT(help), 0, "false", "this text"},
     {"version", SWITCH, AT(version), 0, "false", "the version"},
@@ -5624,12 +6229,16 @@ static void flags_help(void) {
 /* Sets a flag. false: the value is bad. */
 static bool flag_set(struct flags *flags, const struct flag *f,
                      const char *value) {
-    static const char units[] = "KMG";
+    static const struct unit {
+        char letter;
+        enum flag_kind kind;
+        uint64_t of;
+    } units[] = {{'K', SIZE, 1u << 10}, {'M', SIZE, 1u << 20},
+                 {'G', SIZE, 1u << 30}, {'s', TIME, 1},
+                 {'m', TIME, 60},       {'h', TIME, 3600}};
     void *field = (char *)flags + f->offset;
     struct slice s = slice_of(value);
-    const char *unit = NULL;
-    unsigned shift = 0;
-    uint64_t x;
+    uint64_t x, of = 1;
 
     if (f->kind == TEXT) {
         *(const char **)field = value;
@@ -5642,16 +6251,16 @@ static bool flag_set(struct flags *flags, const struct flag *f,
     if (f->kind == LATER) /* off, or as it would be */
         return slice_is(s, "0") || slice_is(s, "false") ||
                (f->value != NULL && slice_is(s, f->value));
-    if (f->kind == SIZE && s.n > 0)
-        unit = strchr(units, value[s.n - 1]);
-    if (unit != NULL) {
-        shift = 10 * (unsigned)(unit - units + 1);
-        s.n--;
-    }
-    if (!slice_digits(s, 10, &x) || x > f->most >> shift ||
-        (x == 0 && f->kind != PORT))
+    for (const struct unit *u = units; u < units + 6 && of == 1; u++)
+        if (u->kind == f->kind && s.n > 0 && s.p[s.n - 1] == u->letter) {
+            of = u->of;
+            s.n--;
+            break;
+        }
+    if (!slice_digits(s, 10, &x) || x > f->most / of ||
+        (x == 0 && f->kind != PORT && f->kind != TIME))
         return false;
-    *(uint64_t *)field = x << shift;
+    *(uint64_t *)field = x * of;
     return true;
 }
 
@@ -5880,6 +6489,9 @@ static void directory_open(struct node *node) {
     node->super_fd = openat(node->dir_fd, "superblock", flags, 0666);
     if (node->super_fd < 0)
         give_up(1, "cannot open %s/superblock: %s", path, strerror(errno));
+    node->reserve_fd = openat(node->dir_fd, "reserve", flags, 0666);
+    if (node->reserve_fd < 0)
+        give_up(1, "cannot open %s/reserve: %s", path, strerror(errno));
     known = super_read(node);
     if (known < 0)
         give_up(1, "%s/superblock is damaged or foreign; nothing was changed",
@@ -5890,6 +6502,52 @@ static void directory_open(struct node *node) {
     }
     node->unclean = !self->clean && !mark_found(node);
     node->begin_ceiling = self->ceiling;
+}
+
+/* -check: says of each file of a data directory, and of each stretch of one
+   that is damaged, what is the matter, and changes nothing. */
+static void __attribute__((noreturn)) directory_inspect(struct node *node) {
+    const char *path = node->flags.data = node->flags.check;
+    uint64_t salt, size, records, print, bytes;
+    bool fits, bad = false;
+
+    node->dir_fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    node->super_fd = openat(node->dir_fd, "superblock", O_RDONLY | O_CLOEXEC);
+    if (node->dir_fd < 0 || node->super_fd < 0 || super_read(node) != 1)
+        give_up(1, "%s has no superblock that can be read", path);
+    printf("superblock ok id=%016" PRIx64 " cluster=%016" PRIx64
+           " partitions=%" PRIu64 " replicas=%" PRIu64 "\n",
+           node->self.id, node->self.cluster, node->self.partitions,
+           node->self.replicas);
+    node->partitions = (unsigned)node->self.partitions;
+    wake_pipe(node->repair_wake);
+    for (unsigned i = 0; i < PARTITIONS_MAX; i++) {
+        struct part part = {.number = i};
+        struct file file = {1, log_open(node, i, O_RDONLY, &salt, &fits), salt};
+        struct log *log = &part.log;
+
+        if (file.fd < 0)
+            continue;
+        if (!fits) {
+            printf("%03u.log foreign, or its header is damaged\n", i);
+            bad = true;
+            continue;
+        }
+        mutex_init(&part.lock);
+        log->file = &file;
+        records = salt == 0 ? 0 : part_read(node, &part, &size);
+        for (print = 0;
+             log->used > 0 && part_verify(node, &part, &print, &bytes);)
+            ;
+        printf("%03u.log %s records=%" PRIu64 " live=%u live_bytes=%" PRIu64
+               " dead_bytes=%" PRIu64 "\n",
+               i, part.unsure + part.doubts > 0 ? "damaged" : "ok", records,
+               log->used, log->live, salt == 0 ? 0 : part_dead_bytes(&part));
+        bad = bad || part.unsure + part.doubts > 0;
+        close(file.fd);
+        free(log->table);
+    }
+    exit(bad);
 }
 
 /* What the flags and the directory say together. */
@@ -5942,6 +6600,8 @@ static void descriptors_check(struct node *node, uint64_t partitions) {
     rlim_t need = (rlim_t)partitions + FILES_RESERVED;
     struct rlimit limit;
 
+    if (getrlimit(RLIMIT_FSIZE, &limit) == 0 && limit.rlim_cur < LOG_MAX)
+        node->log_most = (uint64_t)limit.rlim_cur;
     if (getrlimit(RLIMIT_NOFILE, &limit) == 0) {
         limit.rlim_cur = limit.rlim_max;
         setrlimit(RLIMIT_NOFILE, &limit);
@@ -6016,11 +6676,66 @@ static void *house_run(void *arg) {
 
     while (!atomic_load(&node->ended)) {
         ceiling_raise(node);
-        if (node->sync != SYNC_NONE && now_ms() >= sync_at) {
+        if (now_ms() >= sync_at) {
             sync_at = now_ms() + 1000;
-            sync_all(node);
+            reserve_take(node);
+            if (node->sync != SYNC_NONE)
+                sync_all(node);
         }
         rest_ms(TICK_MS / 2);
+    }
+    return NULL;
+}
+
+/* The partition that has most to gain from a compaction; NULL: there is none
+   that is worth it. Adds up what is live, for the pace of the scrubber. */
+static struct part *care_choose(struct node *node, uint64_t *live) {
+    struct part *chosen = NULL;
+    uint64_t most = 0;
+
+    *live = 0;
+    for (unsigned i = 0; i < node->partitions; i++) {
+        struct part *part = &node->parts[i];
+
+        pthread_mutex_lock(&part->lock);
+        *live += part->log.live;
+        if (compact_wanted(node, part) && part_dead_bytes(part) >= most) {
+            most = part_dead_bytes(part);
+            chosen = part;
+        }
+        pthread_mutex_unlock(&part->lock);
+    }
+    return chosen;
+}
+
+/* The care thread: compacts, and reads all values over and over, a page at a
+   time, spread over the time that -scrub gives for a round. */
+static void *care_run(void *arg) {
+    struct node *node = arg;
+    uint64_t at = now_ms(), live, bytes, print = 0;
+    unsigned number = 0;
+
+    while (!atomic_load(&node->ended)) {
+        struct part *part = care_choose(node, &live);
+
+        if (part != NULL) {
+            part_compact(node, part);
+            pthread_mutex_lock(&part->lock);
+            pool_enqueue(node, part);
+            pthread_mutex_unlock(&part->lock);
+            continue;
+        }
+        for (unsigned i = 0; node->flags.scrub > 0 && live > 0 &&
+                             i < node->partitions && at <= now_ms();
+             i++) {
+            if (!part_verify(node, &node->parts[number], &print, &bytes)) {
+                number = (number + 1) % node->partitions;
+                print = 0;
+            }
+            at += (uint64_t)((double)bytes / (double)live *
+                             (double)node->flags.scrub * 1000);
+        }
+        rest_ms(5 * TICK_MS);
     }
     return NULL;
 }
@@ -6076,6 +6791,7 @@ static void store_begin(struct node *node) {
     atomic_store(&node->clock, self->ceiling);
     atomic_store(&node->ceiling, self->ceiling);
     descriptors_check(node, node->partitions);
+    reserve_take(node);
     store_load(node);
     if (node->unclean)
         say("warning", "the machine went down while this node ran: what it "
@@ -6084,8 +6800,13 @@ static void store_begin(struct node *node) {
         node->unclean = false; /* nobody could make it good */
         mark_make(node);
     }
-    for (unsigned i = 0; i < node->partitions; i++)
-        node->parts[i].recovering = node->unclean;
+    for (unsigned i = 0; i < node->partitions; i++) {
+        struct part *part = &node->parts[i]; /* damage makes it forget, too */
+
+        part->recovering =
+            view->count > 1 &&
+            (node->unclean || part->recovering || part->unsure > 0);
+    }
     view_release(view);
     self->clean = node->sync == SYNC_ALWAYS && !node->unclean;
     for (unsigned i = 0; self->clean && i < node->partitions; i++)
@@ -6096,6 +6817,7 @@ static void store_begin(struct node *node) {
     atomic_store(&node->loaded, true);
     thread_start(node, house_run, node);
     thread_start(node, repair_run, node);
+    thread_start(node, care_run, node);
     workers_wake(node);
 }
 
@@ -6155,6 +6877,12 @@ int main(int argc, char **argv) {
         flags_help();
     if (flags->version)
         exit(puts(VERSION_TEXT) < 0);
+    node->log_most = LOG_MAX;
+    atomic_store(&node->full, true); /* until the reserve is there */
+    if (flags->check != NULL)
+        directory_inspect(node);
+    if (flags->dump != NULL)
+        log_dump(flags->dump);
     flags_check(node);
     secret_read(node);
     if (flags->etcd != NULL || flags->initial_cluster != NULL)

@@ -237,10 +237,10 @@ static void directory_remove(const char *path) {
 
 /* Empties a partition, as before its log was read. */
 static void part_clear(struct part *part) {
-    file_release(part->file);
-    free(part->table);
-    memset((char *)part + offsetof(struct part, file), 0,
-           sizeof *part - offsetof(struct part, file));
+    file_release(part->log.file);
+    free(part->log.table);
+    memset((char *)part + offsetof(struct part, log), 0,
+           sizeof *part - offsetof(struct part, log));
 }
 
 #define PARTS 4 /* that a node has room for */
@@ -264,6 +264,10 @@ static int node_begin(void **state) {
     node->lock_fd = -1;
     node->super_fd =
         openat(node->dir_fd, "superblock", O_RDWR | O_CREAT | O_CLOEXEC, 0666);
+    node->reserve_fd =
+        openat(node->dir_fd, "reserve", O_RDWR | O_CREAT | O_CLOEXEC, 0666);
+    wake_pipe(node->repair_wake);
+    node->log_most = LOG_MAX;
     node->partitions = 1;
     node->self.partitions = 1;
     node->self.replicas = 3;
@@ -296,6 +300,9 @@ static int node_end(void **state) {
     free(node->parts);
     close(node->dir_fd);
     close(node->super_fd);
+    close(node->reserve_fd);
+    close(node->repair_wake[0]);
+    close(node->repair_wake[1]);
     if (node->lock_fd >= 0)
         close(node->lock_fd);
     directory_remove(node->flags.data);
@@ -851,29 +858,29 @@ static void test_log_plain(void **state) {
     part_expect(node, part, "a", ABSENT, "");
     part_set(node, part, "a", "one", 1024);
     part_set(node, part, "b", "", 1024);
-    assert_int_equal(part->keys, 2);
-    assert_int_equal(part->bytes, 56 + 48);
+    assert_int_equal(part->log.keys, 2);
+    assert_int_equal(part->log.bytes, 56 + 48);
     part_set(node, part, "a", "two", 2048);
-    assert_int_equal(part->keys, 2);
+    assert_int_equal(part->log.keys, 2);
     part_expect(node, part, "a", FOUND, "two");
     part_expect(node, part, "b", FOUND, "");
     part_expect(node, part, "c", ABSENT, "");
     part_set(node, part, "a", NULL, 3072);
     part_expect(node, part, "a", FOUND, "-");
-    assert_int_equal(part->keys, 1);
-    assert_int_equal(part->bytes, 48);
+    assert_int_equal(part->log.keys, 1);
+    assert_int_equal(part->log.bytes, 48);
     part_set(node, part, "a", NULL, 4096); /* deleted once more */
     part_set(node, part, "c", NULL, 4096); /* was never there */
-    assert_int_equal(part->keys, 1);
+    assert_int_equal(part->log.keys, 1);
     part_set(node, part, "a", "three", 5120);
     part_expect(node, part, "a", FOUND, "three");
-    assert_int_equal(part->keys, 2);
+    assert_int_equal(part->log.keys, 2);
     part = part_again(node, 0);
     part_expect(node, part, "a", FOUND, "three");
     part_expect(node, part, "b", FOUND, "");
     part_expect(node, part, "c", FOUND, "-");
     assert_int_equal(part_get(node, part, "d", text), ABSENT);
-    assert_int_equal(part->keys, 2);
+    assert_int_equal(part->log.keys, 2);
 }
 
 /* Replay applies what has a higher version, in whatever order it stands, and
@@ -888,19 +895,19 @@ static void test_log_order(void **state) {
     for (size_t i = 0; i < COUNT(versions); i++) {
         b.n = 0;
         record_make(&b, slice_of("key"), "", slice_of(values[i]), versions[i]);
-        record_seal(b.p, part->file->salt);
+        record_seal(b.p, part->log.file->salt);
         buf_add(&log, b.p, b.n);
     }
     file_make(node, "000.log", log.p, log.n);
     part = part_again(node, 0);
-    part_expect(node, part, "key", FOUND, "5");
-    assert_int_equal(part->end, log.n);
-    assert_int_equal(part->keys, 1);
+    part_expect(node, part, "key", FOUND, "5 again");
+    assert_int_equal(part->log.end, log.n);
+    assert_int_equal(part->log.keys, 1);
     part_set(node, part, "key", NULL, 6000);
     part = part_again(node, 0);
     part_expect(node, part, "key", FOUND, "-");
-    assert_int_equal(part->keys, 0);
-    assert_int_equal(part->bytes, 0);
+    assert_int_equal(part->log.keys, 0);
+    assert_int_equal(part->log.bytes, 0);
     buf_free(&b);
     buf_free(&log);
 }
@@ -922,7 +929,7 @@ static void test_log_torn(void **state) {
     struct node *node = *state;
     struct buf log = log_of_four(node), after;
     struct part *part = &node->parts[0];
-    uint64_t last = log_place(&log, part->file->salt, 3);
+    uint64_t last = log_place(&log, part->log.file->salt, 3);
 
     for (size_t n = last; n <= log.n; n++) {
         bool whole = n == log.n;
@@ -934,10 +941,10 @@ static void test_log_torn(void **state) {
         part_expect(node, part, "d", whole ? FOUND : ABSENT,
                     whole ? "value of d" : "");
         part_expect(node, part, "e", ABSENT, "");
-        assert_int_equal(part->end, whole ? n : last);
-        assert_int_equal(part->keys, whole ? 4 : 3);
+        assert_int_equal(part->log.end, whole ? n : last);
+        assert_int_equal(part->log.keys, whole ? 4 : 3);
         after = file_bytes(node, "000.log");
-        assert_int_equal(after.n, part->end);
+        assert_int_equal(after.n, part->log.end);
         buf_free(&after);
         part_set(node, part, "d", "new", 2048);
         part = part_again(node, 0);
@@ -963,7 +970,7 @@ static void test_log_garbage(void **state) {
                 random_fill(longer.p + log.n, n, n);
             file_make(node, "000.log", longer.p, longer.n);
             part = part_again(node, 0);
-            assert_int_equal(part->end, log.n);
+            assert_int_equal(part->log.end, log.n);
             part_expect(node, part, "d", FOUND, "value of d");
             part_expect(node, part, "e", ABSENT, "");
         }
@@ -978,8 +985,8 @@ static void test_log_damaged(void **state) {
     struct node *node = *state;
     struct buf log = log_of_four(node);
     struct part *part = &node->parts[0];
-    uint64_t begin = log_place(&log, part->file->salt, 1);
-    uint64_t end = log_place(&log, part->file->salt, 2);
+    uint64_t begin = log_place(&log, part->log.file->salt, 1);
+    uint64_t end = log_place(&log, part->log.file->salt, 2);
     uint64_t value = begin + record_meta(log.p + begin);
 
     for (uint64_t at = begin; at < end; at++) {
@@ -999,13 +1006,13 @@ static void test_log_damaged(void **state) {
         part_expect(node, part, "d", FOUND, "value of d");
         part_expect(node, part, "e", header ? UNSURE : ABSENT, "");
         assert_int_equal(part->unsure, header ? end : 0);
-        assert_int_equal(part->end, log.n);
+        assert_int_equal(part->log.end, log.n);
         if (!header)
             continue;
         part_set(node, part, "a", "new", 2048); /* written anew it is sure */
         part_expect(node, part, "a", FOUND, "new");
     }
-    assert_int_equal(world.damages, value - begin);
+    assert_int_equal(world.damages, value - begin + 10); /* bytes of value */
     buf_free(&log);
 }
 
@@ -1014,29 +1021,29 @@ static void test_log_damaged(void **state) {
 static void test_log_rotten(void **state) {
     struct node *node = *state;
     struct buf log = log_of_four(node);
-    uint64_t last = log_place(&log, node->parts[0].file->salt, 3);
+    uint64_t last = log_place(&log, node->parts[0].log.file->salt, 3);
     struct part *part;
 
     log.p[log.n - 8] ^= 1;
     file_make(node, "000.log", log.p, log.n);
     part = part_again(node, 0);
-    assert_int_equal(part->end, last);
+    assert_int_equal(part->log.end, last);
     part_expect(node, part, "d", ABSENT, "");
     buf_free(&log);
     log = log_of_four(node); /* which replays, and then refuses, a to c */
-    last = log_place(&log, node->parts[0].file->salt, 3);
+    last = log_place(&log, node->parts[0].log.file->salt, 3);
     log.p[last - 8] ^= 1;
     file_make(node, "000.log", log.p, log.n);
     part = part_again(node, 0);
-    assert_int_equal(part->end, log.n);
+    assert_int_equal(part->log.end, log.n);
     part_expect(node, part, "c", DAMAGED, "");
     part_expect(node, part, "d", FOUND, "value of d");
     buf_free(&log);
 }
 
-/* Reads a node's first log, in a child. */
+/* Looks at a node's logs as a start does, in a child. */
 static void log_read(void *node) {
-    part_again(node, 0);
+    logs_check(node);
 }
 
 /* A header of another cluster, partition, count of partitions or format, or a
@@ -1071,21 +1078,28 @@ static void test_log_foreign(void **state) {
     buf_free(&log);
 }
 
-/* A header that is short or all zeros was never synced: the log is begun anew,
-   under another salt. */
+/* A header that is short, or zeros with nothing but zeros behind it, was never
+   synced: the log is begun anew, under another salt. Zeros with something
+   behind them are damage. */
 static void test_log_headless(void **state) {
     struct node *node = *state;
     struct buf log = log_of_four(node);
-    uint64_t salt = node->parts[0].file->salt;
+    uint64_t salt = node->parts[0].log.file->salt;
+
+    struct ended ended;
 
     memset(log.p, 0, LOG_HEADER);
+    file_make(node, "000.log", log.p, log.n);
+    ended = child_run(log_read, node);
+    child_refused(&ended, 1, "nothing was changed");
+    memset(log.p, 0, log.n);
     for (size_t n = 0; n <= log.n; n += n < LOG_HEADER ? 1 : log.n - n) {
         struct part *part;
 
         file_make(node, "000.log", log.p, n);
         part = part_again(node, 0);
-        assert_int_equal(part->end, LOG_HEADER);
-        assert_int_not_equal(part->file->salt, salt);
+        assert_int_equal(part->log.end, LOG_HEADER);
+        assert_int_not_equal(part->log.file->salt, salt);
         part_expect(node, part, "a", ABSENT, "");
         part_set(node, part, "a", "new", 1024);
         part = part_again(node, 0);
@@ -1113,6 +1127,7 @@ static void test_log_full(void **state) {
         assert_true(slice_equal(buf_slice(&after), buf_slice(&log)));
         buf_free(&after);
         part_expect(node, part, "e", ABSENT, "");
+        assert_true(atomic_exchange(&node->full, false));
     }
     world.room = SIZE_MAX;
     part_set(node, part, "e", "value of e", 2048);
@@ -1131,7 +1146,7 @@ static void test_log_full(void **state) {
     part = part_again(node, 0);
     part_expect(node, part, "e", FOUND, "value of e");
     part_expect(node, part, "f", ABSENT, "");
-    part->end = LOG_MAX; /* where no entry can point to */
+    part->log.end = LOG_MAX; /* where no entry can point to */
     assert_int_equal(
         part_put(node, part, slice_of("f"), &value, 2048, false).verdict,
         ACCEPT_FULL);
@@ -1209,7 +1224,7 @@ static void test_accept_rule(void **state) {
         atomic_store(&node->clock, 0);
         if (rows[i].floor != NONE)
             part->floor = version_at(rows[i].floor * SECOND);
-        end = part->end;
+        end = part->log.end;
         a = part_put(node, part, key, &value,
                      version_at(rows[i].version * SECOND), rows[i].repair);
         if (rows[i].above != NONE)
@@ -1217,7 +1232,7 @@ static void test_accept_rule(void **state) {
         if (a.verdict != rows[i].want || a.above != above || a.held != old ||
             a.existed != (old != 0))
             fail_msg("row %zu: verdict %d", i, (int)a.verdict);
-        assert_int_equal(part->end > end,
+        assert_int_equal(part->log.end > end,
                          a.verdict == ACCEPT_OK &&
                              version_at(rows[i].version * SECOND) != old);
     }
@@ -1293,8 +1308,8 @@ static void models_check(struct node *node, struct part *part,
                              : round_up_8(RECORD_HEADER + key.n + m->size +
                                           (m->size + 65535) / 65536 * 8);
     }
-    assert_int_equal(part->keys, keys);
-    assert_int_equal(part->bytes, live);
+    assert_int_equal(part->log.keys, keys);
+    assert_int_equal(part->log.bytes, live);
     buf_free(&b);
     free(bytes);
 }
@@ -1346,10 +1361,10 @@ static void test_store_random(void **state) {
 static void table_check(const struct node *node, const struct part *part) {
     uint32_t used = 0;
 
-    for (uint32_t i = 0; i < part->total; i++) {
-        const struct entry *e = &part->table[i];
+    for (uint32_t i = 0; i < part->log.total; i++) {
+        const struct entry *e = &part->log.table[i];
         uint64_t low = e->fingerprint * node->partitions >> 32;
-        uint64_t home = low * part->slots >> 32;
+        uint64_t home = low * part->log.slots >> 32;
 
         if (e->version == 0)
             continue;
@@ -1360,7 +1375,7 @@ static void table_check(const struct node *node, const struct part *part) {
         assert_int_not_equal(e[-1].version, 0);
         assert_true(e[-1].fingerprint <= e->fingerprint);
     }
-    assert_int_equal(used, part->used);
+    assert_int_equal(used, part->log.used);
 }
 
 /* 100,000 keys of one partition: the table grows, stays in order, finds each
@@ -1378,27 +1393,28 @@ static void test_table_grows(void **state) {
         struct entry e;
 
         print = (print | random_next(&seed)) >> 2 | UINT64_C(1) << 62;
-        assert_true(table_room(node, part));
+        assert_true(table_room(node, &part->log));
         e = entry_of(print, &r, 8 * i);
-        part_index(part, NULL, table_seek(node, part, print), e);
-        if (i >= 1000 && part->total * sizeof e / part->used > most)
-            most = part->total * sizeof e / part->used;
+        log_index(&part->log, NULL, table_seek(node, &part->log, print), e);
+        if (i >= 1000 && part->log.total * sizeof e / part->log.used > most)
+            most = part->log.total * sizeof e / part->log.used;
         if (i % 10000 == 0 || i + 1 == keys)
             table_check(node, part);
     }
-    assert_int_equal(part->used, keys);
-    assert_int_equal(part->keys, keys);
+    assert_int_equal(part->log.used, keys);
+    assert_int_equal(part->log.keys, keys);
     print_message("%zu bytes of memory a key, at most\n", most);
     assert_true(most <= 40);
-    for (size_t i = 0, seen = 0; i < part->total; i++) {
-        uint64_t print = part->table[i].fingerprint;
+    for (size_t i = 0, seen = 0; i < part->log.total; i++) {
+        uint64_t print = part->log.table[i].fingerprint;
 
-        if (part->table[i].version == 0)
+        if (part->log.table[i].version == 0)
             continue;
-        assert_int_equal(table_seek(node, part, print), i);
-        assert_ptr_equal(entry_at(part, (uint32_t)i, print), &part->table[i]);
-        assert_null(
-            entry_at(part, table_seek(node, part, print + 1), print + 1));
+        assert_int_equal(table_seek(node, &part->log, print), i);
+        assert_ptr_equal(entry_at(&part->log, (uint32_t)i, print),
+                         &part->log.table[i]);
+        assert_null(entry_at(
+            &part->log, table_seek(node, &part->log, print + 1), print + 1));
         assert_true(++seen <= keys);
     }
 }
@@ -1418,12 +1434,12 @@ static void test_table_ends(void **state) {
                 n % 2 == 0 ? first + n : (first + (UINT64_MAX >> 2)) - n;
 
             assert_int_equal(ring_partition(print, node->partitions), i);
-            assert_true(table_room(node, part));
-            part_index(part, NULL, table_seek(node, part, print),
-                       entry_of(print, &r, 8 * n));
+            assert_true(table_room(node, &part->log));
+            log_index(&part->log, NULL, table_seek(node, &part->log, print),
+                      entry_of(print, &r, 8 * n));
             table_check(node, part);
         }
-        assert_int_equal(part->used, 40);
+        assert_int_equal(part->log.used, 40);
     }
 }
 
@@ -1448,8 +1464,8 @@ static void test_same_fingerprint(void **state) {
             part_expect(node, part, key, FOUND, i == 3 ? "-" : value);
         }
         part_expect(node, part, "key20", ABSENT, "");
-        assert_int_equal(part->used, 20);
-        assert_int_equal(part->keys, 19);
+        assert_int_equal(part->log.used, 20);
+        assert_int_equal(part->log.keys, 19);
         part = part_again(node, 0);
     }
 }
@@ -1462,17 +1478,17 @@ static void test_file_held(void **state) {
     struct file *kept = NULL;
     struct buf b = {0};
     struct record r;
-    uint64_t offset = 0;
+    struct entry entry = {0};
     uint8_t magic[4];
 
     part_set(node, part, "key", "value", 1024);
     assert_int_equal(store_read(node, part,
                                 ring_fingerprint(key.p, key.n, node->self.hash),
-                                key, 0, &b, &r, &kept, &offset),
+                                key, 0, &b, &r, &kept, &entry),
                      FOUND);
-    assert_int_equal(offset, LOG_HEADER);
+    assert_int_equal(entry_offset(&entry), LOG_HEADER);
     part_again(node, 0);
-    assert_int_equal(read_at(kept->fd, magic, 4, offset + 8), 4);
+    assert_int_equal(read_at(kept->fd, magic, 4, LOG_HEADER + 8), 4);
     assert_int_equal(get32(magic), RECORD_MAGIC);
     assert_int_equal(atomic_load(&kept->refs), 1);
     file_release(kept);
