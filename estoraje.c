@@ -1209,23 +1209,30 @@ static void reserve_use(struct node *node) {
         say("error", "cannot use the reserve error=%s", strerror(errno));
 }
 
+/* Bytes that the disk has left. */
+static uint64_t disk_room(const struct node *node) {
+    struct statvfs disk;
+
+    return fstatvfs(node->reserve_fd, &disk) != 0
+               ? 0
+               : (uint64_t)disk.f_bavail * disk.f_frsize;
+}
+
 /* Has the reserve back, if it can be had: then the disk is not full any more.
    A file system that cannot reserve anything does without. For one thread. */
 static void reserve_take(struct node *node) {
+    uint64_t want = (uint64_t)node->partitions * RESERVE_PART;
     struct statvfs disk;
     struct stat st;
-    uint64_t want, room;
     int error;
 
     if (!atomic_load(&node->full) || fstatvfs(node->reserve_fd, &disk) != 0 ||
         fstat(node->reserve_fd, &st) != 0)
         return;
-    want = (uint64_t)disk.f_blocks * disk.f_frsize / 16;
-    if (want > (uint64_t)node->partitions * RESERVE_PART)
-        want = (uint64_t)node->partitions * RESERVE_PART;
-    room = (uint64_t)disk.f_bavail * disk.f_frsize;
+    if (want > (uint64_t)disk.f_blocks * disk.f_frsize / 16)
+        want = (uint64_t)disk.f_blocks * disk.f_frsize / 16;
     if ((uint64_t)st.st_blocks * 512 < want) { /* not there from before */
-        error = room < 2 * want
+        error = disk_room(node) < 2 * want
                     ? ENOSPC
                     : posix_fallocate(node->reserve_fd, 0, (off_t)want);
         if (error == ENOSPC || error == EDQUOT)
@@ -1379,7 +1386,7 @@ static void __attribute__((noreturn)) log_dump(const char *path) {
     off_t length = fd < 0 ? -1 : lseek(fd, 0, SEEK_END);
     uint8_t *log = MAP_FAILED;
     struct record r;
-    bool good, bad = false;
+    bool good;
 
     size = (uint64_t)length;
     if (length > 0)
@@ -1394,15 +1401,13 @@ static void __attribute__((noreturn)) log_dump(const char *path) {
         next = log_search(log, size, salt, at, &r);
         if (next > at) {
             dump_line(at, NULL, false, next - at);
-            bad = true;
             continue;
         }
         good = r.size <= size - at && record_intact(&r);
         dump_line(at, &r, good, 0);
-        bad = bad || !good;
         next = r.size < size - at ? at + r.size : size;
     }
-    exit(bad);
+    exit(0);
 }
 
 /* ------------------------------------------------------------- The store
@@ -1721,14 +1726,17 @@ static struct accepted store_accept(struct node *node, struct part *part,
 /* Tells of a stretch of a log that cannot be used: in the log of events, or
    as -check's findings. */
 static void log_complain(const struct node *node, const struct part *part,
-                         const char *what, uint64_t offset, uint64_t bytes) {
+                         const char *level, const char *what, uint64_t offset,
+                         uint64_t bytes) {
+    char text[200];
+
+    snprintf(text, sizeof text,
+             "%s file=%03u.log offset=%" PRIu64 " bytes=%" PRIu64, what,
+             part->number, offset, bytes);
     if (node->flags.check != NULL)
-        printf("%03u.log %s offset=%" PRIu64 " bytes=%" PRIu64 "\n",
-               part->number, what, offset, bytes);
+        puts(text);
     else
-        say(what[0] == 't' ? "warning" : "error",
-            "%s file=%03u.log offset=%" PRIu64 " bytes=%" PRIu64, what,
-            part->number, offset, bytes);
+        say(level, "%s", text);
 }
 
 /*
@@ -1751,7 +1759,7 @@ static uint64_t log_replay(struct node *node, struct part *part,
         if (next == size && (r.size > size - at || !record_intact(&r)))
             break;
         if (at > part->log.end) {
-            log_complain(node, part, "damaged: records may be lost",
+            log_complain(node, part, "error", "damaged: records may be lost",
                          part->log.end, at - part->log.end);
             part->unsure = at;
         }
@@ -1787,7 +1795,7 @@ static uint64_t part_read(struct node *node, struct part *part,
     records = log_replay(node, part, bytes, *size);
     munmap(bytes, (size_t)*size);
     if (part->log.end < *size)
-        log_complain(node, part, "torn tail", part->log.end,
+        log_complain(node, part, "warning", "torn tail", part->log.end,
                      *size - part->log.end);
     return records;
 }
@@ -1866,8 +1874,8 @@ static void part_damaged(struct node *node, struct part *part,
             continue;
         e->size |= ENTRY_DAMAGED;
         part->doubts++;
-        log_complain(node, part, "damaged: a record is rotten", entry_offset(e),
-                     entry_size(e));
+        log_complain(node, part, "error", "damaged: a record is rotten",
+                     entry_offset(e), entry_size(e));
         wake_write(node->repair_wake[1]);
     }
     pthread_mutex_unlock(&part->lock);
@@ -1981,14 +1989,17 @@ static uint64_t part_dead_bytes(const struct part *part) {
     return part->log.end - LOG_HEADER - part->log.live;
 }
 
-/* Whether a partition is worth a compaction: sooner where room is short. */
-static bool compact_wanted(const struct node *node, struct part *part) {
+/* Whether a partition is worth a compaction: sooner where room is short. room:
+   what the disk has left, which must not be taken from the deletes in vain. */
+static bool compact_wanted(const struct node *node, const struct part *part,
+                           uint64_t room) {
     const struct log *log = &part->log;
     bool tight =
         atomic_load(&node->full) || log->end + 2 * LOG_SPARE > node->log_most;
     uint64_t most = tight ? log->live / 64 + 4096 : log->live + COMPACT_DEAD;
 
     return !part->dead && part->unsure == 0 && now_ms() >= part->rest_until &&
+           log->live + RESERVE_PART < room &&
            (part->rewrite || part_dead_bytes(part) > most);
 }
 
@@ -6690,8 +6701,8 @@ static void *house_run(void *arg) {
 /* The partition that has most to gain from a compaction; NULL: there is none
    that is worth it. Adds up what is live, for the pace of the scrubber. */
 static struct part *care_choose(struct node *node, uint64_t *live) {
+    uint64_t most = 0, room = disk_room(node);
     struct part *chosen = NULL;
-    uint64_t most = 0;
 
     *live = 0;
     for (unsigned i = 0; i < node->partitions; i++) {
@@ -6699,7 +6710,7 @@ static struct part *care_choose(struct node *node, uint64_t *live) {
 
         pthread_mutex_lock(&part->lock);
         *live += part->log.live;
-        if (compact_wanted(node, part) && part_dead_bytes(part) >= most) {
+        if (compact_wanted(node, part, room) && part_dead_bytes(part) >= most) {
             most = part_dead_bytes(part);
             chosen = part;
         }
@@ -6708,34 +6719,41 @@ static struct part *care_choose(struct node *node, uint64_t *live) {
     return chosen;
 }
 
-/* The care thread: compacts, and reads all values over and over, a page at a
-   time, spread over the time that -scrub gives for a round. */
+#define SCRUB_PAGES 16 /* at once, where it is late */
+
+/* The care thread: compacts, for half of its time at most, unless room is
+   short; and reads all values over and over, a page at a time, spread over the
+   time that -scrub gives for a round. */
 static void *care_run(void *arg) {
     struct node *node = arg;
-    uint64_t at = now_ms(), live, bytes, print = 0;
+    uint64_t due = now_ms(), began, live, bytes, pages, print = 0;
     unsigned number = 0;
 
     while (!atomic_load(&node->ended)) {
         struct part *part = care_choose(node, &live);
 
+        began = now_ms();
         if (part != NULL) {
             part_compact(node, part);
             pthread_mutex_lock(&part->lock);
             pool_enqueue(node, part);
             pthread_mutex_unlock(&part->lock);
-            continue;
         }
-        for (unsigned i = 0; node->flags.scrub > 0 && live > 0 &&
-                             i < node->partitions && at <= now_ms();
+        pages = node->flags.scrub > 0 && live > 0 ? SCRUB_PAGES : 0;
+        for (unsigned i = 0; i < node->partitions && pages > 0 && due <= began;
              i++) {
             if (!part_verify(node, &node->parts[number], &print, &bytes)) {
                 number = (number + 1) % node->partitions;
                 print = 0;
             }
-            at += (uint64_t)((double)bytes / (double)live *
-                             (double)node->flags.scrub * 1000);
+            due += (uint64_t)((double)node->flags.scrub * 1000 *
+                              ((double)bytes / (double)live));
+            pages -= bytes > 0;
         }
-        rest_ms(5 * TICK_MS);
+        if (part == NULL)
+            rest_ms(5 * TICK_MS);
+        else if (!atomic_load(&node->full))
+            rest_ms(now_ms() - began);
     }
     return NULL;
 }
