@@ -196,6 +196,7 @@ struct log {
     uint64_t keys;  /* entries that are no tombstones */
     uint64_t bytes; /* of those keys' records */
     uint64_t live;  /* of the records of all entries */
+    uint64_t sum;   /* of entry_sum() of those: equal logs have equal ones */
 };
 
 /* One partition: its log, and what is known of its other replicas. All of it
@@ -1556,15 +1557,24 @@ static struct entry *log_find(const struct node *node, struct log *log,
     return e;
 }
 
+/* What an entry adds to the sum of its log: a hash of its key and version. */
+static uint64_t entry_sum(const struct entry *e) {
+    const uint64_t pair[2] = {e->fingerprint, e->version};
+
+    return xxh64((const uint8_t *)pair, sizeof pair, 0);
+}
+
 /* Points the index at a record that is in the log; old and at are of
    log_find(), and table_room() came before it. */
 static void log_index(struct log *log, struct entry *old, uint32_t at,
                       struct entry new) {
     if (old != NULL) {
+        log->sum -= entry_sum(old);
         log->live -= entry_size(old);
         log->keys -= !entry_tombstone(old);
         log->bytes -= entry_tombstone(old) ? 0 : entry_size(old);
     }
+    log->sum += entry_sum(&new);
     log->live += entry_size(&new);
     log->keys += !entry_tombstone(&new);
     log->bytes += entry_tombstone(&new) ? 0 : entry_size(&new);
@@ -1828,8 +1838,9 @@ static void part_load(struct node *node, struct part *part) {
     part->log.file = file;
     part_read(node, part, &size);
     part->dirty =
-        part->log.end > LOG_HEADER; /* kill -9 left it to us to sync */
-    if (part->log.end < size &&
+        part->log.end > LOG_HEADER;          /* kill -9 left it to us to sync */
+    part->recovering = part->log.end < size; /* maybe it was not torn but rot */
+    if (part->recovering &&
         (ftruncate(fd, (off_t)part->log.end) != 0 || fsync(fd) != 0))
         give_up(1, "cannot cut the torn tail of %s/%03u.log: %s",
                 node->flags.data, part->number, strerror(errno));
@@ -1858,6 +1869,12 @@ static bool part_place(const struct node *node, struct part *part,
     return e != NULL;
 }
 
+/* Whether an entry is given up: by -acceptDamage, at a start. */
+static bool entry_given_up(const struct node *node, const struct entry *e) {
+    return entry_damaged(e) && node->flags.accept_damage &&
+           !atomic_load(&node->loaded);
+}
+
 /* Notes that the record of an entry is rotten, if it is still the newest: a
    round of repair will bring it anew, if any other owner has it. */
 static void part_damaged(struct node *node, struct part *part,
@@ -1873,6 +1890,8 @@ static void part_damaged(struct node *node, struct part *part,
             entry_damaged(e))
             continue;
         e->size |= ENTRY_DAMAGED;
+        if (entry_given_up(node, e)) /* it will not be copied */
+            part->log.sum -= entry_sum(e);
         part->doubts++;
         log_complain(node, part, "error", "damaged: a record is rotten",
                      entry_offset(e), entry_size(e));
@@ -2025,12 +2044,6 @@ static struct log *compact_begin(const struct node *node,
     return NULL;
 }
 
-/* Whether an entry is given up: by -acceptDamage, at a start. */
-static bool entry_given_up(const struct node *node, const struct entry *e) {
-    return entry_damaged(e) && node->flags.accept_damage &&
-           !atomic_load(&node->loaded);
-}
-
 /* Copies the records of a page. Entries that were given up are left out. false:
    that is not possible. */
 static bool compact_copy(struct node *node, struct part *part,
@@ -2058,23 +2071,6 @@ static bool compact_copy(struct node *node, struct part *part,
     return good;
 }
 
-/* A sum over key and version of all entries but those that are given up, in
-   whatever order. */
-static uint64_t table_sum(const struct node *node, const struct log *log) {
-    uint64_t sum = 0, pair[2];
-
-    for (uint32_t i = 0; i < log->total; i++) {
-        const struct entry *e = &log->table[i];
-
-        if (e->version == 0 || entry_given_up(node, e))
-            continue;
-        pair[0] = e->fingerprint;
-        pair[1] = e->version;
-        sum += xxh64((const uint8_t *)pair, sizeof pair, 0);
-    }
-    return sum;
-}
-
 /* Puts the second log in the place of the first if it is on the disk and holds
    the same; else it goes. Under the partition's lock. */
 static bool compact_swap(struct node *node, struct part *part, bool synced) {
@@ -2082,8 +2078,7 @@ static bool compact_swap(struct node *node, struct part *part, bool synced) {
 
     log_name(from, part->number, true);
     log_name(to, part->number, false);
-    if (!synced || part->dead ||
-        table_sum(node, part->next) != table_sum(node, &part->log) ||
+    if (!synced || part->dead || part->next->sum != part->log.sum ||
         renameat(node->dir_fd, from, node->dir_fd, to) != 0) {
         compact_end(node, part);
         return false;
