@@ -2484,11 +2484,9 @@ static size_t http_head_end(const uint8_t *p, size_t n, size_t *scanned,
         size_t end = lf != NULL ? (size_t)(lf - p) + 1 : n;
 
         if (at == 0 && end > LINE_MAX_HTTP + 2)
-            *refusal = "414 the request line is over 8 KiB: use a "
-                       "shorter key";
+            *refusal = "414 the request line is over 8 KiB: shorten it";
         else if (end > HEAD_MAX)
-            *refusal = "431 the header is over 16 KiB: send fewer or "
-                       "shorter fields";
+            *refusal = "431 the header is over 16 KiB: send fewer fields";
         else if (lf != NULL && (end < at + 2 || lf[-1] != '\r'))
             *refusal = "400 a line must end in CR LF";
         if (lf == NULL || *refusal != NULL)
@@ -2578,8 +2576,7 @@ static const char *http_request_line(struct slice line, struct http *h) {
 
     for (size_t i = 0; whole && i < h->target.n; i++)
         if (h->target.p[i] <= ' ' || h->target.p[i] >= 127)
-            return "400 bytes outside of ASCII must be "
-                   "percent-encoded in the path";
+            return "400 the path has bytes that must be percent-encoded";
     if (whole && !slice_begins(line, "HTTP/1."))
         return "505 only HTTP/1.0 and HTTP/1.1 are spoken here";
     if (!whole || !http_version(&line, h) || line.n > 0)
@@ -2639,8 +2636,7 @@ static const char *http_field(struct slice line, struct http *h) {
             !slice_is_nocase(name, http_fields[i].name))
             continue;
         if (field->p != NULL && field != &h->connection)
-            return "400 a header field that may be there once is "
-                   "there twice";
+            return "400 a header field is there more than once";
         if (field != &h->connection || !list_has(*field, "close"))
             *field = line;
         break;
@@ -2658,8 +2654,7 @@ static const char *http_meaning(struct http *h, bool request) {
     if (h->has_length && !slice_digits(h->content_length, 10, &h->length))
         return "400 Content-Length must be a decimal number";
     if (h->chunked && (h->has_length || h->minor == 0))
-        return "400 Transfer-Encoding excludes Content-Length, and is "
-               "not in HTTP/1.0";
+        return "400 Transfer-Encoding excludes Content-Length and HTTP/1.0";
     if (h->chunked && !slice_is_nocase(h->encoding, "chunked"))
         return "501 the only Transfer-Encoding is chunked";
     if (h->expect && !slice_is_nocase(h->expectation, "100-continue"))
@@ -5849,8 +5844,7 @@ static const char *ready_text(struct op *op, struct buf *b) {
         if (!member_alive(node, view->member[i].number))
             buf_print(b, "degraded: %s is not heard\n", view->member[i].name);
     if (clock_wrong(node, view))
-        buf_text(b,
-                 "degraded: this node's clock is far ahead of the others'\n");
+        buf_text(b, "degraded: this node's clock is far ahead\n");
     if (dead > 0)
         buf_print(b, "degraded: %u logs take no more writes: the disk failed\n",
                   dead);
@@ -5932,8 +5926,7 @@ static const char *op_key(struct op *op, struct slice raw) {
     ssize_t n = percent_decode(raw, op->key, sizeof op->key);
 
     if (n <= 0)
-        return "400 a key has 1 to 1024 bytes, and a % in it is "
-               "followed by two hexadecimal digits";
+        return "400 a key has 1 to 1024 bytes, and a % in it begins %XX";
     op->key_n = (size_t)n;
     return NULL;
 }
@@ -6059,8 +6052,7 @@ static const char *route_check(struct op *op, const struct http *h,
     if (r->port == CONN_PEER && node->secret[0] != '\0' &&
         (!slice_begins(given, "Bearer ") ||
          !secret_equal(slice_skip(given, 7), node->secret)))
-        return "401 this port wants the secret of -secretFile, as "
-               "Authorization: Bearer";
+        return "401 this port wants Authorization: Bearer, with the secret";
     if (!word_in(h->method, ALLOW_ALL ", PATCH, OPTIONS, TRACE, CONNECT"))
         return "501 the methods are " ALLOW_ALL;
     if (!word_in(h->method, r->allow)) {
