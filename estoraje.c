@@ -548,8 +548,8 @@ struct worker {
     struct view *view; /* as of this turn */
     uint64_t view_seen;
     uint64_t now;  /* ms of the monotonic clock, once a turn */
-    uint64_t wall; /* seconds; date is made of it */
-    char date[40];
+    uint64_t wall; /* seconds; date is the field that is made of it */
+    char date[48];
     struct pollfd *fds;  /* wake pipe, listeners, then as conns */
     struct conn **conns; /* [count] */
     size_t count, cap;
@@ -2790,21 +2790,22 @@ static bool etag_listed(struct slice list, uint64_t etag) {
     return false;
 }
 
-/* What stands behind HTTP/1.1 in a status line. */
+/* What stands behind HTTP/1.1 in a status line, and the field that some
+   statuses must have. */
 static struct slice status_text(unsigned status) {
     static const char texts[] =
-        "200 OK\n201 Created\n204 No Content\n404 Not Found\n"
-        "304 Not Modified\n400 Bad Request\n401 Unauthorized\n"
-        "403 Forbidden\n405 Method Not Allowed\n409 Conflict\n"
-        "413 Content Too Large\n414 URI Too Long\n417 Expectation Failed\n"
-        "431 Request Header Fields Too Large\n"
-        "501 Not Implemented\n503 Service Unavailable\n504 Gateway Timeout\n"
-        "505 HTTP Version Not Supported\n507 Insufficient Storage\n";
-    struct slice rest = {(const uint8_t *)texts, sizeof texts - 1}, line;
+        "200 OK;201 Created;204 No Content;404 Not Found;304 Not Modified;"
+        "400 Bad Request;401 Unauthorized\r\nWWW-Authenticate: Bearer;"
+        "403 Forbidden;405 Method Not Allowed;409 Conflict;"
+        "413 Content Too Large;414 URI Too Long;417 Expectation Failed;"
+        "431 Request Header Fields Too Large;501 Not Implemented;"
+        "503 Service Unavailable\r\nRetry-After: 1;504 Gateway Timeout;"
+        "505 HTTP Version Not Supported;507 Insufficient Storage;";
+    struct slice rest = {(const uint8_t *)texts, sizeof texts - 1}, text;
 
-    while (slice_cut(&rest, '\n', &line))
-        if ((unsigned)atoi((const char *)line.p) == status)
-            return line;
+    while (slice_cut(&rest, ';', &text))
+        if ((unsigned)atoi((const char *)text.p) == status)
+            return text;
     return slice_of("500 Internal Server Error");
 }
 
@@ -2999,16 +3000,11 @@ static struct buf *answer_begin(struct op *op, unsigned status) {
     op->status = status;
     buf_text(out, "HTTP/1.1 ");
     buf_add(out, text.p, text.n);
-    buf_text(out, "\r\nDate: ");
     buf_text(out, op->w->date);
     if (!op->keep)
         buf_text(out, "\r\nConnection: close");
     else if (op->c->old)
         buf_text(out, "\r\nConnection: keep-alive");
-    if (status == 503)
-        buf_text(out, "\r\nRetry-After: 1");
-    if (status == 401)
-        buf_text(out, "\r\nWWW-Authenticate: Bearer");
     if (status == 405) {
         buf_text(out, "\r\nAllow: ");
         buf_text(out, op->allow);
@@ -3483,7 +3479,8 @@ static void worker_clock(struct worker *w) {
     if ((uint64_t)wall != w->wall) {
         w->wall = (uint64_t)wall;
         gmtime_r(&wall, &tm);
-        strftime(w->date, sizeof w->date, "%a, %d %b %Y %H:%M:%S GMT", &tm);
+        strftime(w->date, sizeof w->date, "\r\nDate: %a, %d %b %Y %H:%M:%S GMT",
+                 &tm);
     }
     changes = atomic_load(&w->node->view_changes);
     if (w->view_seen != changes) {
