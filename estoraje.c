@@ -784,14 +784,11 @@ static bool slice_digits(struct slice s, unsigned base, uint64_t *number) {
 
 /* Room for more bytes; false: there is no memory. */
 static bool buf_room(struct buf *b, size_t more) {
-    size_t cap = b->cap;
+    size_t cap = b->n + more + b->cap / 2 + 256;
     uint8_t *p;
 
-    if (cap - b->n >= more)
+    if (b->cap - b->n >= more)
         return true;
-    cap = cap + cap / 2 > b->n + more ? cap + cap / 2 : b->n + more;
-    if (cap < 256)
-        cap = 256;
     p = realloc(b->p, cap);
     if (p == NULL)
         return false;
