@@ -6010,18 +6010,14 @@ static bool word_in(struct slice word, const char *list) {
 
 /* All that a query can ask for is still to be built. */
 static const char *query_check(struct slice query) {
-    const char *refusal = NULL;
-    struct slice one;
+    bool asks = query.n > 0;
+    struct slice one, name;
 
-    while (slice_next(&query, '&', &one)) {
-        struct slice name = one;
-
-        slice_next(&one, '=', &name);
-        if (!word_in(name, "consistent,list,prefix,limit,cursor,explain,force"))
+    while (slice_next(&query, '&', &one))
+        if (!slice_next(&one, '=', &name) ||
+            !word_in(name, "consistent,list,prefix,limit,cursor,explain,force"))
             return "400 a query parameter is not known";
-        refusal = "501 what this query asks for is not built yet";
-    }
-    return refusal;
+    return asks ? "501 what this query asks for is not built yet" : NULL;
 }
 
 /* The refusal of a node that is starting, until the next one of this worker. */
