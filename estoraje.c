@@ -2568,17 +2568,16 @@ static bool http_version(struct slice *s, struct http *h) {
 /* METHOD SP target SP HTTP/1.x */
 static const char *http_request_line(struct slice line, struct http *h) {
     bool whole = slice_cut(&line, ' ', &h->method) && http_token(h->method) &&
-                 slice_cut(&line, ' ', &h->target) && h->target.n > 0 &&
-                 slice_begins(line, "HTTP/");
+                 slice_cut(&line, ' ', &h->target) && h->target.n > 0;
 
-    for (size_t i = 0; whole && i < h->target.n; i++)
+    for (size_t i = 0; i < h->target.n; i++)
         if (h->target.p[i] <= ' ' || h->target.p[i] >= 127)
             return "400 the path has bytes that must be percent-encoded";
-    if (whole && !slice_begins(line, "HTTP/1."))
-        return "505 only HTTP/1.0 and HTTP/1.1 are spoken here";
-    if (!whole || !http_version(&line, h) || line.n > 0)
-        return "400 the request line is not METHOD /key HTTP/1.1";
-    return NULL;
+    if (whole && http_version(&line, h) && line.n == 0)
+        return NULL;
+    return whole && slice_begins(line, "HTTP/") && !slice_begins(line, "HTTP/1")
+               ? "505 only HTTP/1.0 and HTTP/1.1 are spoken here"
+               : "400 the request line is not METHOD /key HTTP/1.1";
 }
 
 /* HTTP/1.x SP status SP reason */
