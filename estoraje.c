@@ -422,7 +422,6 @@ struct conn {
     uint64_t since;       /* the state's clock, ms */
     bool old;             /* its last request was HTTP/1.0 */
     bool close_after;     /* no more requests; close when all is sent */
-    bool half;            /* the other side sends no more */
     bool dead;            /* to be swept */
     bool touched;         /* to be served at the end of the turn */
     bool expect;          /* its last request waits for a 100 */
@@ -3195,8 +3194,9 @@ static void conn_input(struct conn *c) {
     if (n < 0 && (errno == EAGAIN || errno == EINTR))
         return;
     if (n <= 0) {
-        c->half = c->close_after = true;
-        if (n < 0 || c->reading != NULL || c->kind == CONN_LINK)
+        c->close_after = true;
+        if (n < 0 || c->reading != NULL || c->kind == CONN_LINK ||
+            (c->first == NULL && conn_unsent(c) == 0))
             conn_kill(c);
         return;
     }
@@ -3276,15 +3276,12 @@ static void conn_serve(struct conn *c) {
             conn_consume(c);
         }
     } while (conn_unread(c) < unread);
-    if (c->dead || !c->close_after || conn_unsent(c) > 0 || c->first != NULL)
+    if (c->dead || !c->close_after || conn_unsent(c) > 0 || c->first != NULL ||
+        c->state == CONN_LINGER)
         return;
-    if (c->half) {
-        conn_kill(c);
-    } else if (c->state != CONN_LINGER) {
-        shutdown(c->fd, SHUT_WR);
-        c->state = CONN_LINGER;
-        c->since = c->w->now;
-    }
+    shutdown(c->fd, SHUT_WR);
+    c->state = CONN_LINGER;
+    c->since = c->w->now;
 }
 
 /* The end of a dead connection, or a step to it: operations at work go on
