@@ -399,14 +399,12 @@ struct chunks {
 };
 
 enum conn_kind { CONN_CLIENT, CONN_PEER, CONN_LINK };
-enum conn_state { CONN_HEAD, CONN_BODY, CONN_LINGER };
 
 /* A connection: of a client, from a peer, or (a link) to a peer. Its worker's
    own. Freed by the sweep at the end of a turn, never before. */
 struct conn {
     struct worker *w;
     enum conn_kind kind;
-    enum conn_state state;
     int fd;
     struct slice data; /* input that is being parsed, during a call */
     struct buf in;     /* read and not consumed */
@@ -418,10 +416,11 @@ struct conn {
     struct op *last;
     unsigned ops;
     struct op *reading;   /* whose body is read; NULL: it is drained */
-    struct chunks chunks; /* of the body */
+    struct chunks chunks; /* of the body; ended while a head is read */
     uint64_t since;       /* the state's clock, ms */
     bool old;             /* its last request was HTTP/1.0 */
     bool close_after;     /* no more requests; close when all is sent */
+    bool lingers;         /* all is sent; until the other side closes */
     bool dead;            /* to be swept */
     bool touched;         /* to be served at the end of the turn */
     bool expect;          /* its last request waits for a 100 */
@@ -2678,7 +2677,7 @@ static const char *http_parse(const uint8_t *p, size_t n, bool request,
 
 /* A body is a stretch of data, or chunks: a line with a size, data, and an
    empty line each; a size of 0 is the last, and trailers may follow. */
-enum { CHUNK_SIZE, CHUNK_DATA, CHUNK_DATA_END, CHUNK_TRAILER, CHUNK_END };
+enum { CHUNK_END, CHUNK_SIZE, CHUNK_DATA, CHUNK_DATA_END, CHUNK_TRAILER };
 
 /* Begins with the body that a head announces. */
 static struct chunks chunks_begin(const struct http *h) {
@@ -2883,7 +2882,7 @@ static bool conn_reads(const struct conn *c) {
 static struct pollfd conn_poll(const struct conn *c) {
     struct pollfd fd = {c->fd, 0, 0};
 
-    if (conn_reads(c) || c->state == CONN_LINGER)
+    if (conn_reads(c) || c->lingers)
         fd.events |= POLLIN;
     if (conn_unsent(c) > 0 || c->connecting || c->stream != NULL)
         fd.events |= POLLOUT;
@@ -3098,7 +3097,6 @@ static bool conn_body(struct conn *c) {
         c->expect = false;
         return used > 0 && c->data.n > 0;
     }
-    c->state = CONN_HEAD;
     c->reading = NULL;
     if (op != NULL)
         op->body(op);
@@ -3135,7 +3133,6 @@ static bool conn_head(struct conn *c) {
     c->old = h.minor == 0;
     c->expect = h.expect;
     c->chunks = chunks_begin(&h);
-    c->state = CONN_BODY;
     if ((refusal = route_request(op, &h)) != NULL)
         op_refuse(op, refusal);
     if (c->reading != NULL && op->body == NULL)
@@ -3151,8 +3148,8 @@ static void conn_consume(struct conn *c) {
         link_input(c);
     else
         while (more && conn_reads(c)) {
-            more = c->state == CONN_BODY ? conn_body(c)
-                                         : c->data.n > 0 && conn_head(c);
+            more = c->chunks.state != CHUNK_END ? conn_body(c)
+                                                : c->data.n > 0 && conn_head(c);
             conn_retire(c);
         }
     if (c->close_after)
@@ -3204,7 +3201,7 @@ static void conn_input(struct conn *c) {
         c->since = c->w->now;
     if (c->close_after)
         return; /* discarded, so that the client can read the answer */
-    if (fresh && c->state == CONN_HEAD && c->first == NULL)
+    if (fresh && c->chunks.state == CHUNK_END && c->first == NULL)
         c->since = c->w->now; /* a head begins, and has so long to end */
     c->in.n += fresh ? 0 : (size_t)n;
     c->data = fresh ? (struct slice){to, (size_t)n} : buf_slice(&c->in);
@@ -3277,10 +3274,10 @@ static void conn_serve(struct conn *c) {
         }
     } while (conn_unread(c) < unread);
     if (c->dead || !c->close_after || conn_unsent(c) > 0 || c->first != NULL ||
-        c->state == CONN_LINGER)
+        c->lingers)
         return;
     shutdown(c->fd, SHUT_WR);
-    c->state = CONN_LINGER;
+    c->lingers = true;
     c->since = c->w->now;
 }
 
@@ -3317,9 +3314,10 @@ static void conn_check_time(struct conn *c) {
 
     if (c->kind == CONN_LINK)
         return;
-    if (c->state == CONN_LINGER)
+    if (c->lingers)
         most = LINGER_MS;
-    else if (conn_unsent(c) > 0 || c->stream != NULL || c->state == CONN_BODY)
+    else if (conn_unsent(c) > 0 || c->stream != NULL ||
+             c->chunks.state != CHUNK_END)
         most = PROGRESS_MS;
     else if (c->first == NULL && conn_unread(c) > 0)
         most = HEAD_MS;
