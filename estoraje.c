@@ -114,7 +114,7 @@
 #define GRACE_MS          500   /* with a majority, for the others that live */
 #define ASK_MS            100   /* for one owner, before more are asked */
 #define ATTEMPT_MS        2000  /* for one attempt of a write */
-#define RETRY_MS          100   /* until a link is tried again */
+#define RETRY_MS          100   /* until a link, or accept(), is tried again */
 #define CALL_MS           10000 /* for an answer of a peer */
 #define ATTEMPTS          3
 #define TICK_MS           20         /* while operations are at work */
@@ -3362,8 +3362,6 @@ static void workers_wake(struct node *node) {
         wake_write(node->workers[i].wake[1]);
 }
 
-#define SWEEP_MS 250 /* from look to look at the clocks of connections */
-
 /* Accepts one connection. A worker that has more than its share leaves it to
    the others, unless they take too long. At a limit the listener rests:
    descriptors are kept for logs and peers. */
@@ -3378,7 +3376,7 @@ static void worker_accept(struct worker *w, int listener, enum conn_kind kind) {
     if (fd >= 0)
         conn_new(w, fd, kind);
     else if (errno != EAGAIN && errno != ECONNABORTED && errno != EINTR)
-        w->accept_at = w->now + SWEEP_MS;
+        w->accept_at = w->now + RETRY_MS;
 }
 
 /* Goes on with operations whose syncs are done. */
@@ -3399,11 +3397,12 @@ static void worker_inbox(struct worker *w) {
     }
 }
 
-/* Calls every operation that waits for time to pass; it says so again if it
-   still does. */
+/* Looks at the clock of every connection, and calls every operation that waits
+   for time to pass; it says so again if it still does. */
 static void worker_tick(struct worker *w) {
     w->waiting = false;
-    for (size_t i = 0; i < w->count; i++)
+    for (size_t i = 0; i < w->count; i++) {
+        conn_check_time(w->conns[i]);
         for (struct op *op = w->conns[i]->first; op != NULL; op = op->next) {
             void (*due)(struct op *) = op->due;
 
@@ -3411,6 +3410,7 @@ static void worker_tick(struct worker *w) {
             if (due != NULL)
                 due(op);
         }
+    }
 }
 
 /* Serves what was touched and frees what is dead, until there is neither: to
@@ -3489,7 +3489,7 @@ static void conn_event(struct conn *c, int events) {
 static void *worker_run(void *arg) {
     struct worker *w = arg;
     struct node *node = w->node;
-    uint64_t ticked = 0, swept = 0;
+    uint64_t ticked = 0;
 
     while (!atomic_load(&node->ended)) {
         size_t count;
@@ -3512,11 +3512,6 @@ static void *worker_run(void *arg) {
             ticked = w->now;
             worker_tick(w);
             worker_beat(w);
-        }
-        if (w->now - swept >= SWEEP_MS) {
-            swept = w->now;
-            for (size_t i = 0; i < w->count; i++)
-                conn_check_time(w->conns[i]);
         }
     }
     return NULL;
