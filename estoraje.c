@@ -3197,12 +3197,10 @@ static void conn_input(struct conn *c) {
             conn_kill(c);
         return;
     }
-    if (c->kind == CONN_LINK)
-        c->since = c->w->now;
     if (c->close_after)
         return; /* discarded, so that the client can read the answer */
-    if (fresh && c->chunks.state == CHUNK_END && c->first == NULL)
-        c->since = c->w->now; /* a head begins, and has so long to end */
+    if (fresh || c->kind == CONN_LINK)
+        c->since = c->w->now; /* a head that begins has so long to end */
     c->in.n += fresh ? 0 : (size_t)n;
     c->data = fresh ? (struct slice){to, (size_t)n} : buf_slice(&c->in);
     conn_consume(c);
