@@ -424,8 +424,7 @@ struct conn {
     bool dead;            /* to be swept */
     bool touched;         /* to be served at the end of the turn */
     bool expect;          /* its last request waits for a 100 */
-    bool connecting;
-    struct link *link; /* of a link */
+    struct link *link;    /* of a link */
     /* A value too large for one read is sent block by block. */
     struct file *stream;
     struct entry stream_entry;
@@ -2884,7 +2883,7 @@ static struct pollfd conn_poll(const struct conn *c) {
 
     if (conn_reads(c) || c->lingers)
         fd.events |= POLLIN;
-    if (conn_unsent(c) > 0 || c->connecting || c->stream != NULL)
+    if (conn_unsent(c) > 0 || c->stream != NULL)
         fd.events |= POLLOUT;
     if (fd.events == 0 || c->dead)
         fd.fd = -1;
@@ -3210,12 +3209,12 @@ static void conn_input(struct conn *c) {
 
 /* Sends what there is. */
 static void conn_flush(struct conn *c) {
-    while (!c->dead && !c->connecting && conn_unsent(c) > 0) {
+    while (!c->dead && conn_unsent(c) > 0) {
         ssize_t n =
             send(c->fd, c->out.p + c->sent, conn_unsent(c), MSG_NOSIGNAL);
 
-        if (n < 0 && errno == EAGAIN)
-            break;
+        if (n < 0 && (errno == EAGAIN || errno == ENOTCONN))
+            break; /* a link is not connected yet: poll() will tell */
         if (n < 0 && errno != EINTR)
             conn_kill(c);
         if (n > 0) {
@@ -3475,10 +3474,8 @@ static void worker_clock(struct worker *w) {
     }
 }
 
-/* Reads from a connection for which poll() has something. A link is connected
-   now, or has failed, and then reading or sending says so. */
+/* Reads from a connection for which poll() has something. */
 static void conn_event(struct conn *c, int events) {
-    c->connecting = false;
     if (!c->dead && (events & (POLLIN | POLLERR | POLLHUP)))
         conn_input(c);
     conn_touch(c);
@@ -4674,7 +4671,6 @@ static void link_open(struct worker *w, struct link *l) {
         return;
     l->conn = conn_new(w, fd, CONN_LINK);
     l->conn->link = l;
-    l->conn->connecting = true;
     if (connect(fd, (const struct sockaddr *)&m->address, m->address_n) != 0 &&
         errno != EINPROGRESS)
         conn_kill(l->conn);
