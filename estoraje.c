@@ -152,6 +152,7 @@ struct buf {
     uint8_t *p;
     size_t n;
     size_t cap;
+    size_t at; /* bytes at the front that are used up */
 };
 
 /* A record that was parsed; it points into the bytes that it was parsed from.
@@ -406,13 +407,10 @@ struct conn {
     struct worker *w;
     enum conn_kind kind;
     int fd;
-    struct slice data; /* input that is being parsed, during a call */
-    struct buf in;     /* read and not consumed */
-    size_t in_at;      /* consumed bytes at the front of it */
-    size_t scanned;    /* of the head, by http_head_end() */
-    struct buf out;    /* to be sent */
-    size_t sent;       /* bytes at the front of it that were */
-    struct op *first;  /* operations in the order of their requests */
+    struct buf in;    /* read and not consumed; empty: it has no memory */
+    size_t scanned;   /* of the head, by http_head_end() */
+    struct buf out;   /* to be sent */
+    struct op *first; /* operations in the order of their requests */
     struct op *last;
     unsigned ops;
     struct op *reading;   /* whose body is read; NULL: it is drained */
@@ -446,7 +444,6 @@ struct link {
     struct conn *conn; /* NULL: not connected */
     unsigned number;   /* of the member */
     struct buf calls;  /* struct call each, in the order of their answers */
-    size_t called;     /* bytes at the front of it that are answered */
     uint64_t retry_at; /* no new attempt before */
 };
 
@@ -551,7 +548,8 @@ struct worker {
     bool touched;      /* one of them is */
     bool waiting;      /* an operation waits for a tick */
     char refusal[200]; /* one that is no constant */
-    uint8_t *scratch;  /* READ_SIZE */
+    uint8_t *scratch;  /* READ_SIZE: a block of a value, to be verified */
+    struct buf input;  /* memory for who reads next */
     struct buf record; /* a record read from a log */
     struct op *free_ops;
     struct link links[MEMBERS_MAX + 1]; /* by number; [0] unused */
@@ -870,11 +868,23 @@ static void buf_free(struct buf *b) {
 static void buf_reset(struct buf *b, size_t keep) {
     if (b->cap > keep)
         buf_free(b);
-    b->n = 0;
+    b->n = b->at = 0;
 }
 
+/* What is not used up. */
 static struct slice buf_slice(const struct buf *b) {
-    return (struct slice){b->p, b->n};
+    return (struct slice){b->p + b->at, b->n - b->at};
+}
+
+/* Takes what is used up off the front, if that moves no more than it. */
+static void buf_drop(struct buf *b, size_t keep) {
+    if (b->at == b->n) {
+        buf_reset(b, keep);
+    } else if (b->at >= b->n - b->at) {
+        b->n -= b->at;
+        memmove(b->p, b->p + b->at, b->n);
+        b->at = 0;
+    }
 }
 
 #define ROTATE(x, bits) ((x) << (bits) | (x) >> (64 - (bits)))
@@ -2857,11 +2867,7 @@ static struct conn *conn_new(struct worker *w, int fd, enum conn_kind kind) {
 }
 
 static size_t conn_unsent(const struct conn *c) {
-    return c->out.n - c->sent;
-}
-
-static size_t conn_unread(const struct conn *c) {
-    return c->in.n - c->in_at;
+    return c->out.n - c->out.at;
 }
 
 /* Whether more input is wanted: a client's next request waits for the one
@@ -3075,12 +3081,12 @@ static const char *op_take(struct op *op, struct slice data,
 static bool conn_body(struct conn *c) {
     struct op *op = c->reading;
     const char *refusal = NULL;
-    struct slice data;
-    ssize_t used = chunks_read(&c->chunks, c->data.p, c->data.n, &data);
+    struct slice data = buf_slice(&c->in);
+    ssize_t used = chunks_read(&c->chunks, data.p, data.n, &data);
 
     if (used > 0) {
         c->since = c->w->now;
-        c->data = slice_skip(c->data, (size_t)used);
+        c->in.at += (size_t)used;
     }
     if (used < 0)
         refusal = "400 the chunked body is malformed";
@@ -3088,13 +3094,13 @@ static bool conn_body(struct conn *c) {
         refusal = op_take(op, data, &c->chunks);
     if (refusal != NULL) {
         op_refuse(op, refusal); /* what is left may be drained */
-        return c->data.n > 0;
+        return true;
     }
     if (c->chunks.state != CHUNK_END) {
-        if (op != NULL && c->expect && c->data.n == 0)
+        if (op != NULL && c->expect && c->in.at == c->in.n)
             buf_text(op_out(op), "HTTP/1.1 100 Continue\r\n\r\n");
         c->expect = false;
-        return used > 0 && c->data.n > 0;
+        return used > 0;
     }
     c->reading = NULL;
     if (op != NULL)
@@ -3107,27 +3113,28 @@ static bool conn_body(struct conn *c) {
    is needed. */
 static bool conn_head(struct conn *c) {
     const char *refusal;
+    struct slice data;
     struct http h;
     struct op *op;
     size_t n;
 
-    while (c->scanned == 0 && c->data.n >= 2 && c->data.p[0] == '\r' &&
-           c->data.p[1] == '\n')
-        c->data = slice_skip(c->data, 2); /* RFC 9112, 2.2 allows for it */
-    n = http_head_end(c->data.p, c->data.n, &c->scanned, &refusal);
+    while (c->scanned == 0 && slice_begins(buf_slice(&c->in), "\r\n"))
+        c->in.at += 2; /* RFC 9112, 2.2 allows for it */
+    data = buf_slice(&c->in);
+    n = http_head_end(data.p, data.n, &c->scanned, &refusal);
     if (n == 0 && refusal == NULL)
         return false;
     c->reading = op = op_new(c);
     if (refusal == NULL)
-        refusal = http_parse(c->data.p, n, true, &h);
+        refusal = http_parse(data.p, n, true, &h);
     if (refusal != NULL) { /* nobody knows where the next request begins */
-        op->head = slice_begins(c->data, "HEAD ");
+        op->head = slice_begins(data, "HEAD ");
         c->chunks = (struct chunks){.plain = false};
         op_refuse(op, refusal);
         return false;
     }
     c->scanned = 0;
-    c->data = slice_skip(c->data, n);
+    c->in.at += n;
     c->since = c->w->now;
     c->old = h.minor == 0;
     c->expect = h.expect;
@@ -3139,69 +3146,53 @@ static bool conn_head(struct conn *c) {
     return !c->close_after && conn_body(c);
 }
 
-/* Consumes c->data as far as it goes, and keeps the rest in c->in. */
+/* Consumes its input as far as it goes. When none is left its memory is for
+   the connection that reads next. */
 static void conn_consume(struct conn *c) {
+    struct worker *w = c->w;
     bool more = true;
 
     if (c->kind == CONN_LINK)
         link_input(c);
     else
         while (more && conn_reads(c)) {
-            more = c->chunks.state != CHUNK_END ? conn_body(c)
-                                                : c->data.n > 0 && conn_head(c);
+            more = c->chunks.state != CHUNK_END
+                       ? conn_body(c)
+                       : c->in.at < c->in.n && conn_head(c);
             conn_retire(c);
         }
     if (c->close_after)
-        c->data.n = 0; /* nobody will look at it */
-    if (c->data.n == 0) {
-        buf_reset(&c->in, READ_SIZE / 4);
-        c->in_at = 0;
-    } else if (c->in.n > 0) {
-        c->in_at = (size_t)(c->data.p - c->in.p);
-    } else {
-        buf_add(&c->in, c->data.p, c->data.n);
+        c->in.at = c->in.n; /* nobody will look at it */
+    buf_drop(&c->in, 2 * READ_SIZE);
+    if (c->in.n == 0) {
+        buf_free(&w->input);
+        w->input = c->in;
+        c->in = (struct buf){0};
     }
 }
 
-/* Drops the first *at bytes of a buffer, which were used. */
-static void buf_drop(struct buf *b, size_t *at, size_t keep) {
-    b->n -= *at;
-    if (*at > 0 && b->n > 0)
-        memmove(b->p, b->p + *at, b->n);
-    else if (b->n == 0)
-        buf_reset(b, keep);
-    *at = 0;
-}
-
-/* Reads once, and consumes. What fits is parsed where it was read to. The end
-   of the input is only read once all requests before it are begun, so that
-   none is to come: what is at work is answered yet. */
+/* Reads once, and consumes. The end of the input is only read once all requests
+   before it are begun, so that none is to come: what is at work is answered
+   yet. What comes after the last request is discarded, so that the client can
+   read the answer. */
 static void conn_input(struct conn *c) {
     bool fresh = c->in.n == 0;
-    uint8_t *to = c->w->scratch;
     ssize_t n;
 
-    if (!fresh) {
-        buf_drop(&c->in, &c->in_at, READ_SIZE);
-        to = buf_grow(&c->in, READ_SIZE);
-        c->in.n -= READ_SIZE; /* as many as come are counted below */
+    if (fresh) {
+        c->in = c->w->input;
+        c->w->input = (struct buf){0};
     }
-    n = read(c->fd, to, READ_SIZE);
-    if (n < 0 && (errno == EAGAIN || errno == EINTR))
-        return;
-    if (n <= 0) {
+    n = read(c->fd, buf_grow(&c->in, READ_SIZE), READ_SIZE);
+    c->in.n -= READ_SIZE - (n > 0 ? (size_t)n : 0);
+    if (n == 0 || (n < 0 && errno != EAGAIN && errno != EINTR)) {
         c->close_after = true;
         if (n < 0 || c->reading != NULL || c->kind == CONN_LINK ||
             (c->first == NULL && conn_unsent(c) == 0))
             conn_kill(c);
-        return;
-    }
-    if (c->close_after)
-        return; /* discarded, so that the client can read the answer */
-    if (fresh || c->kind == CONN_LINK)
+    } else if ((fresh || c->kind == CONN_LINK) && !c->close_after) {
         c->since = c->w->now; /* a head that begins has so long to end */
-    c->in.n += fresh ? 0 : (size_t)n;
-    c->data = fresh ? (struct slice){to, (size_t)n} : buf_slice(&c->in);
+    }
     conn_consume(c);
 }
 
@@ -3211,19 +3202,18 @@ static void conn_input(struct conn *c) {
 static void conn_flush(struct conn *c) {
     while (!c->dead && conn_unsent(c) > 0) {
         ssize_t n =
-            send(c->fd, c->out.p + c->sent, conn_unsent(c), MSG_NOSIGNAL);
+            send(c->fd, c->out.p + c->out.at, conn_unsent(c), MSG_NOSIGNAL);
 
         if (n < 0 && (errno == EAGAIN || errno == ENOTCONN))
             break; /* a link is not connected yet: poll() will tell */
         if (n < 0 && errno != EINTR)
             conn_kill(c);
         if (n > 0) {
-            c->sent += (size_t)n;
+            c->out.at += (size_t)n;
             c->since = c->w->now;
         }
     }
-    if (c->sent >= conn_unsent(c)) /* never moves more than was sent */
-        buf_drop(&c->out, &c->sent, 4 * READ_SIZE);
+    buf_drop(&c->out, 4 * READ_SIZE);
 }
 
 /* Goes on with a value that is sent block by block, each verified first. A
@@ -3260,16 +3250,14 @@ static void conn_serve(struct conn *c) {
     size_t unread;
 
     do {
-        unread = conn_unread(c);
+        unread = buf_slice(&c->in).n;
         if (c->stream != NULL)
             conn_stream(c);
         conn_retire(c);
         conn_flush(c);
-        if (unread > 0 && c->kind != CONN_LINK && conn_reads(c)) {
-            c->data = slice_skip(buf_slice(&c->in), c->in_at);
+        if (unread > 0 && c->kind != CONN_LINK && conn_reads(c))
             conn_consume(c);
-        }
-    } while (conn_unread(c) < unread);
+    } while (buf_slice(&c->in).n < unread);
     if (c->dead || !c->close_after || conn_unsent(c) > 0 || c->first != NULL ||
         c->lingers)
         return;
@@ -3316,7 +3304,7 @@ static void conn_check_time(struct conn *c) {
     else if (conn_unsent(c) > 0 || c->stream != NULL ||
              c->chunks.state != CHUNK_END)
         most = PROGRESS_MS;
-    else if (c->first == NULL && conn_unread(c) > 0)
+    else if (c->first == NULL && c->in.n > 0)
         most = HEAD_MS;
     else if (c->first == NULL && (stopping || c->kind == CONN_CLIENT))
         most = stopping ? 0 : IDLE_MS;
@@ -4707,9 +4695,9 @@ static bool link_call(struct worker *w, struct link *links, unsigned number,
 
 /* The call that is answered next; NULL: none is under way. */
 static const struct call *link_oldest(const struct link *l) {
-    return l->called == l->calls.n
-               ? NULL
-               : (const struct call *)(const void *)(l->calls.p + l->called);
+    struct slice calls = buf_slice(&l->calls);
+
+    return calls.n == 0 ? NULL : (const struct call *)(const void *)calls.p;
 }
 
 static void beat_answered(struct worker *w, unsigned number, uint64_t since,
@@ -4722,9 +4710,8 @@ static void link_answer(struct worker *w, struct link *l, unsigned status,
     struct call call = *link_oldest(l);
     struct op *op = call.op;
 
-    l->called += sizeof call;
-    if (l->called * 2 >= l->calls.n)
-        buf_drop(&l->calls, &l->called, READ_SIZE);
+    l->calls.at += sizeof call;
+    buf_drop(&l->calls, READ_SIZE);
     if (status == 409)
         ring_want(w->node);
     if (op == NULL) {
@@ -4743,22 +4730,23 @@ static void link_input(struct conn *c) {
     const char *refusal;
     struct http h;
 
-    while (c->data.n > 0) {
+    while (c->in.at < c->in.n) {
+        struct slice data = buf_slice(&c->in);
         size_t scanned = 0;
-        size_t n = http_head_end(c->data.p, c->data.n, &scanned, &refusal);
+        size_t n = http_head_end(data.p, data.n, &scanned, &refusal);
 
         if (n == 0 && refusal == NULL)
             return;
-        if (n == 0 || http_parse(c->data.p, n, false, &h) != NULL ||
-            h.chunked || h.length > RECORD_MAX || link_oldest(l) == NULL) {
+        if (n == 0 || http_parse(data.p, n, false, &h) != NULL || h.chunked ||
+            h.length > RECORD_MAX || link_oldest(l) == NULL) {
             conn_kill(c);
             return;
         }
-        if (c->data.n - n < h.length)
+        if (data.n - n < h.length)
             return;
         link_answer(c->w, l, h.status,
-                    (struct slice){c->data.p + n, (size_t)h.length});
-        c->data = slice_skip(c->data, n + (size_t)h.length);
+                    (struct slice){data.p + n, (size_t)h.length});
+        c->in.at += n + (size_t)h.length;
     }
 }
 
