@@ -383,7 +383,6 @@ struct http {
     unsigned status;             /* of a reply */
     unsigned minor;              /* HTTP/1.minor */
     bool chunked;
-    bool has_length;
     bool keep; /* the connection stays open after it */
     bool expect;
     uint64_t length;
@@ -2647,14 +2646,14 @@ static const char *http_field(struct slice line, struct http *h) {
 
 /* Works out what the fields mean for the body and the connection. */
 static const char *http_meaning(struct http *h, bool request) {
-    h->has_length = h->content_length.p != NULL;
     h->chunked = h->encoding.p != NULL;
     h->expect = h->expectation.p != NULL && h->minor >= 1;
     h->keep = !list_has(h->connection, "close") &&
               (h->minor >= 1 || list_has(h->connection, "keep-alive"));
-    if (h->has_length && !slice_digits(h->content_length, 10, &h->length))
+    if (h->content_length.p != NULL &&
+        !slice_digits(h->content_length, 10, &h->length))
         return "400 Content-Length must be a decimal number";
-    if (h->chunked && (h->has_length || h->minor == 0))
+    if (h->chunked && (h->content_length.p != NULL || h->minor == 0))
         return "400 Transfer-Encoding excludes Content-Length and HTTP/1.0";
     if (h->chunked && !slice_is_nocase(h->encoding, "chunked"))
         return "501 the only Transfer-Encoding is chunked";

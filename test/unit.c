@@ -1830,7 +1830,6 @@ static void head_same(const struct head *a, const struct head *b) {
     assert_int_equal(a->h.status, b->h.status);
     assert_int_equal(a->h.minor, b->h.minor);
     assert_int_equal(a->h.chunked, b->h.chunked);
-    assert_int_equal(a->h.has_length, b->h.has_length);
     assert_int_equal(a->h.length, b->h.length);
     assert_int_equal(a->h.keep, b->h.keep);
     assert_int_equal(a->h.expect, b->h.expect);
@@ -1971,7 +1970,7 @@ static void test_http_fields(void **state) {
     assert_true(slice_is(head.h.method, "PUT"));
     assert_true(slice_is(head.h.target, "/a/b?c"));
     assert_int_equal(head.h.minor, 1);
-    assert_true(head.h.has_length && head.h.keep && head.h.expect);
+    assert_true(head.h.keep && head.h.expect);
     assert_false(head.h.chunked);
     assert_int_equal(head.h.length, 42);
     assert_true(slice_is(head.h.host, "h:80"));
@@ -2271,7 +2270,7 @@ static void test_chunks_blank_first(void **state) {
 /* A body of a known length takes that many bytes, and none for 0. */
 static void test_body_plain(void **state) {
     static const struct slice text = TEXT("0\r\n\r\nGET /");
-    struct http h = {.has_length = true};
+    struct http h = {0};
 
     (void)state;
     for (size_t n = 0; n <= text.n; n++) {
