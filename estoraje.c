@@ -584,9 +584,7 @@ static uint64_t now_us(void) {
 
 /* Rests; a caller that has something to listen for polls instead. */
 static void rest_ms(uint64_t ms) {
-    struct timespec t = {(time_t)(ms / 1000), (long)(ms % 1000) * 1000000};
-
-    nanosleep(&t, NULL);
+    poll(NULL, 0, (int)ms);
 }
 
 /* Writes one line to stderr in one piece: UTC time, level, text. */
