@@ -5853,7 +5853,7 @@ static const char *cluster_text(struct op *op, struct buf *b) {
     return NULL;
 }
 
-static const char *discovery_text(struct op *op, struct buf *b) {
+static const char *nodes_text(struct op *op, struct buf *b) {
     const struct view *view = op->w->view;
 
     for (unsigned i = 0; i < view->count; i++) {
@@ -5904,10 +5904,10 @@ static const char *owners_text(struct op *op, struct buf *b) {
     return NULL;
 }
 
-#define ALLOW_READ "GET, HEAD"
+#define READ       "GET, HEAD"
 #define ALLOW_ALL  "GET, HEAD, PUT, POST, DELETE"
-#define TYPE_TEXT  "text/plain; charset=utf-8"
-#define TYPE_JSON  "application/json"
+#define TEXT_PLAIN "text/plain; charset=utf-8"
+#define JSON       "application/json"
 #define UNBUILT    "501 this is not built yet"
 #define UNKNOWN    "404 no such path on this port"
 
@@ -5924,19 +5924,17 @@ static const struct route {
     void (*body)(struct op *); /* gets the body, once a peer has said who it
                                   is */
 } routes[] = {
-    {CONN_CLIENT, "/", ALLOW_READ, true, TYPE_TEXT, help_text, NULL},
-    {CONN_CLIENT, "/_health", ALLOW_READ, true, "200 ok", NULL, NULL},
-    {CONN_CLIENT, "/_ready", ALLOW_READ, false, TYPE_TEXT, ready_text, NULL},
-    {CONN_CLIENT, "/_cluster_status", ALLOW_READ, false, TYPE_JSON,
-     cluster_text, NULL},
-    {CONN_CLIENT, "/_nodes/*", ALLOW_READ, false, TYPE_JSON, owners_text, NULL},
-    {CONN_CLIENT, "/_nodes_discovery", ALLOW_READ, false, TYPE_JSON,
-     discovery_text, NULL},
-    {CONN_CLIENT, "/_nodes_discovery_plain", ALLOW_READ, false, TYPE_TEXT,
+    {CONN_CLIENT, "/", READ, true, TEXT_PLAIN, help_text, NULL},
+    {CONN_CLIENT, "/_health", READ, true, "200 ok", NULL, NULL},
+    {CONN_CLIENT, "/_ready", READ, false, TEXT_PLAIN, ready_text, NULL},
+    {CONN_CLIENT, "/_cluster_status", READ, false, JSON, cluster_text, NULL},
+    {CONN_CLIENT, "/_nodes/*", READ, false, JSON, owners_text, NULL},
+    {CONN_CLIENT, "/_nodes_discovery", READ, false, JSON, nodes_text, NULL},
+    {CONN_CLIENT, "/_nodes_discovery_plain", READ, false, TEXT_PLAIN,
      plain_text, NULL},
-    {CONN_CLIENT, "/_metrics", ALLOW_READ, true, UNBUILT, NULL, NULL},
-    {CONN_CLIENT, "/_ring", ALLOW_READ, true, UNBUILT, NULL, NULL},
-    {CONN_CLIENT, "/_*", ALLOW_READ, true, UNKNOWN, NULL, NULL},
+    {CONN_CLIENT, "/_metrics", READ, true, UNBUILT, NULL, NULL},
+    {CONN_CLIENT, "/_ring", READ, true, UNBUILT, NULL, NULL},
+    {CONN_CLIENT, "/_*", READ, true, UNKNOWN, NULL, NULL},
     {CONN_CLIENT, "*", ALLOW_ALL, false, NULL, NULL, NULL},
     {CONN_PEER, "/_peer/accept", "POST", false, NULL, NULL, accept_body},
     {CONN_PEER, "/_peer/read", "POST", false, NULL, NULL, read_body},
