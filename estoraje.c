@@ -498,7 +498,7 @@ struct op {
     uint64_t body_most;    /* bytes of a body that are allowed */
     uint64_t body_counted; /* of body_bytes */
 
-    size_t key_n;
+    struct slice key;    /* in key_bytes */
     struct slice path;   /* the route's star; gone with the head */
     char condition[256]; /* If-None-Match of a read */
     uint64_t fingerprint;
@@ -528,7 +528,7 @@ struct op {
     /* Not cleared when an operation is used again. */
     struct buf rec;  /* the record written, or the newest one read */
     struct buf text; /* the answer, until those before it are complete */
-    uint8_t key[KEY_MAX];
+    uint8_t key_bytes[KEY_MAX];
 };
 
 /* A poll() loop. */
@@ -5118,7 +5118,7 @@ static void write_judge(struct op *op) {
 /* Begins a write, whose body has arrived. */
 static void write_begin(struct op *op) {
     record_end(&op->rec, op->value_at);
-    op_part(op, (struct slice){op->key, op->key_n});
+    op_part(op, op->key);
     op_owners(op);
     op->attempt_since = op->w->now;
     op->answered = write_answered;
@@ -5180,9 +5180,9 @@ static bool read_sure(struct op *op) {
     struct file *file = NULL;
     size_t most =
         op->head ? RECORD_HEADER + KEY_MAX + TYPE_MAX : BLOCK + READ_SIZE;
-    enum found found = store_read(w->node, op->part, op->fingerprint,
-                                  (struct slice){op->key, op->key_n}, most,
-                                  &w->record, &r, &file, &c->stream_entry);
+    enum found found =
+        store_read(w->node, op->part, op->fingerprint, op->key, most,
+                   &w->record, &r, &file, &c->stream_entry);
 
     if (found != FOUND && found != ABSENT)
         return false;
@@ -5233,7 +5233,7 @@ static bool read_ask(struct op *op) {
             (k < op->count && !member_alive(op->w->node, op->owners[i])))
             continue;
         op->attempt_since = op->w->now;
-        op_call(op, i, "read", (struct slice){op->key, op->key_n});
+        op_call(op, i, "read", op->key);
         return true;
     }
     return false;
@@ -5277,8 +5277,7 @@ static void read_answered(struct op *op, unsigned i, unsigned status,
     if (good && body.n > 8) {
         body = slice_skip(body, 8);
         good = record_parse(body.p, body.n, 0, &r) == 1 && r.size == body.n &&
-               record_intact(&r) &&
-               slice_equal(r.key, (struct slice){op->key, op->key_n});
+               record_intact(&r) && slice_equal(r.key, op->key);
         if (good && r.version > op->version) {
             op->version = r.version;
             op->rec.n = 0;
@@ -5291,8 +5290,7 @@ static void read_answered(struct op *op, unsigned i, unsigned status,
 
 /* Begins a read. */
 static void read_begin(struct op *op) {
-    struct slice key = {op->key, op->key_n};
-    bool mine = op_part(op, key);
+    bool mine = op_part(op, op->key);
 
     if (mine && part_worth(op->w->node, op->part) == ANSWER_SURE &&
         read_sure(op))
@@ -5300,7 +5298,7 @@ static void read_begin(struct op *op) {
     op_owners(op);
     op->answered = read_answered;
     if (mine)
-        replica_read(op, key);
+        replica_read(op, op->key);
     else
         read_judge(op);
 }
@@ -5880,11 +5878,11 @@ static const char *plain_text(struct op *op, struct buf *b) {
 
 /* Decodes a key into the op. */
 static const char *op_key(struct op *op, struct slice raw) {
-    ssize_t n = percent_decode(raw, op->key, sizeof op->key);
+    ssize_t n = percent_decode(raw, op->key_bytes, KEY_MAX);
 
     if (n <= 0)
         return "400 a key has 1 to 1024 bytes, and a % in it begins %XX";
-    op->key_n = (size_t)n;
+    op->key = (struct slice){op->key_bytes, (size_t)n};
     return NULL;
 }
 
@@ -5896,7 +5894,7 @@ static const char *owners_text(struct op *op, struct buf *b) {
 
     if (refusal != NULL)
         return refusal;
-    op_part(op, (struct slice){op->key, op->key_n});
+    op_part(op, op->key);
     owners = ring_owners(view->ring, op->partition, &n);
     for (unsigned i = 0; i < n; i++)
         buf_print(b, "%s\"%s\"", i > 0 ? "," : "[", view->member[owners[i]].at);
@@ -6048,8 +6046,7 @@ static const char *key_begin(struct op *op, const struct http *h) {
     if (type.n > TYPE_MAX)
         return "400 Content-Type is over 127 bytes: use a shorter one";
     op->body_most = op->w->node->flags.max_value;
-    op->value_at = record_begin(&op->rec, (struct slice){op->key, op->key_n},
-                                type, op->remove);
+    op->value_at = record_begin(&op->rec, op->key, type, op->remove);
     if (op->remove)
         write_begin(op);
     else
