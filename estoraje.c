@@ -3143,10 +3143,11 @@ static bool conn_head(struct conn *c) {
     return !c->close_after && conn_body(c);
 }
 
-/* Consumes its input as far as it goes. When none is left its memory is for
-   the connection that reads next. */
+/* Consumes its input as far as it goes. A little that is left is kept in little
+   memory, and the rest of it is for the connection that reads next. */
 static void conn_consume(struct conn *c) {
     struct worker *w = c->w;
+    struct buf left = {0};
     bool more = true;
 
     if (c->kind == CONN_LINK)
@@ -3161,10 +3162,14 @@ static void conn_consume(struct conn *c) {
     if (c->close_after)
         c->in.at = c->in.n; /* nobody will look at it */
     buf_drop(&c->in, 2 * READ_SIZE);
-    if (c->in.n == 0) {
+    if (c->in.n < READ_SIZE / 16 && c->in.cap > w->input.cap) {
+        buf_add(&left, c->in.p + c->in.at, c->in.n - c->in.at);
         buf_free(&w->input);
         w->input = c->in;
-        c->in = (struct buf){0};
+        buf_reset(&w->input, SIZE_MAX);
+        c->in = left;
+    } else if (c->in.n == 0) {
+        buf_free(&c->in);
     }
 }
 

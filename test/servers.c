@@ -884,6 +884,34 @@ static void test_pipeline(void **state) {
     client_end(&c);
 }
 
+/* What follows the GET of a large value in one packet is answered, too, and
+   nothing of the value is taken for a request. */
+static void test_pipeline_large(void **state) {
+    static const char gets[] = "GET /large HTTP/1.1\r\nHost: x\r\n\r\n"
+                               "GET /small HTTP/1.1\r\nHost: x\r\n\r\n";
+    size_t size = 1000000;
+    char *value = malloc(size);
+    struct client c = client_make(api->port);
+
+    (void)state;
+    random_bytes(value, size, 7);
+    check(client_ask(&c, "PUT", "/large", "", value, size) == 201 &&
+              client_text(&c, "PUT", "/small", "1") == 201,
+          "%d", c.status);
+    for (int i = 0; i < 3; i++) {
+        check(client_send(&c, gets, sizeof gets - 1), "cannot send");
+        client_read(&c, false);
+        check(c.status == 200 && c.body_len == size &&
+                  memcmp(c.body, value, size) == 0,
+              "the large value: %d", c.status);
+        client_read(&c, false);
+        check(c.status == 200 && strcmp(c.body, "1") == 0,
+              "the small value: %d", c.status);
+    }
+    client_end(&c);
+    free(value);
+}
+
 static void test_limits(void **state) {
     static const struct {
         size_t line, header; /* bytes of the target, of one header */
@@ -1807,6 +1835,7 @@ int main(void) {
         cmocka_unit_test(test_expect),
         cmocka_unit_test(test_chunked),
         cmocka_unit_test(test_pipeline),
+        cmocka_unit_test(test_pipeline_large),
         cmocka_unit_test(test_limits),
         cmocka_unit_test(test_broken_requests),
         cmocka_unit_test(test_cuts),
