@@ -194,10 +194,11 @@ struct log {
     uint32_t slots; /* where an entry's home can be; more lie behind */
     uint32_t total; /* slots and the run-over behind them */
     uint32_t used;
-    uint64_t keys;  /* entries that are no tombstones */
-    uint64_t bytes; /* of those keys' records */
-    uint64_t live;  /* of the records of all entries */
-    uint64_t sum;   /* of entry_sum() of those: equal logs have equal ones */
+    uint64_t keys;   /* entries that are no tombstones */
+    uint64_t bytes;  /* of those keys' records */
+    uint64_t live;   /* of the records of all entries */
+    uint64_t sum;    /* of entry_sum() of those: equal logs have equal ones */
+    uint32_t rotten; /* entries that are marked as damaged */
 };
 
 /* One partition: its log, and what is known of its other replicas. All of it
@@ -329,6 +330,7 @@ struct node {
     uint64_t load_total;
     atomic_ullong load_began, load_done;
     atomic_uint dead_logs;
+    atomic_uint damaged; /* partitions with damage, a second ago at most */
     atomic_ullong body_bytes;
 
     /* Syncing. */
@@ -1505,8 +1507,8 @@ static struct entry entry_of(uint64_t print, const struct record *r,
 }
 
 /* Reads the record of an entry into b: `most` bytes of it, but always all that
-   is before the value. Whether that is there and verifies; *r points into b. */
-static bool entry_load(const struct file *file, const struct entry *e,
+   is before the value. Whether what is there verifies; *r points into b. */
+static bool entry_read(const struct file *file, const struct entry *e,
                        size_t most, struct buf *b, struct record *r) {
     size_t size = entry_size(e);
     size_t least = RECORD_HEADER + KEY_MAX + TYPE_MAX + 8 * blocks_of(size);
@@ -1518,14 +1520,7 @@ static bool entry_load(const struct file *file, const struct entry *e,
     return read_at(file->fd, buf_grow(b, want), want, entry_offset(e)) ==
                (ssize_t)want &&
            record_parse(b->p, want, file->salt, r) && r->size == size &&
-           r->version == e->version;
-}
-
-/* The same, and whether the value verifies if all of it was read. */
-static bool entry_read(const struct file *file, const struct entry *e,
-                       size_t most, struct buf *b, struct record *r) {
-    return entry_load(file, e, most, b, r) &&
-           (b->n < r->size || record_intact(r));
+           r->version == e->version && (want < size || record_intact(r));
 }
 
 /* The entry in a slot if it has this fingerprint, else NULL. */
@@ -1568,6 +1563,7 @@ static uint64_t entry_sum(const struct entry *e) {
 static void log_index(struct log *log, struct entry *old, uint32_t at,
                       struct entry new) {
     if (old != NULL) {
+        log->rotten -= entry_damaged(old);
         log->sum -= entry_sum(old);
         log->live -= entry_size(old);
         log->keys -= !entry_tombstone(old);
@@ -1868,12 +1864,6 @@ static bool part_place(const struct node *node, struct part *part,
     return e != NULL;
 }
 
-/* Whether an entry is given up: by -acceptDamage, at a start. */
-static bool entry_given_up(const struct node *node, const struct entry *e) {
-    return entry_damaged(e) && node->flags.accept_damage &&
-           !atomic_load(&node->loaded);
-}
-
 /* Notes that the record of an entry is rotten, if it is still the newest: a
    round of repair will bring it anew, if any other owner has it. */
 static void part_damaged(struct node *node, struct part *part,
@@ -1889,8 +1879,7 @@ static void part_damaged(struct node *node, struct part *part,
             entry_damaged(e))
             continue;
         e->size |= ENTRY_DAMAGED;
-        if (entry_given_up(node, e)) /* it will not be copied */
-            part->log.sum -= entry_sum(e);
+        part->log.rotten++;
         part->doubts++;
         log_complain(node, part, "error", "damaged: a record is rotten",
                      entry_offset(e), entry_size(e));
@@ -1995,9 +1984,8 @@ static bool part_verify(struct node *node, struct part *part, uint64_t *print,
  * no other log. Whatever goes wrong, it is the old log that stays; who reads
  * from that keeps it open.
  *
- * A rotten value is copied as it is, since its key must not become absent;
- * a log with damage that may hide records is left as it is until that is
- * repaired or given up. */
+ * A log with damage is left as it is until that is repaired, written over or
+ * given up: what cannot be copied must not become absent. */
 
 #define COMPACT_DEAD  (512u << 10) /* bytes beside as many as live */
 #define COMPACT_AGAIN 10000        /* ms from a failure to the next try */
@@ -2016,8 +2004,8 @@ static bool compact_wanted(const struct node *node, const struct part *part,
         atomic_load(&node->full) || log->end + 2 * LOG_SPARE > node->log_most;
     uint64_t most = tight ? log->live / 64 + 4096 : log->live + COMPACT_DEAD;
 
-    return !part->dead && part->unsure == 0 && now_ms() >= part->rest_until &&
-           log->live + RESERVE_PART < room &&
+    return !part->dead && part->unsure == 0 && log->rotten == 0 &&
+           now_ms() >= part->rest_until && log->live + RESERVE_PART < room &&
            (part->rewrite || part_dead_bytes(part) > most);
 }
 
@@ -2037,16 +2025,19 @@ static struct log *compact_begin(const struct node *node,
         next->end = LOG_HEADER;
         return next;
     }
-    if (fd >= 0)
+    if (fd >= 0) {
+        unlinkat(node->dir_fd, name, 0);
         close(fd);
+    }
     free(next);
     return NULL;
 }
 
-/* Copies the records of a page. Entries that were given up are left out. false:
-   that is not possible. */
+/* Copies the records of a page. false: that is not possible. At a start with
+   -acceptDamage rotten ones are left out; *left_out is the sum of those. */
 static bool compact_copy(struct node *node, struct part *part,
-                         const struct file *file, const struct buf *page) {
+                         const struct file *file, const struct buf *page,
+                         uint64_t *left_out) {
     struct buf b = {0};
     struct record r;
     bool good = true;
@@ -2055,10 +2046,12 @@ static bool compact_copy(struct node *node, struct part *part,
         struct entry e;
 
         memcpy(&e, page->p + at, sizeof e);
-        if (entry_given_up(node, &e))
+        if (entry_damaged(&e) && !atomic_load(&node->loaded)) {
+            *left_out += entry_sum(&e);
             continue;
-        good = entry_load(file, &e, SIZE_MAX, &b, &r);
-        if (!good || !record_intact(&r))
+        }
+        good = entry_read(file, &e, SIZE_MAX, &b, &r);
+        if (!good)
             part_damaged(node, part, &e);
         pthread_mutex_lock(&part->lock);
         good = good && part->next != NULL &&
@@ -2071,13 +2064,15 @@ static bool compact_copy(struct node *node, struct part *part,
 }
 
 /* Puts the second log in the place of the first if it is on the disk and holds
-   the same; else it goes. Under the partition's lock. */
-static bool compact_swap(struct node *node, struct part *part, bool synced) {
+   the same but for what was left out; else it goes. Under the partition's
+   lock. */
+static bool compact_swap(struct node *node, struct part *part, bool synced,
+                         uint64_t left_out) {
     char from[16], to[16];
 
     log_name(from, part->number, true);
     log_name(to, part->number, false);
-    if (!synced || part->dead || part->next->sum != part->log.sum ||
+    if (!synced || part->dead || part->next->sum + left_out != part->log.sum ||
         renameat(node->dir_fd, from, node->dir_fd, to) != 0) {
         compact_end(node, part);
         return false;
@@ -2092,7 +2087,8 @@ static bool compact_swap(struct node *node, struct part *part, bool synced) {
 
 /* Copies all that is live, with rests as long as the work, so that requests
    have the disk and the processor, too; without when room is short. */
-static bool compact_all(struct node *node, struct part *part) {
+static bool compact_all(struct node *node, struct part *part,
+                        uint64_t *left_out) {
     struct buf page = {0};
     struct file *file;
     uint64_t print = 0, began;
@@ -2101,8 +2097,8 @@ static bool compact_all(struct node *node, struct part *part) {
     do {
         began = now_ms();
         more = part_page(node, part, &print, &page, &file);
-        good =
-            compact_copy(node, part, file, &page) && !atomic_load(&node->ended);
+        good = compact_copy(node, part, file, &page, left_out) &&
+               !atomic_load(&node->ended);
         file_release(file);
         if (more && !atomic_load(&node->full))
             rest_ms(now_ms() - began);
@@ -2115,16 +2111,17 @@ static bool compact_all(struct node *node, struct part *part) {
 static void part_compact(struct node *node, struct part *part) {
     struct log old, *next = compact_begin(node, part);
     struct file *file = next != NULL ? file_hold(next->file) : NULL;
-    uint64_t end;
+    uint64_t end, left_out = 0;
     bool good;
 
     pthread_mutex_lock(&part->lock);
     part->next = next; /* a write that fails there may end it at any time */
     pthread_mutex_unlock(&part->lock);
-    good = file != NULL && compact_all(node, part) && fdatasync(file->fd) == 0;
+    good = file != NULL && compact_all(node, part, &left_out) &&
+           fdatasync(file->fd) == 0;
     pthread_mutex_lock(&part->lock);
     old = part->log;
-    good = part->next != NULL && compact_swap(node, part, good);
+    good = part->next != NULL && compact_swap(node, part, good, left_out);
     end = part->log.end;
     part->rest_until = good ? 0 : now_ms() + COMPACT_AGAIN;
     pthread_mutex_unlock(&part->lock);
@@ -5794,6 +5791,7 @@ static const char *ready_text(struct op *op, struct buf *b) {
     struct node *node = op->w->node;
     const struct view *view = op->w->view;
     unsigned dead = atomic_load(&node->dead_logs);
+    unsigned damaged = atomic_load(&node->damaged);
 
     if (atomic_load(&node->stopping))
         return "503 this node is stopping: ask another one";
@@ -5810,6 +5808,9 @@ static const char *ready_text(struct op *op, struct buf *b) {
                   dead);
     if (atomic_load(&node->full))
         buf_text(b, "degraded: the disk is full, only deletes are taken\n");
+    if (damaged > 0)
+        buf_print(b, "degraded: %u partitions have damage: see the log\n",
+                  damaged);
     return NULL;
 }
 
@@ -6491,9 +6492,9 @@ static void __attribute__((noreturn)) directory_inspect(struct node *node) {
             ;
         printf("%03u.log %s records=%" PRIu64 " live=%u live_bytes=%" PRIu64
                " dead_bytes=%" PRIu64 "\n",
-               i, part.unsure + part.doubts > 0 ? "damaged" : "ok", records,
+               i, part.unsure + log->rotten > 0 ? "damaged" : "ok", records,
                log->used, log->live, salt == 0 ? 0 : part_dead_bytes(&part));
-        bad = bad || part.unsure + part.doubts > 0;
+        bad = bad || part.unsure + log->rotten > 0;
         close(file.fd);
         free(log->table);
     }
@@ -6642,6 +6643,7 @@ static void *house_run(void *arg) {
 static struct part *care_choose(struct node *node, uint64_t *live) {
     uint64_t most = 0, room = disk_room(node);
     struct part *chosen = NULL;
+    unsigned damaged = 0;
 
     *live = 0;
     for (unsigned i = 0; i < node->partitions; i++) {
@@ -6649,12 +6651,14 @@ static struct part *care_choose(struct node *node, uint64_t *live) {
 
         pthread_mutex_lock(&part->lock);
         *live += part->log.live;
+        damaged += part->log.rotten > 0 || part->unsure > 0;
         if (compact_wanted(node, part, room) && part_dead_bytes(part) >= most) {
             most = part_dead_bytes(part);
             chosen = part;
         }
         pthread_mutex_unlock(&part->lock);
     }
+    atomic_store(&node->damaged, damaged);
     return chosen;
 }
 
