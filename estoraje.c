@@ -357,9 +357,9 @@ struct node {
     atomic_ullong view_changes;
     struct peer *peers; /* [MEMBERS_MAX + 1] by number */
     atomic_bool cut;    /* a member that lives does not hear this node */
-    atomic_bool etcd_lost, etcd_asked; /* asked: once, with or without luck */
-    atomic_bool ring_wanted;           /* a peer knows of a newer epoch */
-    int etcd_wake[2];                  /* a byte ends the etcd thread's wait */
+    atomic_bool etcd_lost;
+    atomic_bool ring_wanted; /* a peer knows of a newer epoch */
+    int etcd_wake[2];        /* a byte ends the etcd thread's wait */
     struct etcd *etcd;
 
     int exit_code; /* when the node stops for a reason of its own */
@@ -3773,10 +3773,11 @@ static int caller_call(struct caller *k, const char *path, const char *fields,
 
 #define ENDPOINTS_MAX 16
 
-/* What the etcd thread knows: its own, once it runs. */
+/* What is known of etcd: main's at start, then the etcd thread's. */
 struct etcd {
     struct sidecar endpoints[ENDPOINTS_MAX]; /* ports as clients use them */
     unsigned count, at;
+    unsigned ms; /* for one call */
     struct caller call, watch;
     const char *trouble;    /* what is wrong with etcd; NULL: nothing */
     char lease[24];         /* "" while there is none */
@@ -3819,8 +3820,8 @@ static bool etcd_call(struct etcd *e, const char *path, struct slice *reply,
     caller_aim(k, at->host, at->port);
     status =
         reply == NULL
-            ? caller_post(k, path, fields, buf_slice(&body), now_ms() + ETCD_MS)
-            : caller_call(k, path, fields, buf_slice(&body), ETCD_MS);
+            ? caller_post(k, path, fields, buf_slice(&body), now_ms() + e->ms)
+            : caller_call(k, path, fields, buf_slice(&body), e->ms);
     buf_free(&body);
     if (reply == NULL)
         return status;
@@ -4339,25 +4340,6 @@ static void view_adopt(struct node *node, struct view *view) {
     workers_wake(node);
 }
 
-/* Ends a node that must not go on: at start at once, later by a clean stop,
-   which main waits for as a signal. */
-static void __attribute__((format(printf, 3, 4)))
-node_fail(struct node *node, int code, const char *format, ...) {
-    char text[600];
-    va_list args;
-
-    va_start(args, format);
-    vsnprintf(text, sizeof text, format, args);
-    va_end(args);
-    if (!atomic_load(&node->loaded)) {
-        fprintf(stderr, "estoraje: %s\n", text);
-        _exit(code); /* main goes on in its thread, and must not */
-    }
-    say("fatal", "%s", text);
-    node->exit_code = code;
-    kill(getpid(), SIGTERM);
-}
-
 /*
  * Whether a view may take the place of the one in force. The ring never goes
  * back: not to a lower epoch, and within an epoch not to members that lack an
@@ -4376,42 +4358,46 @@ static bool view_newer(const struct view *now, const struct view *next) {
 }
 
 /* Whether this node may go by a view, from etcd or kept (NULL: it is none). If
-   it can never, that ends the node. */
+   it can never, the node stops, as a signal stops it. */
 static bool view_check(struct node *node, const struct view *view) {
     const struct flags *f = &node->flags;
     const struct view *now = node->view;
     uint64_t cluster = now != NULL ? now->cluster : node->self.cluster;
     const uint64_t *hash = now != NULL ? now->hash : node->self.hash;
     const struct member *me = view == NULL ? NULL : &view->member[view->me];
+    int code = 1;
 
-    if (view == NULL)
-        node_fail(node, 1, "strj_ring in etcd is not a ring of this version");
-    else if (cluster != 0 && (view->cluster != cluster ||
-                              memcmp(view->hash, hash, sizeof view->hash) != 0))
-        node_fail(node, 1, "this data directory belongs to another cluster");
-    else if ((f->partitions_given && view->partitions != f->partitions) ||
-             (f->replicas_given && view->replicas != f->replicas))
-        node_fail(node, 1,
-                  "the cluster was made with -partitions %u "
-                  "-replicas %u",
-                  view->partitions, view->replicas);
-    else if (view->me == view->count)
-        node_fail(node, 2,
-                  "%s is not a member of this cluster: a node joins "
-                  "with -add, which is not built yet",
-                  f->name);
-    else if (me->id != 0 && me->id != node->self.id)
-        node_fail(node, 1,
-                  "the name %s belongs to another data directory "
-                  "(node id %016" PRIx64 "), of a node at %s: choose "
-                  "another -name; to replace a lost directory is not built "
-                  "yet",
-                  me->name, me->id, me->peer_at);
-    else if (!view_newer(now, view))
+    if (view == NULL) {
+        say("fatal", "strj_ring in etcd is not a ring of this version");
+    } else if (cluster != 0 &&
+               (view->cluster != cluster ||
+                memcmp(view->hash, hash, sizeof view->hash) != 0)) {
+        say("fatal", "this data directory belongs to another cluster");
+    } else if ((f->partitions_given && view->partitions != f->partitions) ||
+               (f->replicas_given && view->replicas != f->replicas)) {
+        say("fatal", "the cluster was made with -partitions %u -replicas %u",
+            view->partitions, view->replicas);
+    } else if (view->me == view->count) {
+        code = 2;
+        say("fatal",
+            "%s is not a member of this cluster: a node joins with -add, "
+            "which is not built yet",
+            f->name);
+    } else if (me->id != 0 && me->id != node->self.id) {
+        say("fatal",
+            "the name %s belongs to another data directory (node id "
+            "%016" PRIx64 "), of a node at %s: choose another -name; to "
+            "replace a lost directory is not built yet",
+            me->name, me->id, me->peer_at);
+    } else if (!view_newer(now, view)) {
         node->etcd->trouble = "has an older ring, which is not obeyed: was it "
                               "restored from a backup?";
-    else
+        return false;
+    } else {
         return true;
+    }
+    node->exit_code = code;
+    stop_requested = 1;
     return false;
 }
 
@@ -4491,9 +4477,8 @@ static void ring_begin(struct node *node, struct etcd *e) {
         view = view_parse(node, buf_slice(&e->obeyed));
         close(fd);
         if (view == NULL)
-            node_fail(node, 1,
-                      "%s/ring is damaged: remove it, then etcd is asked",
-                      node->flags.data);
+            give_up(1, "%s/ring is damaged: remove it, then etcd is asked",
+                    node->flags.data);
     }
     if (view != NULL && view_check(node, view))
         view_adopt(node, view);
@@ -4553,7 +4538,7 @@ end:
 
 /* Keeps the lease, and steps until the ring in etcd is obeyed. What is in the
    way is in e->trouble, and is said when it is another than before; without a
-   ring it ends the node when nothing will help, or after `until`. */
+   ring it ends the process when nothing will help, or after `until`. */
 static void etcd_look(struct node *node, struct etcd *e, uint64_t until) {
     const struct sidecar *at = &e->endpoints[e->at];
     const char *told = e->trouble;
@@ -4571,34 +4556,43 @@ static void etcd_look(struct node *node, struct etcd *e, uint64_t until) {
     atomic_store(&node->etcd_lost, e->trouble != NULL);
     if (e->trouble != NULL && node->view == NULL &&
         (e->trouble == gateway_off || now_ms() >= until))
-        node_fail(node, 1, "etcd at %s %s; no ring was kept from before", where,
-                  e->trouble);
+        give_up(1, "etcd at %s %s; no ring was kept from before", where,
+                e->trouble);
     if (e->trouble != told && !stop_requested)
         say(e->trouble == NULL ? "info" : "warning", "etcd at %s %s", where,
             e->trouble == NULL ? "answers" : e->trouble);
 }
 
-/* The etcd thread: begins with the ring that was kept, then looks at etcd, and
-   looks again when the watch says something, when a peer knows of a newer ring,
-   when the lease wants a beat. */
+/* At start: has a ring in force, the one kept or etcd's first. Even with a ring
+   kept etcd is asked, but not for long: it may be another cluster's. */
+static void etcd_begin(struct node *node, struct etcd *e) {
+    uint64_t until = now_ms() + ETCD_PATIENCE * UINT64_C(1000);
+
+    ring_begin(node, e);
+    e->ms = LOST_MS;
+    do {
+        etcd_look(node, e, until);
+        rest_ms(node->view == NULL ? 100 : 0);
+    } while (node->view == NULL && !stop_requested);
+    e->ms = ETCD_MS;
+}
+
+/* The etcd thread: looks at etcd, and looks again when the watch says
+   something, when a peer knows of a newer ring, when the lease wants a beat. */
 static void *etcd_run(void *arg) {
     struct node *node = arg;
     struct etcd *e = node->etcd;
-    uint64_t ms, until = now_ms() + ETCD_PATIENCE * UINT64_C(1000);
 
-    ring_begin(node, e);
     while (!stop_requested) {
         struct pollfd fds[2] = {{node->etcd_wake[0], POLLIN, 0},
                                 {-1, POLLIN, 0}};
 
         atomic_store(&node->ring_wanted, false);
-        etcd_look(node, e, until);
-        atomic_store(&node->etcd_asked, true);
+        etcd_look(node, e, 0);
         if (e->trouble == NULL && e->watch.fd < 0)
             etcd_watch(e);
         fds[1].fd = e->watch.fd;
-        ms = node->view == NULL ? 100 : e->watch.fd < 0 ? 1000 : LOOK_MS;
-        poll(fds, 2, (int)jitter(ms));
+        poll(fds, 2, (int)jitter(e->watch.fd < 0 ? 1000 : LOOK_MS));
         wake_drain(node->etcd_wake[0]);
         if (fds[1].revents != 0)
             etcd_heard(e);
@@ -6530,17 +6524,15 @@ static void identity_save(struct node *node) {
 }
 
 /* Claims the directory: the boot number is on the disk before anybody is told.
-   Main and the etcd thread come here, and the first does it. */
+   Main does it, however often it comes here. */
 static void identity_begin(struct node *node) {
-    pthread_mutex_lock(&node->view_lock);
-    if (!node->begun) {
-        node->begun = true;
-        node->self.boot++;
-        identity_save(node);
-        if (!node->unclean) /* else when that is made good */
-            mark_make(node);
-    }
-    pthread_mutex_unlock(&node->view_lock);
+    if (node->begun)
+        return;
+    node->begun = true;
+    node->self.boot++;
+    identity_save(node);
+    if (!node->unclean) /* else when that is made good */
+        mark_make(node);
 }
 
 /* ---- The process: descriptors, ports, threads. */
@@ -6701,24 +6693,18 @@ static void *care_run(void *arg) {
     return NULL;
 }
 
-/* Has a view in force: of this node alone, the one kept, or etcd's first. The
-   last two are the etcd thread's to bring. Even with a ring kept etcd is asked
-   first, if it answers soon: it may be another cluster's. */
+/* Has a view in force, of this node alone or of the cluster, and the directory
+   claimed. */
 static void cluster_begin(struct node *node) {
-    uint64_t until = now_ms() + LOST_MS;
-
     if (node->etcd == NULL)
         view_alone(node);
     else
-        thread_start(node, etcd_run, node);
-    while (atomic_load(&node->view_changes) == 0 ||
-           (node->etcd != NULL && !atomic_load(&node->etcd_asked) &&
-            now_ms() < until)) {
-        if (stop_requested)
-            exit(0);
-        rest_ms(10);
-    }
+        etcd_begin(node, node->etcd);
+    if (stop_requested)
+        exit(node->exit_code);
     identity_begin(node);
+    if (node->etcd != NULL)
+        thread_start(node, etcd_run, node);
 }
 
 /* Makes what the threads share, and starts the workers: /_health is answered

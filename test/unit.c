@@ -2708,6 +2708,7 @@ static struct fake *fake_begin(unsigned status, size_t piece, const char *one,
     f->replies[0] = one;
     f->replies[1] = two;
     f->etcd.count = 1;
+    f->etcd.ms = ETCD_MS;
     strcpy(f->etcd.endpoints[0].host, "127.0.0.1");
     strcpy(f->etcd.call.host, "127.0.0.1");
     f->etcd.endpoints[0].port = f->etcd.call.port = 1; /* nobody is there */
@@ -3084,6 +3085,8 @@ static void view_use(void *arg) {
     const struct view_try *try = arg;
 
     view_check(try->node, view_parse(try->node, slice_of(try->text)));
+    if (stop_requested)
+        world_exit(try->node->exit_code);
 }
 
 /* Views that this node must not go by end it. */
