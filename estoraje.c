@@ -3933,10 +3933,10 @@ static void etcd_heard(struct etcd *e) {
 /* ---- The sidecar: an etcd of our own.
  *
  * It must end with this process, however that ends. So a guardian is forked
- * before there is any thread or socket. It holds one end of a pipe of which
- * this process has the only other end. A byte on the pipe starts etcd. When the
- * pipe is closed this process ends or is gone, and etcd is killed at once, as
- * it is made to survive, so that the next process finds its ports free. */
+ * before there is any thread, and starts etcd. It holds one end of a pipe of
+ * which this process has the only other end. When the pipe is closed this
+ * process ends or is gone, and etcd is killed at once, as it is made to
+ * survive, so that the next process finds its ports free. */
 
 #define SIDECAR_AGAIN 2000 /* ms until one that has ended is started again */
 
@@ -4020,8 +4020,7 @@ static pid_t sidecar_start(const struct node *node, const char *address) {
     fd = open(log, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0666);
     dup2(fd, STDOUT_FILENO); /* without one it is what this process has */
     dup2(fd, STDERR_FILENO);
-    signal(SIGINT, SIG_DFL); /* exec would keep them ignored */
-    signal(SIGTERM, SIG_DFL);
+
     for (char **from = environ; (*to = *from) != NULL; from++)
         if (strncmp(*from, "ETCD_", 5) != 0 || /* it takes them for flags */
             strncmp(*from, "ETCD_UNSUPPORTED_ARCH=", 22) == 0)
@@ -4030,55 +4029,43 @@ static pid_t sidecar_start(const struct node *node, const char *address) {
     _exit(127);
 }
 
-/* The guardian's whole life: waits for a byte, then keeps etcd running until
-   the pipe is closed. */
+/* The guardian's whole life: keeps etcd running until the pipe is closed.
+   Signals that are to end the node do nothing here. */
 static void __attribute__((noreturn))
 guardian_run(const struct node *node, const char *address, int fd) {
     struct pollfd end = {fd, POLLIN, 0};
-    uint64_t start_at = 0;
-    pid_t etcd = -1;
-    char byte;
+    pid_t etcd;
 
     setpgid(0, 0); /* a Ctrl-C is for the node to act on */
-    signal(SIGINT, SIG_IGN);
-    signal(SIGTERM, SIG_IGN);
-    if (read(fd, &byte, 1) != 1)
-        _exit(0);
     do {
-        if (etcd > 0 && waitpid(etcd, NULL, WNOHANG) == etcd) {
-            etcd = -1;
-            start_at = now_ms() + SIDECAR_AGAIN;
-            say("warning",
-                "etcd has ended and is started again; its log is %s/etcd.log",
-                node->flags.data);
-        }
-        if (etcd < 0 && now_ms() >= start_at)
-            etcd = sidecar_start(node, address);
-    } while (poll(&end, 1, 100) <= 0);
-    if (etcd > 0 && kill(etcd, SIGKILL) == 0)
-        waitpid(etcd, NULL, 0);
+        etcd = sidecar_start(node, address);
+        while (waitpid(etcd, NULL, WNOHANG) == 0)
+            if (poll(&end, 1, 100) > 0) {
+                kill(etcd, SIGKILL);
+                waitpid(etcd, NULL, 0);
+                _exit(0);
+            }
+        say("warning",
+            "etcd has ended and is started again; its log is %s/etcd.log",
+            node->flags.data);
+    } while (poll(&end, 1, SIDECAR_AGAIN) <= 0);
     _exit(0);
 }
 
-/* Forks the guardian of the sidecar: before there is any thread or socket. */
-static void sidecar_prepare(struct node *node) {
-    const struct sidecar *me = &node->sidecar;
-    struct sockaddr_storage address;
-    char text[300];
-    socklen_t n;
+/* Forks the guardian, which lets go of the ports: the next process of this node
+   may want them before it has ended. */
+static void guardian_begin(struct node *node, const char *address) {
     int fds[2];
 
-    if (!resolve(me->host, me->port, &address, &n) ||
-        getnameinfo((struct sockaddr *)&address, n, text, sizeof text, NULL, 0,
-                    NI_NUMERICHOST) != 0)
-        give_up(1, "cannot find the address of %s", me->host);
-    if (pipe(fds) != 0 || (node->guardian = fork()) < 0)
+    wake_pipe(fds);
+    node->guardian = fork();
+    if (node->guardian < 0)
         give_up(1, "cannot fork: %s", strerror(errno));
-    fcntl(fds[1], F_SETFD, FD_CLOEXEC);
     if (node->guardian == 0) {
-        fcntl(fds[0], F_SETFD, FD_CLOEXEC);
         close(fds[1]);
-        guardian_run(node, text, fds[0]);
+        close(node->client_fd);
+        close(node->peer_fd);
+        guardian_run(node, address, fds[0]);
     }
     close(fds[0]);
     node->guardian_fd = fds[1];
@@ -6364,26 +6351,19 @@ static void etcd_prepare(struct node *node) {
     }
 }
 
-/* The address of a host of the command line. */
-static socklen_t address_find(const char *host, unsigned port,
-                              struct sockaddr_storage *address) {
-    socklen_t n;
+/* A socket that is bound to a port, and the address that the host has; -1, and
+   errno, if it cannot be. */
+static int socket_bound(const char *host, unsigned port,
+                        struct sockaddr_storage *address, socklen_t *n) {
+    int fd, on = 1;
 
-    if (!resolve(host, port, address, &n))
+    if (!resolve(host, port, address, n))
         give_up(1, "cannot find the address of %s", host);
-    return n;
-}
-
-/* A socket that is bound to a port; -1, and errno, if it cannot be. */
-static int socket_bound(const char *host, unsigned port) {
-    struct sockaddr_storage address;
-    socklen_t n = address_find(host, port, &address);
-    int fd = socket(address.ss_family, SOCK_STREAM, 0), on = 1;
-
+    fd = socket(address->ss_family, SOCK_STREAM, 0);
     if (fd < 0)
         return -1;
     setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
-    if (bind(fd, (struct sockaddr *)&address, n) == 0)
+    if (bind(fd, (struct sockaddr *)address, *n) == 0)
         return fd;
     close(fd);
     return -1;
@@ -6394,10 +6374,13 @@ static int socket_bound(const char *host, unsigned port) {
 static void sidecar_begin(struct node *node) {
     const struct sidecar *me = &node->sidecar;
     uint64_t until = now_ms() + STOP_MS / 2;
+    struct sockaddr_storage address;
+    char text[300];
+    socklen_t n = 0;
     int fd;
 
     for (unsigned port = me->port - 1; port <= me->port; port++) {
-        while ((fd = socket_bound(me->host, port)) < 0) {
+        while ((fd = socket_bound(me->host, port, &address, &n)) < 0) {
             if (stop_requested)
                 exit(0);
             if (now_ms() >= until)
@@ -6407,8 +6390,9 @@ static void sidecar_begin(struct node *node) {
         }
         close(fd);
     }
-    if (write(node->guardian_fd, "", 1) != 1)
-        give_up(1, "cannot start etcd: its guardian is gone");
+    getnameinfo((struct sockaddr *)&address, n, text, sizeof text, NULL, 0,
+                NI_NUMERICHOST);
+    guardian_begin(node, text);
 }
 
 /* ---- The directory, and who this node is. */
@@ -6559,9 +6543,9 @@ static void descriptors_check(struct node *node, uint64_t partitions) {
 
 /* A listening socket; *port is the one that it got. */
 static int listen_on(const char *host, uint64_t wanted, unsigned *port) {
-    int fd = socket_bound(host, (unsigned)wanted);
     struct sockaddr_storage address;
-    socklen_t n = sizeof address;
+    socklen_t n;
+    int fd = socket_bound(host, (unsigned)wanted, &address, &n);
     char where[300];
 
     where_text(where, host, (unsigned)wanted);
@@ -6838,15 +6822,13 @@ int main(int argc, char **argv) {
     directory_check(node);
     logs_check(node);
     descriptors_check(node, flags->partitions);
-    if (flags->initial_cluster != NULL)
-        sidecar_prepare(node);
     signals_prepare();
     node->client_fd = listen_on(flags->listen, flags->port, &node->client_port);
     node->peer_fd =
         listen_on(flags->listen, flags->peer_port, &node->peer_port);
-    workers_begin(node);
     if (flags->initial_cluster != NULL)
         sidecar_begin(node);
+    workers_begin(node);
     cluster_begin(node);
     store_begin(node);
     ready_wait(node);
