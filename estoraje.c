@@ -126,7 +126,7 @@
 #define ETCD_MS       5000 /* for one call */
 #define ETCD_PATIENCE 60   /* seconds, with no ring kept */
 #define LOOK_MS       2500 /* a look at etcd, for the lease */
-#define SIDECARS_MAX  7
+#define ETCDS_MAX     7    /* of one cluster */
 
 #define SCRUB_MAX (8760 * 3600u) /* seconds; a year */
 
@@ -369,12 +369,6 @@ struct node {
     struct repair *repair;
 
     /* The sidecar. */
-    struct sidecar {
-        char name[NAME_MAX_BYTES + 1];
-        char host[256];
-        unsigned port; /* etcd's peer port; its client port is one below */
-        bool tls;
-    } sidecar;
     pid_t guardian;
     int guardian_fd;
 };
@@ -3771,13 +3765,19 @@ static int caller_call(struct caller *k, const char *path, const char *fields,
  * a stream that never ends, and one that is lost, or a watch that dies in
  * silence, costs no more than the time until the next look. */
 
-#define ENDPOINTS_MAX 16
+/* Where an etcd is. */
+struct endpoint {
+    char name[NAME_MAX_BYTES + 1]; /* of a sidecar's node */
+    char host[256];
+    unsigned port; /* for clients; a sidecar's port for peers is one above */
+    bool tls;      /* between sidecars */
+};
 
 /* What is known of etcd: main's at start, then the etcd thread's. */
 struct etcd {
-    struct sidecar endpoints[ENDPOINTS_MAX]; /* ports as clients use them */
-    unsigned count, at;
-    unsigned ms; /* for one call */
+    struct endpoint endpoints[ETCDS_MAX]; /* as the command line has them */
+    unsigned count, at;                   /* at: asked now; the sidecar here */
+    unsigned ms;                          /* for one call */
     struct caller call, watch;
     const char *trouble;    /* what is wrong with etcd; NULL: nothing */
     char lease[24];         /* "" while there is none */
@@ -3795,15 +3795,15 @@ static const char gateway_off[] =
 /*
  * A call to etcd: the reply's text in *reply, or false. In the request each $
  * stands for the next string, each @ for the next string in base64. It is
- * refused rather than kept waiting when etcd has no leader. After a failure it
- * is the next endpoint's turn. reply NULL: the call is a watch, which has a
- * connection of its own, on which its answer never ends.
+ * refused rather than kept waiting when etcd has no leader. reply NULL: the
+ * call is a watch, which has a connection of its own, on which its answer never
+ * ends.
  */
 static bool etcd_call(struct etcd *e, const char *path, struct slice *reply,
                       const char *request, ...) {
     static const char fields[] = "Grpc-Metadata-hasleader: true\r\n";
     struct caller *k = reply != NULL ? &e->call : &e->watch;
-    struct sidecar *at = &e->endpoints[e->at];
+    const struct endpoint *at = &e->endpoints[e->at];
     struct buf body = {0};
     va_list args;
     int status;
@@ -3831,7 +3831,6 @@ static bool etcd_call(struct etcd *e, const char *path, struct slice *reply,
     e->trouble = status == 404 && slice_begins(*reply, "404 page")
                      ? gateway_off
                      : "does not answer";
-    e->at = (e->at + 1) % e->count;
     return false;
 }
 
@@ -3940,58 +3939,11 @@ static void etcd_heard(struct etcd *e) {
 
 #define SIDECAR_AGAIN 2000 /* ms until one that has ended is started again */
 
-/* Splits http://host:port; false: malformed. */
-static bool url_parse(struct slice url, struct sidecar *s) {
-    struct slice scheme, host, gap = {0};
-    uint64_t port;
-
-    url.n -= url.n > 0 && url.p[url.n - 1] == '/';
-    if (!slice_cut(&url, ':', &scheme) || !slice_begins(url, "//"))
-        return false;
-    s->tls = slice_is(scheme, "https");
-    url = slice_skip(url, 2);
-    if (slice_begins(url, "[") && slice_cut(&url, ']', &host)) {
-        host = slice_skip(host, 1);
-        if (!slice_cut(&url, ':', &gap))
-            return false;
-    } else if (!slice_cut(&url, ':', &host))
-        return false;
-    for (size_t i = 0; i < host.n; i++)
-        if (!http_tchar(host.p[i]) && host.p[i] != ':')
-            return false;
-    if ((!s->tls && !slice_is(scheme, "http")) || gap.n > 0 || host.n == 0 ||
-        !slice_digits(url, 10, &port) || port < 2 || port > 65535)
-        return false;
-    s->port = (unsigned)port;
-    return slice_copy(host, s->host, sizeof s->host);
-}
-
-/* Parses -initialCluster. The count, or 0 with *bad at the malformed part. */
-static unsigned sidecars_parse(const char *text,
-                               struct sidecar list[SIDECARS_MAX],
-                               struct slice *bad) {
-    struct slice rest = slice_of(text), url, name;
-    unsigned n;
-
-    for (n = 0; list_next(&rest, bad); n++) {
-        url = *bad;
-        if (n == SIDECARS_MAX || !slice_cut(&url, '=', &name) ||
-            !http_token(name) ||
-            !slice_copy(name, list[n].name, sizeof list[n].name) ||
-            !url_parse(url, &list[n]))
-            return 0;
-        for (unsigned i = 0; i < n; i++)
-            if (strcmp(list[i].name, list[n].name) == 0)
-                return 0;
-    }
-    return n;
-}
-
 /* Starts etcd, with its output in a log of its own. What it advertises is the
    command line's, what it binds is `address`. The pid, or -1. */
 static pid_t sidecar_start(const struct node *node, const char *address) {
     extern char **environ;
-    const struct sidecar *me = &node->sidecar;
+    const struct endpoint *me = &node->etcd->endpoints[node->etcd->at];
     const char *data = node->flags.data, *scheme = me->tls ? "https" : "http";
     char text[3 * PATH_MAX], log[PATH_MAX], where[4][300], **to = environ;
     char *argv[24] = {"etcd"};
@@ -4002,7 +3954,8 @@ static pid_t sidecar_start(const struct node *node, const char *address) {
     if (pid != 0)
         return pid;
     for (unsigned i = 0; i < 4; i++) /* two for peers, two for clients */
-        where_text(where[i], i % 2 == 0 ? me->host : address, me->port - i / 2);
+        where_text(where[i], i % 2 == 0 ? me->host : address,
+                   me->port + 1 - i / 2);
     snprintf(text, sizeof text,
              "--name=%s\n--data-dir=%s/etcd\n--initial-cluster=%s\n"
              "--initial-cluster-state=new\n--initial-cluster-token=estoraje\n"
@@ -4126,6 +4079,8 @@ static bool view_complete(const struct node *node, struct view *view,
             where_text(m->peer_at, m->host, m->peer_port);
             resolve(m->host, m->peer_port, &m->address, &m->address_n);
         }
+        if (m->zone[0] == '\0') /* as in a first ring */
+            memcpy(m->zone, m->host, sizeof m->host);
         if (strcmp(m->name, node->flags.name) == 0)
             view->me = i;
         members[i] = (struct ring_member){m->name, m->zone};
@@ -4394,12 +4349,10 @@ static bool view_check(struct node *node, const struct view *view) {
    names, or of this node alone. Zones are in the nodes' records; hosts stand in
    for those that are not yet. */
 static struct view *view_first(const struct node *node, struct slice records) {
-    const char *names = node->flags.initial_cluster;
+    bool listed = node->flags.initial_cluster != NULL;
     const struct identity *self = &node->self;
-    struct sidecar list[SIDECARS_MAX] = {0};
     struct view *view = memory(1, sizeof *view);
     bool alone = self->cluster != 0; /* it brings the data of a node alone */
-    struct slice bad;
 
     atomic_init(&view->refs, 1);
     view->epoch = 1;
@@ -4409,17 +4362,18 @@ static struct view *view_first(const struct node *node, struct slice records) {
     view->partitions =
         (unsigned)(alone ? self->partitions : node->flags.partitions);
     view->replicas = (unsigned)(alone ? self->replicas : node->flags.replicas);
-    memcpy(list[0].name, node->flags.name, strlen(node->flags.name));
-    view->count = names == NULL ? 1 : sidecars_parse(names, list, &bad);
+    view->count = listed ? node->etcd->count : 1;
     for (unsigned i = 0; i < view->count; i++) {
-        view->member[i].number = i + 1;
-        memcpy(view->member[i].name, list[i].name, sizeof list[i].name);
+        struct member *m = &view->member[i];
+
+        m->number = i + 1;
+        snprintf(m->name, sizeof m->name, "%s",
+                 listed ? node->etcd->endpoints[i].name : node->flags.name);
+        snprintf(m->host, sizeof m->host, "%s",
+                 listed ? node->etcd->endpoints[i].host : node->flags.host);
     }
     if (!view_complete(node, view, records))
         die("the first ring cannot be built");
-    for (unsigned i = 0; i < view->count; i++)
-        if (view->member[i].zone[0] == '\0')
-            memcpy(view->member[i].zone, list[i].host, sizeof list[i].host);
     view->member[view->me].id = self->id;
     return view;
 }
@@ -4524,10 +4478,11 @@ end:
 }
 
 /* Keeps the lease, and steps until the ring in etcd is obeyed. What is in the
-   way is in e->trouble, and is said when it is another than before; without a
-   ring it ends the process when nothing will help, or after `until`. */
+   way is in e->trouble, and is said when it is another than before; with -etcd
+   it is the next endpoint's turn then. Without a ring it ends the process when
+   nothing will help, or after `until`. */
 static void etcd_look(struct node *node, struct etcd *e, uint64_t until) {
-    const struct sidecar *at = &e->endpoints[e->at];
+    const struct endpoint *at = &e->endpoints[e->at];
     const char *told = e->trouble;
     char where[300];
     int step = -1;
@@ -4539,6 +4494,8 @@ static void etcd_look(struct node *node, struct etcd *e, uint64_t until) {
         while (step == 0 && !stop_requested);
     if (step == 1)
         e->trouble = NULL;
+    else if (node->flags.etcd != NULL)
+        e->at = (e->at + 1) % e->count;
     where_text(where, at->host, at->port);
     atomic_store(&node->etcd_lost, e->trouble != NULL);
     if (e->trouble != NULL && node->view == NULL &&
@@ -6308,47 +6265,71 @@ static bool etcd_found(void) {
     return false;
 }
 
-/* Finds this node in -initialCluster. */
-static void sidecar_find(struct node *node) {
-    struct sidecar list[SIDECARS_MAX];
-    struct slice bad = {0};
-    unsigned n = sidecars_parse(node->flags.initial_cluster, list, &bad);
+/* Splits http://host:port; false: malformed. */
+static bool url_parse(struct slice url, struct endpoint *to) {
+    struct slice scheme, host, gap = {0};
+    uint64_t port = 0;
+    bool v6;
 
-    if (n == 0)
-        give_up(2,
-                "-initialCluster: %.*s is not name=http://host:port of one of "
-                "up to %d distinct names",
-                (int)bad.n, (char *)bad.p, SIDECARS_MAX);
-    while (n > 0 && strcmp(list[n - 1].name, node->flags.name) != 0)
-        n--;
-    if (n == 0)
-        give_up(2, "-initialCluster does not name this node, -name %s",
-                node->flags.name);
-    if (!etcd_found())
-        give_up(1, "etcd is not on the PATH: install it (Debian: etcd-server), "
-                   "or use a running one with -etcd");
-    node->sidecar = list[n - 1];
+    url.n -= url.n > 0 && url.p[url.n - 1] == '/';
+    if (!slice_cut(&url, ':', &scheme) || !slice_begins(url, "//"))
+        return false;
+    v6 = slice_begins(url, "//[");
+    url = slice_skip(url, v6 ? 3 : 2);
+    if (!slice_cut(&url, v6 ? ']' : ':', &host) ||
+        (v6 && !slice_cut(&url, ':', &gap)) || !slice_digits(url, 10, &port) ||
+        port < 2 || port > 65535)
+        return false;
+    to->port = (unsigned)port;
+    to->tls = slice_is(scheme, "https");
+    return (to->tls || slice_is(scheme, "http")) && gap.n == 0 && host.n > 0 &&
+           slice_copy(host, to->host, sizeof to->host) &&
+           text_plain(to->host, 255);
 }
 
-/* Notes the endpoints of etcd, if there is a cluster. */
+/* Parses a list of URLs: of -initialCluster, each behind its name=, or of
+   -etcd. false: malformed, or too long, at *bad. */
+static bool endpoints_parse(struct etcd *e, const char *text, bool named,
+                            struct slice *bad) {
+    struct slice rest = slice_of(text), url, name;
+
+    for (e->count = 0; list_next(&rest, bad); e->count++) {
+        struct endpoint *to = &e->endpoints[e->count];
+
+        url = *bad;
+        if (e->count == ETCDS_MAX ||
+            (named && (!slice_cut(&url, '=', &name) || !http_token(name) ||
+                       !slice_copy(name, to->name, sizeof to->name))) ||
+            !url_parse(url, to) || (to->tls && !named))
+            return false;
+        to->port -= named; /* it is the one for peers */
+        for (unsigned i = 0; named && i < e->count; i++)
+            if (strcmp(e->endpoints[i].name, to->name) == 0)
+                return false;
+    }
+    return e->count > 0;
+}
+
+/* Notes where etcd is, and which one this node has beside it. */
 static void etcd_prepare(struct node *node) {
-    const char *urls = node->flags.etcd;
-    struct etcd *e = memory(1, sizeof *e);
-    struct slice rest = slice_of(urls == NULL ? "" : urls), url;
+    const struct flags *f = &node->flags;
+    bool named = f->initial_cluster != NULL;
+    const char *text = named ? f->initial_cluster : f->etcd;
+    struct etcd *e = node->etcd = memory(1, sizeof *e);
+    struct slice bad;
 
-    node->etcd = e;
     e->call.fd = e->watch.fd = -1;
-    while (e->count < ENDPOINTS_MAX && list_next(&rest, &url)) {
-        struct sidecar *to = &e->endpoints[e->count++];
-
-        if (!url_parse(url, to) || to->tls)
-            give_up(2, "-etcd %s: it must be http://host:port[,...]", urls);
-    }
-    if (urls == NULL) {
-        sidecar_find(node);
-        e->endpoints[e->count] = node->sidecar;
-        e->endpoints[e->count++].port--;
-    }
+    if (!endpoints_parse(e, text, named, &bad))
+        give_up(2, "-%s: %.*s is not %s://host:port, one of %d at most",
+                named ? "initialCluster" : "etcd", (int)bad.n, (char *)bad.p,
+                named ? "name=http" : "http", ETCDS_MAX);
+    while (named && strcmp(e->endpoints[e->at].name, f->name) != 0)
+        if (++e->at == e->count)
+            give_up(2, "-initialCluster does not name this node, -name %s",
+                    f->name);
+    if (named && !etcd_found())
+        give_up(1, "etcd is not on the PATH: install it (Debian: etcd-server), "
+                   "or use a running one with -etcd");
 }
 
 /* A socket that is bound to a port, and the address that the host has; -1, and
@@ -6372,14 +6353,14 @@ static int socket_bound(const char *host, unsigned port,
 /* Starts the sidecar, once its ports are free: those of the process before may
    take a moment. An etcd of somebody else must not be taken for it. */
 static void sidecar_begin(struct node *node) {
-    const struct sidecar *me = &node->sidecar;
+    const struct endpoint *me = &node->etcd->endpoints[node->etcd->at];
     uint64_t until = now_ms() + STOP_MS / 2;
     struct sockaddr_storage address;
     char text[300];
     socklen_t n = 0;
     int fd;
 
-    for (unsigned port = me->port - 1; port <= me->port; port++) {
+    for (unsigned port = me->port; port <= me->port + 1; port++) {
         while ((fd = socket_bound(me->host, port, &address, &n)) < 0) {
             if (stop_requested)
                 exit(0);

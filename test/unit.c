@@ -3159,7 +3159,7 @@ static void test_urls(void **state) {
     for (size_t i = 0; i < COUNT(rows); i++) {
         size_t n = strlen(rows[i].url);
         uint8_t *copy = copy_of(rows[i].url, n);
-        struct sidecar s = {.port = 0};
+        struct endpoint s = {.port = 0};
         bool good = url_parse((struct slice){copy, n}, &s);
 
         if (good != (rows[i].host != NULL) ||
@@ -3195,9 +3195,11 @@ static void test_initial_cluster(void **state) {
 
     (void)state;
     for (size_t i = 0; i < COUNT(rows); i++) {
-        struct sidecar list[SIDECARS_MAX];
+        struct etcd e = {0};
+        const struct endpoint *list = e.endpoints;
         struct slice bad;
-        unsigned n = sidecars_parse(rows[i].text, list, &bad);
+        unsigned n =
+            endpoints_parse(&e, rows[i].text, true, &bad) ? e.count : 0;
 
         if (n != rows[i].count ||
             (rows[i].bad != NULL && !slice_is(bad, rows[i].bad)))
@@ -3206,7 +3208,7 @@ static void test_initial_cluster(void **state) {
             assert_string_equal(list[0].name, "a");
             assert_string_equal(list[1].name, "b");
             assert_string_equal(list[1].host, "::1");
-            assert_int_equal(list[1].port, 2390);
+            assert_int_equal(list[1].port, 2389); /* for clients */
             assert_true(list[1].tls && !list[0].tls);
         }
     }
