@@ -358,8 +358,7 @@ struct node {
     struct peer *peers; /* [MEMBERS_MAX + 1] by number */
     atomic_bool cut;    /* a member that lives does not hear this node */
     atomic_bool etcd_lost;
-    atomic_bool ring_wanted; /* a peer knows of a newer epoch */
-    int etcd_wake[2];        /* a byte ends the etcd thread's wait */
+    int etcd_wake[2]; /* a byte ends the etcd thread's wait */
     struct etcd *etcd;
 
     int exit_code; /* when the node stops for a reason of its own */
@@ -4531,7 +4530,6 @@ static void *etcd_run(void *arg) {
         struct pollfd fds[2] = {{node->etcd_wake[0], POLLIN, 0},
                                 {-1, POLLIN, 0}};
 
-        atomic_store(&node->ring_wanted, false);
         etcd_look(node, e, 0);
         if (e->trouble == NULL && e->watch.fd < 0)
             etcd_watch(e);
@@ -4577,12 +4575,6 @@ static void intro_text(struct buf *b, const struct node *node,
     buf_text(b, "\r\n");
     if (node->secret[0] != '\0')
         buf_print(b, "Authorization: Bearer %s\r\n", node->secret);
-}
-
-/* Has the etcd thread look for a newer ring. */
-static void ring_want(struct node *node) {
-    if (!atomic_exchange(&node->ring_wanted, true))
-        wake_write(node->etcd_wake[1]);
 }
 
 /* Connects a link, as far as that goes without waiting; l->conn is NULL, or
@@ -4650,7 +4642,7 @@ static void link_answer(struct worker *w, struct link *l, unsigned status,
     l->calls.at += sizeof call;
     buf_drop(&l->calls, READ_SIZE);
     if (status == 409)
-        ring_want(w->node);
+        wake_write(w->node->etcd_wake[1]);
     if (op == NULL) {
         beat_answered(w, l->number, call.since, status, body);
         return;
@@ -4734,7 +4726,7 @@ static const char *peer_check(struct op *op, struct slice field) {
     if (x[1] != view->cluster)
         return "403 another cluster";
     if (x[2] > view->epoch)
-        ring_want(op->w->node);
+        wake_write(op->w->node->etcd_wake[1]);
     if (x[2] != view->epoch)
         return "409 another epoch of the ring is in force here";
     if (m == NULL || (m->id != 0 && m->id != x[4]))
