@@ -4051,7 +4051,7 @@ static void guardian_stop(const struct node *node) {
 
 /* Claims the directory for this process: the boot number is on the disk before
    anybody is told of it. Does so once. It belongs to the directory's chapter,
-   but only here it is known that this node may go by the ring. */
+   but a node that says in etcd that it is there must have done so. */
 static void identity_begin(struct node *node);
 
 /* Completes a view from the nodes' records, a line each, and works out who owns
@@ -4377,14 +4377,21 @@ static struct view *view_first(const struct node *node, struct slice records) {
     return view;
 }
 
+/* At start: a view is put in force if this node may go by it. */
+static void view_begin(struct node *node, struct view *view) {
+    if (view_check(node, view))
+        view_adopt(node, view);
+    else
+        view_release(view);
+}
+
 /* At start of a node that runs alone: a ring of itself. */
 static void view_alone(struct node *node) {
     struct buf record = {0};
 
-    identity_begin(node);
     record_text(&record, node);
     buf_text(&record, "\n");
-    view_adopt(node, view_first(node, buf_slice(&record)));
+    view_begin(node, view_first(node, buf_slice(&record)));
     buf_free(&record);
 }
 
@@ -4408,22 +4415,19 @@ static bool ring_obey(struct node *node, struct etcd *e, struct view *view) {
 /* At start: the ring that was kept on disk is in force, if there is one. */
 static void ring_begin(struct node *node, struct etcd *e) {
     int fd = openat(node->dir_fd, "ring", O_RDONLY | O_CLOEXEC);
-    struct view *view = NULL;
+    struct view *view;
     struct stat st;
 
-    if (fd >= 0 && fstat(fd, &st) == 0) {
-        buf_zero(&e->obeyed, (size_t)st.st_size);
-        read_at(fd, e->obeyed.p, e->obeyed.n, 0);
-        view = view_parse(node, buf_slice(&e->obeyed));
-        close(fd);
-        if (view == NULL)
-            give_up(1, "%s/ring is damaged: remove it, then etcd is asked",
-                    node->flags.data);
-    }
-    if (view != NULL && view_check(node, view))
-        view_adopt(node, view);
-    else
-        e->obeyed.n = 0;
+    if (fd < 0 || fstat(fd, &st) != 0)
+        return;
+    buf_zero(&e->obeyed, (size_t)st.st_size);
+    read_at(fd, e->obeyed.p, e->obeyed.n, 0);
+    close(fd);
+    view = view_parse(node, buf_slice(&e->obeyed));
+    if (view == NULL)
+        give_up(1, "%s/ring is damaged: remove it, then etcd is asked",
+                node->flags.data);
+    view_begin(node, view);
 }
 
 /*
@@ -4433,21 +4437,22 @@ static void ring_begin(struct node *node, struct etcd *e) {
  * 0: look again, at once; -1: there is trouble.
  */
 static int etcd_step(struct node *node, struct etcd *e) {
-    struct view *view = NULL;
+    struct view *view;
     struct buf text = {0};
-    bool done = false, wait = false;
+    bool done = false, wait = false, first;
 
     if (!etcd_read(e))
         return -1;
-    if (strcmp(e->ring_revision, "0") != 0) {
-        view = view_parse(node, buf_slice(&e->text));
-        if (!view_check(node, view))
-            goto end;
-    } else if (node->view != NULL ||
-               (node->self.cluster != 0 && !node->self.alone)) {
+    first = strcmp(e->ring_revision, "0") == 0;
+    if (first && (node->view != NULL ||
+                  (node->self.cluster != 0 && !node->self.alone))) {
         e->trouble = "has lost the ring"; /* a new one: another cluster's */
         return -1;
     }
+    view = first ? view_first(node, buf_slice(&e->text))
+                 : view_parse(node, buf_slice(&e->text));
+    if (!view_check(node, view))
+        goto end;
     if (e->lease[0] == '\0') {
         identity_begin(node);
         record_text(&text, node);
@@ -4455,12 +4460,10 @@ static int etcd_step(struct node *node, struct etcd *e) {
         done = etcd_announce(e, node->flags.name, (char *)text.p);
         goto end;
     }
-    if (view == NULL) {
-        view = view_first(node, buf_slice(&e->text));
-        for (unsigned i = 0; i < view->count; i++)
-            wait = wait || view->member[i].boot == 0; /* its zone will come */
-    } else if (view->member[view->me].id != 0)
+    if (!first && view->member[view->me].id != 0)
         return ring_obey(node, e, view) ? 1 : -1;
+    for (unsigned i = 0; first && i < view->count; i++)
+        wait = wait || view->member[i].boot == 0; /* its zone will come */
     view->member[view->me].id = node->self.id;
     if (wait && now_ms() < e->patience) {
         rest_ms(50);
@@ -6457,14 +6460,7 @@ static void directory_check(const struct node *node) {
     const struct flags *f = &node->flags;
     const struct identity *self = &node->self;
 
-    if (self->cluster == 0)
-        return;
-    if ((f->partitions_given && f->partitions != self->partitions) ||
-        (f->replicas_given && f->replicas != self->replicas))
-        give_up(1,
-                "%s was made with -partitions %" PRIu64 " -replicas %" PRIu64,
-                f->data, self->partitions, self->replicas);
-    if (node->etcd == NULL && !self->alone)
+    if (self->cluster != 0 && node->etcd == NULL && !self->alone)
         give_up(1, "%s is of a cluster: -initialCluster or -etcd is needed",
                 f->data);
     if (self->alone && f->initial_cluster != NULL)
