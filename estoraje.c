@@ -6540,8 +6540,9 @@ static void on_bus_error(int number) {
     _exit(write(STDERR_FILENO, line, sizeof line - 1) < 0 ? number : 1);
 }
 
+/* What a signal interrupts, in whatever thread, goes on, unless it is a rest. */
 static void signals_prepare(void) {
-    struct sigaction action = {.sa_handler = on_signal};
+    struct sigaction action = {.sa_handler = on_signal, .sa_flags = SA_RESTART};
 
     sigaction(SIGTERM, &action, NULL);
     sigaction(SIGINT, &action, NULL);
@@ -6552,15 +6553,9 @@ static void signals_prepare(void) {
     sigaction(SIGXFSZ, &action, NULL);
 }
 
-/* Starts a thread with all signals blocked, so that main gets them. */
 static void thread_start(struct node *node, void *(*run)(void *), void *arg) {
-    sigset_t all, before;
-
-    sigfillset(&all);
-    pthread_sigmask(SIG_BLOCK, &all, &before);
     if (pthread_create(&node->threads[node->thread_count++], NULL, run, arg))
         give_up(1, "cannot start a thread");
-    pthread_sigmask(SIG_SETMASK, &before, NULL);
 }
 
 /* The house thread: the ceiling, the syncs of each second. A write that waits
