@@ -6716,20 +6716,16 @@ static void store_begin(struct node *node) {
     workers_wake(node);
 }
 
-/* Waits until the other members were heard and there is no doubt left, for two
-   seconds at most: then the first reads need not. The last line is bare. */
+/* Waits until there is no doubt left, for two seconds at most: then the first
+   reads need not. The last line is bare. */
 static void ready_wait(struct node *node) {
-    struct view *view = view_hold(node);
     const struct peer *me = &node->peers[node->self.number];
     uint64_t until = now_ms() + LOST_MS;
     char where[300];
 
-    for (unsigned i = 0; i < view->count; i++)
-        while ((!member_alive(node, view->member[i].number) ||
-                atomic_load(&me->said[SAID_DOUBT]) > 0) &&
-               now_ms() < until && !stop_requested)
-            rest_ms(5);
-    view_release(view);
+    while (atomic_load(&me->said[SAID_DOUBT]) > 0 && now_ms() < until &&
+           !stop_requested)
+        rest_ms(5);
     where_text(where, node->flags.host, node->client_port);
     say("info", "listening port=%u peerPort=%u", node->client_port,
         node->peer_port);
