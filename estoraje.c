@@ -2421,6 +2421,27 @@ static int super_read(struct node *node) {
     return node->self.sequence > 0 ? 1 : n == 0 ? 0 : -1;
 }
 
+/* Writes the superblock at a start, which ends if that cannot be done. */
+static void identity_save(struct node *node) {
+    int error = super_write(node);
+
+    if (error != 0 || fsync(node->dir_fd) != 0)
+        give_up(1, "cannot write %s/superblock: %s", node->flags.data,
+                strerror(error != 0 ? error : errno));
+}
+
+/* Claims the directory for this process: the boot number is on the disk before
+   anybody is told of it. Main does it, however often it comes here. */
+static void identity_begin(struct node *node) {
+    if (node->begun)
+        return;
+    node->begun = true;
+    node->self.boot++;
+    identity_save(node);
+    if (!node->unclean) /* else when that is made good */
+        mark_make(node);
+}
+
 /* Raises the ceiling where it is near and there are writes, or where someone
    waits for it. The house thread's. */
 static void ceiling_raise(struct node *node) {
@@ -3972,7 +3993,6 @@ static pid_t sidecar_start(const struct node *node, const char *address) {
     fd = open(log, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0666);
     dup2(fd, STDOUT_FILENO); /* without one it is what this process has */
     dup2(fd, STDERR_FILENO);
-
     for (char **from = environ; (*to = *from) != NULL; from++)
         if (strncmp(*from, "ETCD_", 5) != 0 || /* it takes them for flags */
             strncmp(*from, "ETCD_UNSUPPORTED_ARCH=", 22) == 0)
@@ -4048,11 +4068,6 @@ static void guardian_stop(const struct node *node) {
  * its node has started for the first time and has claimed the name for its data
  * directory.
  */
-
-/* Claims the directory for this process: the boot number is on the disk before
-   anybody is told of it. Does so once. It belongs to the directory's chapter,
-   but a node that says in etcd that it is there must have done so. */
-static void identity_begin(struct node *node);
 
 /* Completes a view from the nodes' records, a line each, and works out who owns
    what. A zone that the ring has stays as it is: owners depend on it. */
@@ -6468,26 +6483,6 @@ static void directory_check(const struct node *node) {
                 f->data);
 }
 
-static void identity_save(struct node *node) {
-    int error = super_write(node);
-
-    if (error != 0 || fsync(node->dir_fd) != 0)
-        give_up(1, "cannot write %s/superblock: %s", node->flags.data,
-                strerror(error != 0 ? error : errno));
-}
-
-/* Claims the directory: the boot number is on the disk before anybody is told.
-   Main does it, however often it comes here. */
-static void identity_begin(struct node *node) {
-    if (node->begun)
-        return;
-    node->begun = true;
-    node->self.boot++;
-    identity_save(node);
-    if (!node->unclean) /* else when that is made good */
-        mark_make(node);
-}
-
 /* ---- The process: descriptors, ports, threads. */
 
 /* Raises the limit of descriptors, and sees whether it is enough. */
@@ -6553,6 +6548,7 @@ static void signals_prepare(void) {
     sigaction(SIGXFSZ, &action, NULL);
 }
 
+/* Starts a thread for whose end node_stop() waits. */
 static void thread_start(struct node *node, void *(*run)(void *), void *arg) {
     if (pthread_create(&node->threads[node->thread_count++], NULL, run, arg))
         give_up(1, "cannot start a thread");
