@@ -4345,10 +4345,6 @@ static bool view_check(struct node *node, const struct view *view) {
             "%016" PRIx64 "), of a node at %s: choose another -name; to "
             "replace a lost directory is not built yet",
             me->name, me->id, me->peer_at);
-    } else if (!view_newer(now, view)) {
-        node->etcd->trouble = "has an older ring, which is not obeyed: was it "
-                              "restored from a backup?";
-        return false;
     } else {
         return true;
     }
@@ -4363,7 +4359,8 @@ static bool view_check(struct node *node, const struct view *view) {
    names, or of this node alone. Zones are in the nodes' records; hosts stand in
    for those that are not yet. */
 static struct view *view_first(const struct node *node, struct slice records) {
-    bool listed = node->flags.initial_cluster != NULL;
+    const struct etcd *e = node->etcd;
+    bool listed = e != NULL && node->flags.initial_cluster != NULL;
     const struct identity *self = &node->self;
     struct view *view = memory(1, sizeof *view);
     bool alone = self->cluster != 0; /* it brings the data of a node alone */
@@ -4376,15 +4373,15 @@ static struct view *view_first(const struct node *node, struct slice records) {
     view->partitions =
         (unsigned)(alone ? self->partitions : node->flags.partitions);
     view->replicas = (unsigned)(alone ? self->replicas : node->flags.replicas);
-    view->count = listed ? node->etcd->count : 1;
+    view->count = listed ? e->count : 1;
     for (unsigned i = 0; i < view->count; i++) {
         struct member *m = &view->member[i];
 
         m->number = i + 1;
         snprintf(m->name, sizeof m->name, "%s",
-                 listed ? node->etcd->endpoints[i].name : node->flags.name);
+                 listed ? e->endpoints[i].name : node->flags.name);
         snprintf(m->host, sizeof m->host, "%s",
-                 listed ? node->etcd->endpoints[i].host : node->flags.host);
+                 listed ? e->endpoints[i].host : node->flags.host);
     }
     if (!view_complete(node, view, records))
         die("the first ring cannot be built");
@@ -4468,6 +4465,11 @@ static int etcd_step(struct node *node, struct etcd *e) {
                  : view_parse(node, buf_slice(&e->text));
     if (!view_check(node, view))
         goto end;
+    if (!view_newer(node->view, view)) {
+        e->trouble = "has an older ring, which is not obeyed: was it restored "
+                     "from a backup?";
+        goto end;
+    }
     if (e->lease[0] == '\0') {
         identity_begin(node);
         record_text(&text, node);
@@ -6326,7 +6328,7 @@ static void etcd_prepare(struct node *node) {
     bool named = f->initial_cluster != NULL;
     const char *text = named ? f->initial_cluster : f->etcd;
     struct etcd *e = node->etcd = memory(1, sizeof *e);
-    struct slice bad;
+    struct slice bad = {0};
 
     e->call.fd = e->watch.fd = -1;
     if (!endpoints_parse(e, text, named, &bad))
