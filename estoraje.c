@@ -131,7 +131,7 @@
 #define SCRUB_MAX (8760 * 3600u) /* seconds; a year */
 
 #define WORKERS_MAX    256
-#define POOL_THREADS   16 /* that read and sync logs */
+#define POOL_THREADS   32 /* that read and sync logs */
 #define FILES_RESERVED 64 /* descriptors beside the logs */
 
 /* --------------------------------------------------------------- The data
@@ -1804,10 +1804,10 @@ static uint64_t part_read(struct node *node, struct part *part,
  * A compaction that was not finished leaves a file that nobody needs.
  */
 static void part_load(struct node *node, struct part *part) {
-    uint64_t salt, size;
+    uint64_t salt = 0, size;
     struct file *file;
     char name[16];
-    bool fits;
+    bool fits = false;
     int fd = log_open(node, part->number, O_RDWR | O_CREAT, &salt, &fits);
 
     log_name(name, part->number, true);
@@ -6152,8 +6152,8 @@ static bool flag_set(struct flags *flags, const struct flag *f,
     if (f->kind == LATER) /* off, or as it would be */
         return slice_is(s, "0") || slice_is(s, "false") ||
                (f->value != NULL && slice_is(s, f->value));
-    for (const struct unit *u = units; u < units + 6 && of == 1; u++)
-        if (u->kind == f->kind && s.n > 0 && s.p[s.n - 1] == u->letter) {
+    for (const struct unit *u = units; u < units + 6; u++)
+        if (u->kind == f->kind && s.n > 0 && value[s.n - 1] == u->letter) {
             of = u->of;
             s.n--;
             break;
