@@ -4,13 +4,18 @@
 #
 # usage: make bench [SETTING=VALUE ...]    or: bench/bench.sh [SETTING=VALUE ...]
 #
-#   rows         "get absent put delete mixed memory", or some of them
+#   rows         "get absent put delete mixed memory start100 start1k sync
+#                compact overwrite", or some of them
 #   servers      "one three nginx": one node, three, files by nginx, or some
 #   seconds      5: of one run
 #   runs         3: of each row; the table shows medians
 #   keys, size   100000 keys with values of 1024 bytes
 #   connections  64: of wrk, divided evenly among its threads
 #   memkeys      300000: keys, with values of 16 bytes, of the memory row
+#   startkeys    10000000: keys, with values of 100 bytes, of start100
+#   startkeys1k  1000000: keys, with values of 1024 bytes, of start1k
+#   compactkeys  400000: keys, with values of 1024 bytes, of compact
+#   overwrites   10000000: of 10000 keys, with values of 1024 bytes, of overwrite
 #   flags        (none): more flags for estoraje, as flags="-sync none"
 #
 # How to read the table. Load generator and servers share the machine's cores
@@ -26,18 +31,35 @@
 # nginx serves the same values as files, with as many workers as cores and
 # without its cache of open files, for which there may be too many. All of
 # it needs Linux, for /proc.
+#
+# Some rows are no part of the table. Each has a new node that is alone, prints
+# what it measures, and has a target below the table, for the median of `runs`:
+#
+#   memory     memory of its own that a node needs for a key
+#   start100   the same with many keys; then the seconds from a start to the line
+#              "ready", with the logs in the page cache
+#   start1k    bytes of logs a second that such a start reads
+#   sync       writes a second with -sync always, 64 connections to one
+#   compact    p99 of GET while logs are compacted, to that while none is
+#   overwrite  bytes of logs after many overwrites, to what is live in them
+#
+# With the settings above they take up to 20 minutes, and 2.5 GB of disk.
 
 set -u
 export LC_ALL=C PATH="$PATH:/usr/sbin:/sbin"
 cd "$(dirname "$0")/.." || exit 2
 
-: "${rows:=get absent put delete mixed memory}" "${servers:=one three nginx}"
+all="get absent put delete mixed memory start100 start1k sync compact overwrite"
+: "${rows:=$all}" "${servers:=one three nginx}"
 : "${seconds:=5}" "${runs:=3}" "${keys:=100000}" "${size:=1024}"
 : "${connections:=64}" "${memkeys:=300000}" "${flags:=}"
+: "${startkeys:=10000000}" "${startkeys1k:=1000000}" "${compactkeys:=400000}"
+: "${overwrites:=10000000}"
 for setting; do
     case $setting in
     rows=* | servers=* | seconds=* | runs=* | keys=* | size=* | \
-        connections=* | memkeys=* | flags=*)
+        connections=* | memkeys=* | startkeys=* | startkeys1k=* | \
+        compactkeys=* | overwrites=* | flags=*)
         printf -v "${setting%%=*}" %s "${setting#*=}" ;;
     *)
         echo "bench.sh: $setting: not one of the settings in its head" >&2
@@ -49,7 +71,6 @@ read -ra flags <<<"$flags"
 declare -A pids         # by server: its processes, with blanks between
 declare -A urls         # by server: its URL, of the first node if of three
 three_ports=            # of the three nodes
-memory=                 # measured bytes a key
 
 # Says what went wrong, shows the end of a log if one is named, and ends.
 fail() { # TEXT [LOG]
@@ -154,12 +175,20 @@ start_floor() {
 }
 
 # Starts a node that is alone.
-start_node() { # SERVER
+start_node() { # SERVER [FLAG...]
     take_ports
     urls[$1]=http://127.0.0.1:$port
     start "$1" "$1" ./estoraje -port "$port" -peerPort $((port + 1)) \
-        -dataPath "$dir/$1" "${flags[@]}"
+        -dataPath "$dir/$1" "${flags[@]}" "${@:2}"
     ready "$1" "${urls[$1]}/_ready"
+}
+
+# Stops a node that is alone.
+stop_node() { # SERVER
+    local pid=${pids[$1]# }
+    unset "pids[$1]"
+    kill -TERM "$pid"
+    wait "$pid" || fail "$1 has not ended well" "$dir/$1.log"
 }
 
 start_three() {
@@ -215,13 +244,15 @@ END
 
 # --- measuring ------------------------------------------------------------
 
-# Stores COUNT new keys in SERVER. One that is not stored ends the program.
-fill() { # SERVER PREFIX COUNT BYTES
-    local answer
-    answer=$(wrk -t1 -c"$connections" -d$((30 + $3 / 2000))s \
-        -s bench/fill.lua "${urls[$1]}" -- "$2" "$3" "$4" | grep '^filled')
-    [ "$answer" = "filled $3 0" ] ||
-        fail "storing $3 keys in '$1': ${answer:-not done in time}"
+# Stores COUNT new keys in SERVER, or overwrites them with PUTS writes in turns.
+# An answer that is not the right one ends the program.
+fill() { # SERVER PREFIX COUNT BYTES [PUTS]
+    local answer right="$3 0 0" puts=${5:-$3}
+    [ -z "${5:-}" ] || right="0 $5 0"
+    answer=$(wrk -t1 -c"$connections" -d$((30 + puts / 2000))s \
+        -s bench/fill.lua "${urls[$1]}" -- "${@:2}" | grep '^filled')
+    [ "$answer" = "filled $right" ] ||
+        fail "$puts writes to '$1': ${answer:-not done in time}"
 }
 
 # The servers that have this row: nginx only reads.
@@ -257,20 +288,208 @@ measure() { # ROW SERVER RUN
     echo "$1 $2 $3 $answer" >>"$dir/results"
 }
 
-# Sets $memory to the bytes of memory of its own that a node needs for a key.
-# A few keys come first, over as many connections, so that what these need is
-# not counted.
-measure_memory() {
-    local full base
-    start_node memory
-    fill memory few 2000 16
+# The median of NUMBER...
+median() {
+    printf '%s\n' "$@" | sort -g |
+        awk '{ n[NR] = $1 }
+            END { print (n[int((NR + 1) / 2)] + n[int(NR / 2) + 1]) / 2 }'
+}
+
+# What an expression of awk's comes to.
+calculate() {
+    awk "BEGIN { print $* }"
+}
+
+# Notes the figure NAME for the targets.
+note() { # NAME VALUE
+    echo "= $1 $2" >>"$dir/results"
+}
+
+# The memory that SERVER, a node alone, has for itself: kilobytes.
+memory_of() { # SERVER
+    awk '$1 == "RssAnon:" { print $2 }' "/proc/${pids[$1]# }/status"
+}
+
+# The bytes of all logs of SERVER, with those that compaction is writing.
+log_bytes() { # SERVER
+    find "$dir/$1" \( -name '*.log' -o -name '*.new' \) -printf '%s\n' \
+        2>/dev/null | awk '{ n += $1 } END { printf "%d\n", n }'
+}
+
+# Starts a node and stores keys in it, and notes as NAME the bytes of memory of
+# its own that it needs for a key. A few keys come first, over as many
+# connections, so that what these need is not counted.
+measure_memory() { # NAME KEYS BYTES [FLAG...]
+    local base
+    start_node "$1" "${@:4}"
+    fill "$1" few 2000 "$3"
     sleep 2
-    base=$(awk '$1 == "RssAnon:" { print $2 }' "/proc/${pids[memory]# }/status")
-    echo "memory: $memkeys keys with values of 16 bytes"
-    fill memory key "$memkeys" 16
+    base=$(memory_of "$1")
+    echo "$1: $2 keys with values of $3 bytes, flags: ${flags[*]} ${*:4}"
+    fill "$1" key "$2" "$3"
     sleep 2
-    full=$(awk '$1 == "RssAnon:" { print $2 }' "/proc/${pids[memory]# }/status")
-    memory=$(awk "BEGIN { print ($full - $base) * 1024 / $memkeys }")
+    note "$1" "$(calculate "($(memory_of "$1") - $base) * 1024 / $2")"
+}
+
+# Fills a node as measure_memory does, without syncs, which is faster; then
+# notes as NAME-seconds what a start of it takes until its line "ready", and as
+# NAME-rate how many MB of logs that is a second.
+measure_start() { # NAME KEYS BYTES
+    local run bytes line began took times=() pipe=$dir/pipe
+    measure_memory "$1" "$2" "$3" -sync none
+    stop_node "$1"
+    sync -f "$dir"
+    bytes=$(log_bytes "$1")
+    [ -p "$pipe" ] || mkfifo "$pipe"
+    for ((run = 1; run <= runs; run++)); do
+        cat "$dir/$1"/*.log >/dev/null
+        began=$EPOCHREALTIME
+        ./estoraje -port "$port" -peerPort $((port + 1)) -dataPath "$dir/$1" \
+            "${flags[@]}" >"$pipe" 2>&1 &
+        pids[$1]=$!
+        exec 3<"$pipe"
+        while read -r line <&3 && [[ $line != ready* ]]; do
+            :
+        done
+        took=$(calculate "$EPOCHREALTIME - $began")
+        [[ $line == ready* ]] || fail "$1 has not started"
+        echo "$1: start $run: $took s, $bytes bytes of logs," \
+            "memory then $(memory_of "$1") kB"
+        times+=("$took")
+        stop_node "$1"
+        exec 3<&-
+    done
+    took=$(median "${times[@]}")
+    note "$1-seconds" "$took"
+    note "$1-rate" "$(calculate "$bytes / 1e6 / $took")"
+    rm -r "${dir:?}/$1"
+}
+
+# Notes as sync how many times as many writes a second reach the disk with 64
+# connections as with one.
+measure_sync() {
+    local run connected answer result rate=() ratios=()
+    start_node sync -sync always
+    echo "sync: -sync always on $(stat -f -c %T "$dir"), wrk with 1 and 64" \
+        "connections, $seconds s each, PUT of 1024 bytes over $keys keys"
+    for ((run = 1; run <= runs; run++)); do
+        for connected in 1 64; do
+            answer=$(wrk -t1 -c"$connected" -d"${seconds}s" -s bench/load.lua \
+                "${urls[sync]}" -- put key "$keys" 1024) || fail "wrk: $answer"
+            read -ra result <<<"$(sed -n 's/^result //p' <<<"$answer")"
+            ((result[4] + result[5] == 0)) || fail "sync: ${result[*]}"
+            rate[connected]=$(calculate "${result[0]} * 1e6 / ${result[1]}")
+        done
+        ratios+=("$(calculate "${rate[64]} / ${rate[1]}")")
+        echo "sync: run $run: ${rate[1]} and ${rate[64]} writes/s," \
+            "${ratios[-1]} times"
+    done
+    note sync "$(median "${ratios[@]}")"
+    stop_node sync
+    rm -r "${dir:?}/sync"
+}
+
+# Whether the node of the row compact is writing a log anew.
+compacts() {
+    set -- "$dir"/compact/*.new
+    [ -e "$1" ]
+}
+
+# Reads keys while they are overwritten at a fixed pace. Sets $phase to the p99
+# of GET in microseconds, the GETs, the PUTs, and in how many looks of a
+# hundred a log was being written anew.
+measure_compact_phase() {
+    local looks=0 seen=0 wrote=$dir/wrote got=$dir/got writer reader result
+    wrk -t1 -c8 -d"${seconds}s" -s bench/fill.lua "${urls[compact]}" -- \
+        key "$compactkeys" 1024 1000000000 20 >"$wrote" &
+    writer=$!
+    wrk -t2 -c"$connections" -d"${seconds}s" -s bench/load.lua \
+        "${urls[compact]}" -- get key "$compactkeys" 1024 >"$got" &
+    reader=$!
+    pids[wrk]="$writer $reader"
+    while kill -0 "$reader" 2>/dev/null; do
+        ! compacts || ((seen += 1))
+        ((looks += 1))
+        sleep 0.05
+    done
+    wait "$writer" "$reader"
+    unset "pids[wrk]"
+    read -ra result <<<"$(sed -n 's/^result //p' "$got")"
+    [ "${result[4]-} ${result[5]-}" = "0 0" ] || fail "compact: ${result[*]}"
+    ! grep Non-2xx "$wrote" || fail "compact: writes failed"
+    phase=("${result[3]}" "${result[0]}"
+        "$(awk '/requests in/ { print $1 }' "$wrote")" $((100 * seen / looks)))
+}
+
+# Notes as compact how many times as long the p99 of GET is with compaction.
+#
+# A log is compacted when it has as many dead bytes as live ones and half a MiB
+# more. Writes that leave the processor time for GETs bring that about too
+# seldom to measure it. So all keys are overwritten first, in turns: half as
+# much as it takes, and GETs beside paced writes are measured; then the other
+# half and a little more, so that all logs are ripe at once, and the same is
+# measured again. They are large enough that to compact them, one by one, takes
+# longer than that. As many writes come just before the one as before the
+# other, since the disk is busy with them for a while. The next run begins when
+# nothing is left to compact. "compacting" tells how far all that went so.
+measure_compact() {
+    local run half idle ratios=() off phase
+    half=$((compactkeys * 55 / 100 + 256 * 524288 / 1088 / 2))
+    start_node compact
+    fill compact key "$compactkeys" 1024
+    echo "compact: GET with $connections connections beside wrk with 8 that" \
+        "PUT 16 each 20 ms, $seconds s each, $compactkeys keys of 1024 bytes"
+    for ((run = 1; run <= runs; run++)); do
+        for ((idle = 0; idle < 20; idle++)); do
+            ! compacts || idle=0
+            sleep 0.1
+        done
+        fill compact key "$compactkeys" 1024 "$half"
+        measure_compact_phase
+        off=("${phase[@]}")
+        fill compact key "$compactkeys" 1024 "$half"
+        measure_compact_phase
+        ratios+=("$(calculate "${phase[0]} / ${off[0]}")")
+        printf 'compact: run %d: p99 %d us (%d GETs, %d PUTs, %d %% of the time compacting), then %d us (%d, %d, %d %%), %.2f times\n' \
+            "$run" "${off[@]}" "${phase[@]}" "${ratios[-1]}"
+    done
+    note compact "$(median "${ratios[@]}")"
+    stop_node compact
+    rm -r "${dir:?}/compact"
+}
+
+# Notes as overwrite what the logs have in the end, less a MiB for each, over
+# what is live in them.
+measure_overwrite() {
+    local before=-1 most=0 bytes writer live began
+    start_node overwrite
+    fill overwrite key 10000 1024
+    echo "overwrite: $overwrites PUTs over 10000 keys of 1024 bytes"
+    began=$SECONDS
+    fill overwrite key 10000 1024 "$overwrites" &
+    writer=$!
+    while kill -0 "$writer" 2>/dev/null; do
+        bytes=$(log_bytes overwrite)
+        ((bytes <= most)) || most=$bytes
+        sleep 0.5
+    done
+    wait "$writer" || exit 1
+    began=$((SECONDS - began))
+    while bytes=$(log_bytes overwrite) && ((bytes != before)); do
+        before=$bytes
+        sleep 2
+    done
+    stop_node overwrite
+    live=$(./estoraje -check "$dir/overwrite" | awk '
+        match($0, /live_bytes=[0-9]+/) {
+            n += substr($0, RSTART + 11, RLENGTH - 11)
+        }
+        END { printf "%d\n", n }')
+    echo "overwrite: written in $began s, $bytes bytes of logs, $most on the" \
+        "way, $live bytes live: $(calculate "$bytes / $live") times"
+    ((bytes -= 256 * 1048576, bytes > 0)) || bytes=0
+    note overwrite "$(calculate "$bytes / $live")"
+    rm -r "${dir:?}/overwrite"
 }
 
 # --- what it was measured on ----------------------------------------------
@@ -304,8 +523,7 @@ describe_answers() {
 [ -r /proc/self/stat ] || fail "there is no /proc to read CPU time from"
 [ -x ./estoraje ] || fail "there is no ./estoraje; make builds it"
 for row in $rows; do
-    [[ $row =~ ^(get|absent|put|delete|mixed|memory)$ ]] ||
-        fail "$row: rows are get, absent, put, delete, mixed and memory"
+    [[ " $all " == *" $row "* ]] || fail "$row: rows are $all"
 done
 command -v nginx >/dev/null || servers=${servers//nginx/}
 command -v etcd >/dev/null || servers=${servers//three/}
@@ -328,13 +546,18 @@ if [[ $rows =~ get|absent|put|delete|mixed ]]; then
     done
     describe_answers
 fi
-for row in ${rows/memory/}; do
-    for ((run = 1; run <= runs; run++)); do
-        for server in $(servers_of "$row"); do
-            measure "$row" "$server" "$run"
-        done
-    done
+for row in $rows; do
+    case $row in
+    memory) measure_memory memory "$memkeys" 16 && stop_node memory ;;
+    start100) measure_start start100 "$startkeys" 100 ;;
+    start1k) measure_start start1k "$startkeys1k" 1024 ;;
+    sync | compact | overwrite) "measure_$row" ;;
+    *)
+        for ((run = 1; run <= runs; run++)); do
+            for server in $(servers_of "$row"); do
+                measure "$row" "$server" "$run"
+            done
+        done ;;
+    esac
 done
-[[ ! $rows =~ memory ]] || measure_memory
-awk -f bench/table.awk -v hz="$(getconf CLK_TCK)" -v memory="$memory" \
-    "$dir/results"
+awk -f bench/table.awk -v hz="$(getconf CLK_TCK)" "$dir/results"

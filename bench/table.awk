@@ -1,8 +1,14 @@
 # Makes the table and the targets of what bench.sh has measured.
-#   awk -f bench/table.awk -v hz=TICKS_A_SECOND -v memory=BYTES_A_KEY RESULTS
-# Input, a line a run:
+#   awk -f bench/table.awk -v hz=TICKS_A_SECOND RESULTS
+# Input, a line a run, and a line a figure that is no part of the table:
 #   ROW SERVER RUN TICKS REQUESTS MICROSECONDS P50 P99 UNEXPECTED SOCKET_ERRORS
+#   = NAME VALUE
 # Exits 1 if there was an unexpected answer or a socket error, else 0.
+
+$1 == "=" {
+    figure[$2] = $3
+    next
+}
 
 {
     k = $1 " " $2
@@ -32,10 +38,19 @@ function median(of, k,    i, j, n) {
     return (list[i] + list[n + 1 - i]) / 2
 }
 
-function target(name, value, most, unit) {
+function say(name, value, bound, unit, reached) {
+    printf "target: %-19s %s %-7s: %7.2f, %s\n", name, bound, unit, value,
+        reached ? "reached" : "missed"
+}
+
+function at_most(name, value, most, unit) {
     if (value != "")
-        printf "target: %-16s at most %4.1f %s: %6.2f, %s\n", name, most,
-            unit, value, value <= most ? "reached" : "missed"
+        say(name, value, sprintf("at most  %5.1f", most), unit, value <= most)
+}
+
+function at_least(name, value, least, unit) {
+    if (value != "")
+        say(name, value, sprintf("at least %5.1f", least), unit, value >= least)
 }
 
 END {
@@ -53,10 +68,16 @@ END {
         printf " %9.2f   [%.2f .. %.2f]\n", to_floor[k], list[1], list[runs[k]]
     }
     print ""
-    target("GET, one node", to_floor["get one"], 1.5, "x floor")
-    target("PUT, one node", to_floor["put one"], 1.7, "x floor")
-    target("PUT, three nodes", to_floor["put three"], 5, "x floor")
-    target("memory of a key", memory, 40, "bytes  ")
+    at_most("GET, one node", to_floor["get one"], 1.5, "x floor")
+    at_most("PUT, one node", to_floor["put one"], 1.7, "x floor")
+    at_most("PUT, three nodes", to_floor["put three"], 5, "x floor")
+    at_most("memory of a key", figure["memory"], 40, "bytes")
+    at_most("memory, start100", figure["start100"], 40, "bytes")
+    at_most("start100", figure["start100-seconds"], 4, "seconds")
+    at_least("start1k", figure["start1k-rate"], 800, "MB/s")
+    at_least("sync, 64 to 1", figure["sync"], 5, "times")
+    at_most("p99 of GET, compact", figure["compact"], 2, "times")
+    at_most("overwrite, to live", figure["overwrite"], 3, "times")
     if (wrong)
         print "WRONG: " wrong " unexpected answers or socket errors"
     exit wrong > 0
