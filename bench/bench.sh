@@ -15,7 +15,8 @@
 #   startkeys    10000000: keys, with values of 100 bytes, of start100
 #   startkeys1k  1000000: keys, with values of 1024 bytes, of start1k
 #   compactkeys  400000: keys, with values of 1024 bytes, of compact
-#   overwrites   10000000: of 10000 keys, with values of 1024 bytes, of overwrite
+#   overwrites   10000000: writes to 10000 keys, with values of 1024 bytes, of
+#                overwrite
 #   flags        (none): more flags for estoraje, as flags="-sync none"
 #
 # How to read the table. Load generator and servers share the machine's cores
@@ -36,8 +37,8 @@
 # what it measures, and has a target below the table, for the median of `runs`:
 #
 #   memory     memory of its own that a node needs for a key
-#   start100   the same with many keys; then the seconds from a start to the line
-#              "ready", with the logs in the page cache
+#   start100   the same with many keys; then the seconds from a start to its
+#              line "ready", with the logs in the page cache
 #   start1k    bytes of logs a second that such a start reads
 #   sync       writes a second with -sync always, 64 connections to one
 #   compact    p99 of GET while logs are compacted, to that while none is
@@ -317,15 +318,15 @@ log_bytes() { # SERVER
 }
 
 # Starts a node and stores keys in it, and notes as NAME the bytes of memory of
-# its own that it needs for a key. A few keys come first, over as many
-# connections, so that what these need is not counted.
+# its own that it needs for a key. A few keys come first, over as
+# many connections, so that what these need is not counted.
 measure_memory() { # NAME KEYS BYTES [FLAG...]
-    local base
+    local base options=("${flags[@]}" "${@:4}")
     start_node "$1" "${@:4}"
     fill "$1" few 2000 "$3"
     sleep 2
     base=$(memory_of "$1")
-    echo "$1: $2 keys with values of $3 bytes, flags: ${flags[*]} ${*:4}"
+    echo "$1: $2 keys with values of $3 bytes, flags: ${options[*]:-none}"
     fill "$1" key "$2" "$3"
     sleep 2
     note "$1" "$(calculate "($(memory_of "$1") - $base) * 1024 / $2")"
@@ -426,32 +427,36 @@ measure_compact_phase() {
 # A log is compacted when it has as many dead bytes as live ones and half a MiB
 # more. Writes that leave the processor time for GETs bring that about too
 # seldom to measure it. So all keys are overwritten first, in turns: half as
-# much as it takes, and GETs beside paced writes are measured; then the other
-# half and a little more, so that all logs are ripe at once, and the same is
+# much as it takes, and GETs beside paced writes are measured; then more than
+# the other half, so that all logs are ripe at once, and the same is
 # measured again. They are large enough that to compact them, one by one, takes
 # longer than that. As many writes come just before the one as before the
-# other, since the disk is busy with them for a while. The next run begins when
-# nothing is left to compact. "compacting" tells how far all that went so.
+# other, and -sync none leaves the disk to what compaction itself syncs, since
+# otherwise all that was overwritten would be synced meanwhile. The next run
+# begins when nothing is left to compact. "compacting" tells how far all that
+# went so.
 measure_compact() {
     local run half idle ratios=() off phase
-    half=$((compactkeys * 55 / 100 + 256 * 524288 / 1088 / 2))
-    start_node compact
+    half=$((compactkeys / 2 + 256 * 524288 / 1088 / 2))
+    start_node compact -sync none
     fill compact key "$compactkeys" 1024
     echo "compact: GET with $connections connections beside wrk with 8 that" \
-        "PUT 16 each 20 ms, $seconds s each, $compactkeys keys of 1024 bytes"
+        "PUT 16 each 20 ms, $seconds s each, $compactkeys keys of 1024 bytes," \
+        "flags: ${flags[*]} -sync none"
     for ((run = 1; run <= runs; run++)); do
         for ((idle = 0; idle < 20; idle++)); do
             ! compacts || idle=0
             sleep 0.1
         done
-        fill compact key "$compactkeys" 1024 "$half"
+        fill compact key "$compactkeys" 1024 $((half * 9 / 10))
         measure_compact_phase
         off=("${phase[@]}")
-        fill compact key "$compactkeys" 1024 "$half"
+        fill compact key "$compactkeys" 1024 $((half * 12 / 10))
         measure_compact_phase
         ratios+=("$(calculate "${phase[0]} / ${off[0]}")")
-        printf 'compact: run %d: p99 %d us (%d GETs, %d PUTs, %d %% of the time compacting), then %d us (%d, %d, %d %%), %.2f times\n' \
-            "$run" "${off[@]}" "${phase[@]}" "${ratios[-1]}"
+        echo "compact: run $run: p99 ${off[0]} us (${off[1]} GETs, ${off[2]}" \
+            "PUTs, compacting ${off[3]} % of the time), then ${phase[0]} us" \
+            "(${phase[1]}, ${phase[2]}, ${phase[3]} %), ${ratios[-1]} times"
     done
     note compact "$(median "${ratios[@]}")"
     stop_node compact
