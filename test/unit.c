@@ -13,7 +13,7 @@
  *
  * Parsers get copies of exactly the size that they are told of, so that the
  * address sanitizer sees each byte read beyond. Environment: SEED=n repeats
- * the random operations of a run that printed it.
+ * the random operations of a run that printed it; TORTURE=1 does many more.
  *
  * Chapters: The world - Nodes and records - Checksums and bytes - One record -
  * The log - The store - The superblock - The clock - HTTP heads - HTTP bodies -
@@ -36,6 +36,7 @@
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <sys/types.h>
 #include <sys/wait.h>
 #include <time.h>
@@ -51,9 +52,14 @@
 
 /* What the program meets where it asks the system. */
 static struct {
-    uint64_t us;      /* the physical clock; 0: the real one */
-    size_t room;      /* bytes that the disk still has */
-    bool broken;      /* it can neither be cut nor synced */
+    uint64_t us;    /* the physical clock; 0: the real one */
+    size_t room;    /* bytes that the disk still has */
+    bool broken;    /* it can neither be cut nor synced */
+    unsigned calls; /* so far, of those that world_fails() is asked about */
+    unsigned fail;  /* the one of them that fails; 0: none */
+    bool fail_on;   /* and all after it do */
+    size_t reserve; /* bytes that are there again when the reserve is cut */
+    int reserve_fd;
     bool same;        /* all keys have one fingerprint */
     bool loud;        /* what is said goes to stderr, as in a child */
     char said[1200];  /* the last line that was said */
@@ -69,8 +75,18 @@ static int world_clock(clockid_t id, struct timespec *t) {
     return 0;
 }
 
+/* Whether a call fails, with EIO. */
+static bool world_fails(void) {
+    world.calls++;
+    errno = EIO;
+    return world.fail != 0 && (world.calls == world.fail ||
+                               (world.fail_on && world.calls > world.fail));
+}
+
 /* pwrite() to a disk that gets full: what fits is written first. */
 static ssize_t world_pwrite(int fd, const void *p, size_t n, off_t offset) {
+    if (world_fails())
+        return -1;
     if (world.room == 0) {
         errno = ENOSPC;
         return -1;
@@ -80,18 +96,59 @@ static ssize_t world_pwrite(int fd, const void *p, size_t n, off_t offset) {
     return pwrite(fd, p, n, offset);
 }
 
-/* ftruncate() on a disk that may be broken. */
+/* ftruncate() on a disk that may be broken, or has a reserve. */
 static int world_ftruncate(int fd, off_t length) {
-    errno = EIO;
-    return world.broken ? -1 : ftruncate(fd, length);
+    if (world_fails() || world.broken)
+        return -1;
+    if (world.reserve > 0 && fd == world.reserve_fd && length == 0) {
+        world.room += world.reserve;
+        world.reserve = 0;
+    }
+    return ftruncate(fd, length);
 }
 
 /* fsync() and fdatasync() likewise; on a good disk nothing is synced, since no
    test takes the power away. */
 static int world_sync(int fd) {
     (void)fd;
-    errno = EIO;
-    return world.broken ? -1 : 0;
+    return world_fails() || world.broken ? -1 : 0;
+}
+
+/* openat() and renameat() on a disk that may fail. */
+static int world_openat(int dir, const char *name, int flags, ...) {
+    mode_t mode = 0;
+    va_list args;
+
+    va_start(args, flags);
+    if (flags & O_CREAT)
+        mode = va_arg(args, mode_t);
+    va_end(args);
+    return world_fails() ? -1 : openat(dir, name, flags, mode);
+}
+
+static int world_renameat(int from_dir, const char *from, int to_dir,
+                          const char *to) {
+    return world_fails() ? -1 : renameat(from_dir, from, to_dir, to);
+}
+
+/* fstatvfs() of a disk that has so much room, and posix_fallocate(), which
+   takes some of it. */
+static int world_statvfs(int fd, struct statvfs *disk) {
+    int result = fstatvfs(fd, disk);
+
+    if (world.room == SIZE_MAX)
+        return result;
+    disk->f_frsize = 1;
+    disk->f_blocks = UINT32_MAX;
+    disk->f_bavail = world.room;
+    return result;
+}
+
+static int world_fallocate(int fd, off_t offset, off_t n) {
+    if (world.room < (size_t)n)
+        return ENOSPC;
+    world.room -= world.room == SIZE_MAX ? 0 : (size_t)n;
+    return posix_fallocate(fd, offset, n);
 }
 
 /* fprintf() to stderr, which is kept instead, unless the world is loud. */
@@ -125,6 +182,10 @@ static uint64_t world_fingerprint(const void *key, size_t n,
 #define clock_gettime    world_clock
 #define pwrite           world_pwrite
 #define ftruncate        world_ftruncate
+#define openat           world_openat
+#define renameat         world_renameat
+#define fstatvfs         world_statvfs
+#define posix_fallocate  world_fallocate
 #define fsync            world_sync
 #define fdatasync        world_sync
 #define fprintf          world_print
@@ -136,6 +197,8 @@ static uint64_t world_fingerprint(const void *key, size_t n,
 
 #undef pwrite
 #undef ftruncate
+#undef openat
+#undef renameat
 #undef main
 
 /* A good disk, the real clock, silence. */
@@ -336,24 +399,34 @@ static void record_make(struct buf *b, struct slice key, const char *type,
     record_stamp(b->p, version, version + 1024);
 }
 
-/* Has a partition accept a record; value NULL: a tombstone. */
+/* Has a partition accept a record that is sealed for the network. */
+static struct accepted record_send(struct node *node, struct part *part,
+                                   const struct buf *b, bool repair) {
+    struct record r = {0};
+    struct accepted a;
+
+    assert_true(record_parse(b->p, b->n, 0, &r));
+    a = store_accept(node, part, b->p, &r,
+                     ring_fingerprint(r.key.p, r.key.n, node->self.hash),
+                     repair);
+    assert_true(record_parse(b->p, b->n, 0, &r)); /* sealed as before */
+    return a;
+}
+
+/* Makes one and has it accepted; value NULL: a tombstone. */
 static struct accepted part_put(struct node *node, struct part *part,
                                 struct slice key, const struct slice *value,
                                 uint64_t version, bool repair) {
     static const struct slice none = {NULL, 0};
     struct buf b = {0};
     struct accepted a;
-    struct record r = {0};
     size_t at = record_begin(&b, key, none, value == NULL);
 
     if (value != NULL)
         buf_add(&b, value->p, value->n);
     record_end(&b, at);
     record_stamp(b.p, version, version);
-    assert_true(record_parse(b.p, b.n, 0, &r));
-    a = store_accept(node, part, b.p, &r,
-                     ring_fingerprint(key.p, key.n, node->self.hash), repair);
-    assert_true(record_parse(b.p, b.n, 0, &r)); /* sealed as before */
+    a = record_send(node, part, &b, repair);
     buf_free(&b);
     return a;
 }
@@ -413,14 +486,15 @@ static struct buf file_bytes(const struct node *node, const char *name) {
     return b;
 }
 
-/* Makes a file in a node's directory hold exactly these bytes. */
+/* Makes a file in a node's directory hold exactly these bytes. It is not cut to
+   nothing first: some file systems then have it on the disk at once. */
 static void file_make(const struct node *node, const char *name, const void *p,
                       size_t n) {
-    int fd = openat(node->dir_fd, name, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC,
-                    0666);
+    int fd = openat(node->dir_fd, name, O_RDWR | O_CREAT | O_CLOEXEC, 0666);
 
     assert_true(fd >= 0);
     assert_int_equal(write_at(fd, p, n, 0), 0);
+    assert_int_equal(ftruncate(fd, (off_t)n), 0);
     close(fd);
 }
 
@@ -1039,6 +1113,292 @@ static void test_log_rotten(void **state) {
     part_expect(node, part, "c", DAMAGED, "");
     part_expect(node, part, "d", FOUND, "value of d");
     buf_free(&log);
+}
+
+/* A log of about 4 KiB with all that a log can have: overwrites, tombstones, of
+   keys that never were, too, values that are empty, and ones with a type. */
+static const struct step {
+    const char *key, *type;
+    int size; /* of the value; -1: a tombstone */
+} story_steps[] = {{"a", "", 100}, {"b", "text/plain", 300},
+                   {"c", "", 0},   {"d", "", 17},
+                   {"a", "", 250}, {"e", "", -1},
+                   {"f", "", 400}, {"d", "", -1},
+                   {"c", "", 64},  {"g", "image/png", 0},
+                   {"b", "", -1},  {"h", "", 500},
+                   {"f", "", 1},   {"b", "", 33},
+                   {"i", "", 700}, {"g", "", -1},
+                   {"j", "", 200}, {"k", "", 5},
+                   {"e", "", 90},  {"l", "application/json", 350},
+                   {"h", "", -1},  {"c", "text/html", 41}};
+
+#define STEPS COUNT(story_steps)
+
+/* Its bytes, and where in them its records and their values begin. */
+struct story {
+    struct buf log;
+    uint64_t begin[STEPS + 1], value[STEPS];
+};
+
+/* What became of it. */
+struct fate {
+    const char *what; /* was done, and where, for whom it fails */
+    uint64_t at;
+    unsigned count; /* records that are there, from the first */
+    unsigned hit;   /* the one that is damaged */
+    bool head, value;
+    const char *again; /* a key that was written once more, or NULL */
+};
+
+/* Writes it to partition 0. */
+static struct story story_make(struct node *node) {
+    struct part *part = part_again(node, 0);
+    struct story s = {0};
+    struct buf b = {0};
+
+    for (unsigned i = 0; i < STEPS; i++) {
+        const struct step *step = &story_steps[i];
+        size_t at;
+
+        b.n = 0;
+        at = record_begin(&b, slice_of(step->key), slice_of(step->type),
+                          step->size < 0);
+        if (step->size > 0) {
+            buf_zero(&b, (size_t)step->size);
+            random_fill(b.p + at, (size_t)step->size, i);
+        }
+        record_end(&b, at);
+        record_stamp(b.p, 1024 * (i + 1), 1024 * (i + 1));
+        s.begin[i] = part->log.end;
+        s.value[i] = part->log.end + record_meta(b.p);
+        assert_int_equal(record_send(node, part, &b, false).verdict, ACCEPT_OK);
+    }
+    s.begin[STEPS] = part->log.end;
+    s.log = file_bytes(node, "000.log");
+    assert_int_equal(s.log.n, part->log.end);
+    buf_free(&b);
+    return s;
+}
+
+/* Whether a record is the one that a step made, all of it. */
+static bool story_same(const struct story *s, unsigned i,
+                       const struct record *r) {
+    const struct step *step = &story_steps[i];
+    struct slice value = {s->log.p + s->value[i], 0};
+
+    value.n = step->size > 0 ? (size_t)step->size : 0;
+    return r->version == 1024 * (i + 1) && r->etag == r->version &&
+           r->tombstone == (step->size < 0) && slice_is(r->type, step->type) &&
+           slice_equal(r->value, value);
+}
+
+/* Checks what is found of one key. What its newest record says is right. If
+   that is damaged, so is the key; if it stands before a record that cannot be
+   told any more, or is that, nobody knows. */
+static void story_key(struct node *node, const struct story *s,
+                      const struct fate *f, const char *name) {
+    struct slice key = slice_of(name);
+    unsigned newest = UINT_MAX;
+    enum found found, want;
+    struct buf b = {0};
+    struct record r;
+    bool same;
+
+    for (unsigned i = 0; i < f->count; i++)
+        if (!(f->head && i == f->hit) && strcmp(story_steps[i].key, name) == 0)
+            newest = i;
+    want = f->head && (newest == UINT_MAX || newest < f->hit) ? UNSURE
+           : newest == UINT_MAX                               ? ABSENT
+           : f->value && newest == f->hit                     ? DAMAGED
+                                                              : FOUND;
+    found = store_read(node, &node->parts[0],
+                       ring_fingerprint(key.p, key.n, node->self.hash), key,
+                       SIZE_MAX, &b, &r, NULL, NULL);
+    if (f->again != NULL && strcmp(f->again, name) == 0) {
+        want = FOUND;
+        same = found != FOUND || slice_is(r.value, "again");
+    } else {
+        same = found != FOUND || want != FOUND || story_same(s, newest, &r);
+    }
+    if (found != want || !same)
+        fail_msg("%s %" PRIu64 "%s: key %s: found %d, not %d%s", f->what, f->at,
+                 f->again != NULL ? ", written again" : "", name, (int)found,
+                 (int)want, same ? "" : ", and it is not the newest");
+    buf_free(&b);
+}
+
+/* Checks all keys, and one that never was, of a log after its fate; then one
+   more write to one of them, and a start: all there again. */
+static void story_check(struct node *node, const struct story *s,
+                        struct fate *f, const void *p, size_t n) {
+    static const char *const keys[] = {"a", "b", "c", "d", "e", "f",    "g",
+                                       "h", "i", "j", "k", "l", "never"};
+    uint64_t end = s->begin[f->count];
+
+    file_make(node, "000.log", p, n);
+    for (unsigned again = 0; again < 2; again++) {
+        struct part *part = part_again(node, 0);
+
+        if (part->log.end != end)
+            fail_msg("%s %" PRIu64 ": the log ends at %" PRIu64
+                     ", not %" PRIu64,
+                     f->what, f->at, part->log.end, end);
+        for (size_t i = 0; i < COUNT(keys); i++)
+            story_key(node, s, f, keys[i]);
+        if (again)
+            return;
+        f->again = story_steps[f->hit].key;
+        part_set(node, part, f->again, "again", 1024 * 1024);
+        end = part->log.end;
+    }
+}
+
+/* A log that is cut at each byte of its last three records: those that end
+   before the cut are all there, and nothing else; nobody is in doubt. */
+static void test_log_cut(void **state) {
+    struct node *node = *state;
+    struct story s = story_make(node);
+
+    for (size_t n = s.begin[STEPS - 3]; n <= s.log.n; n++) {
+        struct fate f = {.what = "cut at", .at = n, .hit = STEPS - 1};
+
+        while (f.count < STEPS && s.begin[f.count + 1] <= n)
+            f.count++;
+        story_check(node, &s, &f, s.log.p, n);
+    }
+    assert_int_equal(world.damages, 0);
+    buf_free(&s.log);
+}
+
+/* A log of which one bit is flipped, each in turn. In its header: it is not
+   taken. In a record's header, key or type: that record is gone, and what may
+   have been in it is unsure. In a value: that key is damaged. In the zeros
+   behind a record: nothing is wrong. The last record looks torn. */
+static void test_log_flipped(void **state) {
+    struct node *node = *state;
+    struct story s = story_make(node);
+    unsigned hit = 0;
+    uint64_t salt;
+    bool fits;
+
+    assert_in_range(s.log.n, 4000, 5000);
+    for (uint64_t bit = 0; bit < 8 * s.log.n; bit++) {
+        struct fate f = {.what = "flipped bit", .at = bit, .count = STEPS};
+        uint64_t at = bit / 8;
+
+        hit += at >= s.begin[hit + 1];
+        s.log.p[at] ^= (uint8_t)(1 << bit % 8);
+        if (at < LOG_HEADER) {
+            file_make(node, "000.log", s.log.p, s.log.n);
+            close(log_open(node, 0, O_RDONLY, &salt, &fits));
+            if (fits)
+                fail_msg("bit %" PRIu64 " of the header is not looked at", bit);
+        } else {
+            struct story whole = s;
+            int size = story_steps[hit].size;
+
+            f.hit = hit;
+            f.head = at < s.value[hit];
+            f.value = !f.head && size > 0 && at < s.value[hit] + (uint64_t)size;
+            if (hit == STEPS - 1 && (f.head || f.value)) {
+                f.count--;
+                f.head = f.value = false;
+            }
+            story_check(node, &whole, &f, s.log.p, s.log.n);
+        }
+        s.log.p[at] ^= (uint8_t)(1 << bit % 8);
+    }
+    buf_free(&s.log);
+}
+
+/* What a client may store so as to have it taken for records: a newer value for
+   the key "good", and a tombstone for "kept", sealed with a salt. */
+static struct buf evil_make(uint64_t salt) {
+    static const struct slice none = {NULL, 0};
+    struct buf evil = {0}, b = {0};
+
+    record_make(&b, slice_of("good"), "", slice_of("evil"), 1024 * 1024);
+    record_seal(b.p, salt);
+    buf_add(&evil, b.p, b.n);
+    b.n = 0;
+    record_end(&b, record_begin(&b, slice_of("kept"), none, true));
+    record_stamp(b.p, 1024 * 1024, 1024 * 1024);
+    record_seal(b.p, salt);
+    buf_add(&evil, b.p, b.n);
+    buf_free(&b);
+    return evil;
+}
+
+/* Whether evil is found in the log of partition 0, in which the header of the
+   record that has it is damaged at a byte; last: no record stands behind. */
+static bool evil_found(struct node *node, struct slice key, struct slice value,
+                       size_t at, bool last) {
+    struct part *part = &node->parts[0];
+    uint64_t begin, end;
+    struct buf log;
+    char text[100];
+    bool found;
+
+    part_set(node, part, "good", "good", 1024);
+    part_set(node, part, "kept", "kept", 1024);
+    begin = part->log.end;
+    assert_int_equal(part_put(node, part, key, &value, 2048, false).verdict,
+                     ACCEPT_OK);
+    end = part->log.end;
+    if (!last)
+        part_set(node, part, "behind", "behind", 1024);
+    log = file_bytes(node, "000.log");
+    log.p[begin + at] ^= 4;
+    file_make(node, "000.log", log.p, log.n);
+    buf_free(&log);
+    part = part_again(node, 0);
+    part_get(node, part, "good", text);
+    found = strcmp(text, "evil") == 0 || part->unsure == begin + 56;
+    if (!found && !part->log.table)
+        fail_msg("nothing is left of the log");
+    if (found)
+        return true;
+    part_expect(node, part, "good", last ? FOUND : UNSURE, NULL);
+    part_expect(node, part, "kept", last ? FOUND : UNSURE, NULL);
+    part_expect(node, part, "behind", last ? ABSENT : FOUND, NULL);
+    assert_int_equal(part->unsure, last ? 0 : end);
+    assert_int_equal(part->log.keys, last ? 2 : 3);
+    return false;
+}
+
+/* Records inside a value or a key, as the network has them, and as another log
+   has them, are not taken for records when the one around them is damaged,
+   however they are aligned. With this log's own salt, which no client knows,
+   they would be: so they were looked at. */
+static void test_log_inside(void **state) {
+    static const size_t damaged[] = {0, 8, 12, 14, 20, 32, 39};
+    struct node *node = *state;
+    uint64_t other = part_again(node, 1)->log.file->salt;
+
+    for (unsigned round = 0; round < 2 * 3 * 9 * COUNT(damaged); round++) {
+        size_t at = damaged[round % COUNT(damaged)];
+        size_t length = round / COUNT(damaged) % 9; /* 0: it is the key */
+        unsigned salt = round / COUNT(damaged) / 9 % 3;
+        bool last = round / COUNT(damaged) / 9 / 3, found;
+        struct slice key = {(const uint8_t *)"12345678", length};
+        struct slice value;
+        struct buf evil;
+
+        file_make(node, "000.log", NULL, 0);
+        evil = evil_make(salt == 0   ? 0
+                         : salt == 1 ? other
+                                     : part_again(node, 0)->log.file->salt);
+        if (salt < 2)
+            part_again(node, 0);
+        value = buf_slice(&evil);
+        if (length == 0)
+            key = value;
+        found = evil_found(node, key, value, at, last);
+        if (found != (salt == 2 && length % 8 == 0))
+            fail_msg("salt %u, key of %zu bytes, damage at %zu: %s", salt,
+                     length, at, found ? "taken for a record" : "overlooked");
+        buf_free(&evil);
+    }
 }
 
 /* Looks at a node's logs as a start does, in a child. */
@@ -3361,6 +3721,9 @@ static const struct CMUnitTest all_tests[] = {
     NODE(test_log_garbage),
     NODE(test_log_damaged),
     NODE(test_log_rotten),
+    NODE(test_log_cut),
+    NODE(test_log_flipped),
+    NODE(test_log_inside),
     NODE(test_log_foreign),
     NODE(test_log_headless),
     NODE(test_log_full),
