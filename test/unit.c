@@ -58,6 +58,9 @@ static struct {
     unsigned calls; /* so far, of those that world_fails() is asked about */
     unsigned fail;  /* the one of them that fails; 0: none */
     bool fail_on;   /* and all after it do */
+    int unsynced;   /* the last file that was written, until it is synced */
+    int renamed;    /* what unsynced was when a file was renamed */
+    int synced[2];  /* the files that were synced last, the newest first */
     size_t reserve; /* bytes that are there again when the reserve is cut */
     int reserve_fd;
     bool same;        /* all keys have one fingerprint */
@@ -91,6 +94,7 @@ static ssize_t world_pwrite(int fd, const void *p, size_t n, off_t offset) {
         errno = ENOSPC;
         return -1;
     }
+    world.unsynced = fd;
     n = n < world.room ? n : world.room;
     world.room -= world.room == SIZE_MAX ? 0 : n;
     return pwrite(fd, p, n, offset);
@@ -110,7 +114,9 @@ static int world_ftruncate(int fd, off_t length) {
 /* fsync() and fdatasync() likewise; on a good disk nothing is synced, since no
    test takes the power away. */
 static int world_sync(int fd) {
-    (void)fd;
+    world.unsynced = fd == world.unsynced ? 0 : world.unsynced;
+    world.synced[1] = world.synced[0];
+    world.synced[0] = fd;
     return world_fails() || world.broken ? -1 : 0;
 }
 
@@ -128,6 +134,7 @@ static int world_openat(int dir, const char *name, int flags, ...) {
 
 static int world_renameat(int from_dir, const char *from, int to_dir,
                           const char *to) {
+    world.renamed = world.unsynced;
     return world_fails() ? -1 : renameat(from_dir, from, to_dir, to);
 }
 
@@ -1513,6 +1520,102 @@ static void test_log_full(void **state) {
     buf_free(&log);
 }
 
+/* A disk that gets full: puts are refused, and the reserve is given away, which
+   is for tombstones alone, until it can be had again and as much more. */
+static void test_log_reserve(void **state) {
+    struct node *node = *state;
+    struct part *part = part_again(node, 0);
+    struct slice value = slice_of("value"), key = slice_of("b");
+
+    part_set(node, part, "a", "value", 1024);
+    world.room = 20;
+    world.reserve = RESERVE_PART;
+    world.reserve_fd = node->reserve_fd;
+    for (unsigned i = 0; i < 3; i++) {
+        assert_int_equal(
+            part_put(node, part, key, &value, 2048, i == 2).verdict,
+            ACCEPT_FULL);
+        assert_true(atomic_load(&node->full));
+        assert_int_equal(world.room, RESERVE_PART); /* nothing of it is used */
+    }
+    part_set(node, part, "a", NULL, 2048);
+    part_set(node, part, "never", NULL, 2048);
+    assert_true(world.room < RESERVE_PART);
+    world.room = 2 * RESERVE_PART - 1;
+    reserve_take(node);
+    assert_int_equal(part_put(node, part, key, &value, 2048, false).verdict,
+                     ACCEPT_FULL);
+    world.room++;
+    reserve_take(node);
+    assert_false(atomic_load(&node->full));
+    assert_int_equal(world.room, RESERVE_PART);
+    part_set(node, part, "b", "value", 2048);
+    assert_false(part->dead);
+    part = part_again(node, 0);
+    part_expect(node, part, "a", FOUND, "-");
+    part_expect(node, part, "never", FOUND, "-");
+    part_expect(node, part, "b", FOUND, "value");
+}
+
+/* A tombstone that is the first to find the disk full is written, all of it,
+   from the reserve; when that is used up nothing of the next one stays. */
+static void test_log_reserve_deletes(void **state) {
+    struct node *node = *state;
+
+    for (size_t room = 0; room < 48; room += 7) {
+        struct part *part;
+
+        file_make(node, "000.log", NULL, 0);
+        atomic_store(&node->full, false);
+        part = part_again(node, 0);
+        part_set(node, part, "a", "value", 1024);
+        world.room = room;
+        world.reserve = 100;
+        world.reserve_fd = node->reserve_fd;
+        part_set(node, part, "a", NULL, 2048);
+        assert_true(atomic_load(&node->full));
+        part_set(node, part, "b", NULL, 2048); /* 48 bytes each */
+        assert_int_equal(
+            part_put(node, part, slice_of("c"), NULL, 2048, false).verdict,
+            ACCEPT_FULL);
+        world.room = SIZE_MAX;
+        part = part_again(node, 0);
+        part_expect(node, part, "a", FOUND, "-");
+        part_expect(node, part, "b", FOUND, "-");
+        part_expect(node, part, "c", ABSENT, "");
+        assert_int_equal(part->log.used, 2);
+    }
+}
+
+/* The end of what a log can hold, to the byte: puts stop before it, so that
+   there is room for tombstones. That is no full disk. */
+static void test_log_most(void **state) {
+    struct node *node = *state;
+    struct part *part = part_again(node, 0);
+    struct slice value = slice_of("v"), key = slice_of("b");
+    uint64_t put = 56, delete = 48; /* what their records take */
+
+    part_set(node, part, "a", "value", 1024);
+    node->log_most = part->log.end + put + LOG_SPARE - 1;
+    assert_int_equal(part_put(node, part, key, &value, 2048, false).verdict,
+                     ACCEPT_FULL);
+    node->log_most++;
+    part_set(node, part, "b", "v", 2048);
+    assert_int_equal(part->log.end + LOG_SPARE, node->log_most);
+    node->log_most = part->log.end + delete - 1;
+    assert_int_equal(part_put(node, part, key, NULL, 3072, false).verdict,
+                     ACCEPT_FULL);
+    part_expect(node, part, "b", FOUND, "v");
+    node->log_most++;
+    part_set(node, part, "b", NULL, 3072);
+    assert_int_equal(part->log.end, node->log_most);
+    assert_false(atomic_load(&node->full));
+    assert_false(part->dead);
+    part = part_again(node, 0);
+    part_expect(node, part, "a", FOUND, "value");
+    part_expect(node, part, "b", FOUND, "-");
+}
+
 /* After a failed sync the log is dead, and whoever waited is told. */
 static void test_log_unsynced(void **state) {
     struct node *node = *state;
@@ -1636,42 +1739,85 @@ struct model {
 
 #define MODELS 60
 
-/* Checks that a partition holds what the models say. */
+/* The name of the n-th key. */
+static struct slice model_key(unsigned n, char name[16]) {
+    snprintf(name, 16, "key %u", n);
+    return slice_of(name);
+}
+
+/* The bytes that its record has in a log. */
+static uint64_t model_size(unsigned n, const struct model *m) {
+    char name[16];
+
+    return round_up_8(RECORD_HEADER + model_key(n, name).n + m->size +
+                      (m->size + 65535) / 65536 * 8);
+}
+
+/* Writes it; what it holds becomes the model's if that is accepted. */
+static enum verdict model_write(struct node *node, struct part *part,
+                                struct model *m, unsigned n,
+                                const struct model *new, bool repair) {
+    uint8_t *bytes = memory(1, new->size + 1);
+    struct slice value = {bytes, new->size};
+    enum verdict verdict;
+    char name[16];
+
+    random_fill(bytes, new->size, new->seed);
+    verdict = part_put(node, part, model_key(n, name),
+                       new->tombstone ? NULL : &value, new->version, repair)
+                  .verdict;
+    if (verdict == ACCEPT_OK && new->version > m->version)
+        *m = *new;
+    free(bytes);
+    return verdict;
+}
+
+/* Checks what is read of one key. */
+static void model_check(struct node *node, struct part *part, unsigned n,
+                        const struct model *m) {
+    uint8_t *bytes = memory(1, m->size + 1);
+    struct slice value = {bytes, m->size};
+    struct buf b = {0};
+    struct record r = {0};
+    char name[16];
+    struct slice key = model_key(n, name);
+    uint64_t print = ring_fingerprint(key.p, key.n, node->self.hash);
+    enum found found =
+        store_read(node, part, print, key, SIZE_MAX, &b, &r, NULL, NULL);
+
+    random_fill(bytes, m->size, m->seed);
+    if (found != (m->version != 0 ? FOUND : ABSENT) ||
+        (found == FOUND &&
+         (r.version != m->version || r.tombstone != m->tombstone ||
+          !slice_equal(r.value, value))))
+        fail_msg("key %u: found %d, version %" PRIu64 ", %s of %zu bytes, not "
+                 "version %" PRIu64 ", %s of %zu bytes",
+                 n, (int)found, r.version, r.tombstone ? "tombstone" : "value",
+                 r.value.n, m->version, m->tombstone ? "tombstone" : "value",
+                 m->size);
+    buf_free(&b);
+    free(bytes);
+}
+
+/* Checks that a partition holds what the models say, and counts it. */
 static void models_check(struct node *node, struct part *part,
                          const struct model models[MODELS]) {
-    uint8_t *bytes = memory(1, 200000);
-    uint64_t keys = 0, live = 0;
-    struct buf b = {0};
-    struct record r;
+    uint64_t keys = 0, bytes = 0, live = 0;
 
     for (unsigned i = 0; i < MODELS; i++) {
         const struct model *m = &models[i];
-        char name[16];
-        struct slice key = slice_of(name);
-        uint64_t print;
-        enum found found;
+        uint64_t size = model_size(i, m);
 
-        snprintf(name, sizeof name, "key %u", i);
-        key.n = strlen(name);
-        print = ring_fingerprint(key.p, key.n, node->self.hash);
-        found =
-            store_read(node, part, print, key, SIZE_MAX, &b, &r, NULL, NULL);
-        assert_int_equal(found, m->version != 0 ? FOUND : ABSENT);
+        model_check(node, part, i, m);
         if (m->version == 0)
             continue;
-        assert_int_equal(r.version, m->version);
-        assert_int_equal(r.tombstone, m->tombstone);
-        random_fill(bytes, m->size, m->seed);
-        assert_true(slice_equal(r.value, (struct slice){bytes, m->size}));
         keys += !m->tombstone;
-        live += m->tombstone ? 0
-                             : round_up_8(RECORD_HEADER + key.n + m->size +
-                                          (m->size + 65535) / 65536 * 8);
+        bytes += m->tombstone ? 0 : size;
+        live += size;
     }
     assert_int_equal(part->log.keys, keys);
-    assert_int_equal(part->log.bytes, live);
-    buf_free(&b);
-    free(bytes);
+    assert_int_equal(part->log.bytes, bytes);
+    assert_int_equal(part->log.live, live);
 }
 
 /* Random writes in random order, with repairs below the floor among them: the
@@ -1681,14 +1827,11 @@ static void test_store_random(void **state) {
     struct part *part = part_again(node, 0);
     struct model models[MODELS] = {0};
     uint64_t seed = random_seed();
-    uint8_t *bytes = memory(1, 200000);
 
     for (unsigned i = 1; i <= 3000; i++) {
         unsigned n = random_next(&seed) % MODELS;
-        struct model *m = &models[n], new = {.seed = seed};
+        struct model *m = &models[n], old = *m, new = {.seed = seed};
         bool repair = random_next(&seed) % 8 == 0, good;
-        char name[16];
-        struct slice value = {bytes, 0};
 
         part->floor = UINT64_C(1024) * (i > 200 ? i - 200 : 0);
         new.version = UINT64_C(1024) * (i + 300 - random_next(&seed) % 600 +
@@ -1696,24 +1839,152 @@ static void test_store_random(void **state) {
         new.tombstone = random_next(&seed) % 4 == 0;
         if (!new.tombstone)
             new.size = random_next(&seed) % (i % 100 == 0 ? 200000 : 100);
-        value.n = new.size;
-        random_fill(bytes, new.size, new.seed);
-        snprintf(name, sizeof name, "key %u", n);
-        good = part_put(node, part, slice_of(name),
-                        new.tombstone ? NULL : &value, new.version, repair)
-                   .verdict == ACCEPT_OK;
-        assert_int_equal(good, new.version == m->version ||
-                                   (new.version > m->version &&
+        good = model_write(node, part, m, n, &new, repair) == ACCEPT_OK;
+        assert_int_equal(good, new.version == old.version ||
+                                   (new.version > old.version &&
                                     (repair || new.version >= part->floor)));
-        if (good && new.version > m->version)
-            *m = new;
         if (i % 1000 == 0) {
             models_check(node, part, models);
             part = part_again(node, 0);
             models_check(node, part, models);
         }
     }
-    free(bytes);
+}
+
+/* A partition, what it should hold, and the records of its log in their order:
+   what is held is the last of each key. */
+struct trial {
+    struct node *node;
+    struct part *part;
+    uint64_t seed, version;
+    struct model models[MODELS];
+    struct event {
+        uint64_t end; /* of the record, in the file */
+        unsigned key;
+        struct model model;
+    } events[4000];
+    unsigned count;
+};
+
+/* Writes a record, or one that is too old. */
+static void trial_write(struct trial *t) {
+    unsigned n = random_next(&t->seed) % MODELS, kind = random_next(&t->seed);
+    struct model *m = &t->models[n], new = {.seed = t->seed};
+    bool old = kind % 16 == 0 && m->version > 1024;
+    enum verdict verdict;
+
+    new.version = old ? m->version - 1024 : t->version;
+    new.tombstone = kind / 16 % 4 == 0;
+    if (!new.tombstone)
+        new.size = kind / 64 % (kind % 2000 == 1 ? 140000 : 100);
+    verdict = model_write(t->node, t->part, m, n, &new, false);
+    assert_int_equal(verdict, old ? ACCEPT_HELD : ACCEPT_OK);
+    if (old)
+        return;
+    t->version += 1024;
+    t->events[t->count++] = (struct event){t->part->log.end, n, new};
+}
+
+/* Makes the events anew of what is in the file, which is to hold one record of
+   each key, and nothing else. */
+static void trial_reread(struct trial *t) {
+    struct buf log = file_bytes(t->node, "000.log");
+    struct part *part = t->part;
+    uint64_t at = LOG_HEADER;
+
+    for (t->count = 0; at < log.n; t->count++) {
+        struct event *e = &t->events[t->count];
+        char name[16] = "";
+        struct record r;
+
+        assert_true(
+            record_parse(log.p + at, log.n - at, get64(log.p + 32), &r));
+        assert_true(slice_copy(r.key, name, sizeof name));
+        e->key = (unsigned)strtoul(name + 4, NULL, 10);
+        e->model = t->models[e->key];
+        assert_int_equal(r.version, e->model.version);
+        e->end = at += r.size;
+    }
+    assert_int_equal(at, log.n);
+    assert_int_equal(part->log.end, at);
+    assert_int_equal(part->log.used, t->count);
+    assert_int_equal(part->log.live, at - LOG_HEADER);
+    buf_free(&log);
+}
+
+/* Compacts, now and then on a disk of which one call fails. */
+static void trial_compact(struct trial *t) {
+    uint64_t salt = t->part->log.file->salt;
+
+    world.fail = random_next(&t->seed) % 4 == 0
+                     ? world.calls + 1 + random_next(&t->seed) % MODELS
+                     : 0;
+    part_compact(t->node, t->part);
+    if (world.fail == 0)
+        assert_int_not_equal(t->part->log.file->salt, salt);
+    world.fail = 0;
+    sync_part(t->node, t->part);
+    if (t->part->log.file->salt != salt)
+        trial_reread(t);
+}
+
+/* A crash: the file is cut at a place in the last records, which are not there
+   any more, or has something behind them; and a start. */
+static void trial_tear(struct trial *t, bool cut) {
+    unsigned gone = 1 + random_next(&t->seed) % 3;
+    struct buf log = file_bytes(t->node, "000.log");
+    uint64_t begin = LOG_HEADER, n = random_next(&t->seed);
+
+    if (t->count > gone)
+        begin = t->events[t->count - gone - 1].end;
+    if (cut) {
+        log.n = begin + n % (log.n - begin + 1);
+    } else {
+        size_t end = log.n;
+
+        buf_zero(&log, 1 + n % 200);
+        if (n / 256 % 2)
+            random_fill(log.p + end, log.n - end, n);
+    }
+    file_make(t->node, "000.log", log.p, log.n);
+    while (t->count > 0 && t->events[t->count - 1].end > log.n)
+        t->count--;
+    memset(t->models, 0, sizeof t->models);
+    for (unsigned i = 0; i < t->count; i++)
+        t->models[t->events[i].key] = t->events[i].model;
+    t->part = part_again(t->node, 0);
+    begin = t->count > 0 ? t->events[t->count - 1].end : LOG_HEADER;
+    assert_int_equal(t->part->log.end, begin);
+    buf_free(&log);
+}
+
+/* Random writes, compactions, starts, and crashes that tear the log: it holds
+   what a simple model says. */
+static void test_store_trial(void **state) {
+    static struct trial t;
+    unsigned most = getenv("TORTURE") != NULL ? 10000000 : 100000;
+
+    memset(&t, 0, sizeof t);
+    t.node = *state;
+    t.part = part_again(t.node, 0);
+    t.seed = random_seed();
+    t.version = 1024;
+    for (unsigned i = 0; i < most; i++) {
+        unsigned kind = random_next(&t.seed) % 1000;
+
+        if (kind >= 10 && t.count < COUNT(t.events)) {
+            trial_write(&t);
+            continue;
+        }
+        if (kind < 3)
+            t.part = part_again(t.node, 0);
+        else if (kind < 7)
+            trial_tear(&t, kind < 5);
+        else
+            trial_compact(&t);
+        models_check(t.node, t.part, t.models);
+    }
+    assert_int_equal(world.damages, 0);
 }
 
 /* Checks a table: in order, with the entries in it that are counted, none
@@ -1853,6 +2124,620 @@ static void test_file_held(void **state) {
     assert_int_equal(atomic_load(&kept->refs), 1);
     file_release(kept);
     buf_free(&b);
+}
+
+/* Changes a byte of the newest record of a key, in its header or its value. */
+static void part_rot(struct node *node, struct part *part, const char *name,
+                     bool header) {
+    struct slice key = slice_of(name);
+    uint64_t print = ring_fingerprint(key.p, key.n, node->self.hash);
+    struct entry *e =
+        entry_at(&part->log, table_seek(node, &part->log, print), print);
+    int fd = part->log.file->fd;
+    uint8_t bytes[RECORD_HEADER];
+    uint64_t at;
+
+    assert_non_null(e);
+    at = entry_offset(e);
+    assert_int_equal(read_at(fd, bytes, sizeof bytes, at), sizeof bytes);
+    at += header ? 20 : record_meta(bytes);
+    assert_int_equal(read_at(fd, bytes, 1, at), 1);
+    bytes[0] ^= 0x10;
+    assert_int_equal(write_at(fd, bytes, 1, at), 0);
+}
+
+/* Whether a file is there. */
+static bool file_there(const struct node *node, const char *name) {
+    return faccessat(node->dir_fd, name, F_OK, 0) == 0;
+}
+
+/* The fingerprints and versions of all entries. */
+static struct buf part_list(const struct part *part) {
+    struct buf list = {0};
+
+    for (uint32_t i = 0; i < part->log.total; i++)
+        if (part->log.table[i].version != 0)
+            buf_add(&list, &part->log.table[i], offsetof(struct entry, offset));
+    return list;
+}
+
+/* Checks that it still is what it was, and frees it. */
+static void list_check(struct buf *list, const struct part *part) {
+    struct buf now = part_list(part);
+
+    if (!slice_equal(buf_slice(&now), buf_slice(list)))
+        fail_msg("the keys and versions are not what they were");
+    buf_free(&now);
+    buf_free(list);
+}
+
+/* Writes values of a size under all names, each of them a second time, and
+   deletes every fourth key. */
+static void models_make(struct node *node, struct part *part,
+                        struct model models[MODELS], size_t size) {
+    for (unsigned i = 0; i < 2 * MODELS; i++) {
+        unsigned n = i % MODELS;
+        struct model new = {.version = 1024 * (i + 1), .seed = i};
+
+        new.tombstone = i >= MODELS &&n % 4 == 0;
+        new.size = new.tombstone ? 0 : size + n;
+        assert_int_equal(model_write(node, part, &models[n], n, &new, false),
+                         ACCEPT_OK);
+    }
+}
+
+/* Compaction of several pages: keys, versions, tombstones and values stay, what
+   is dead goes, a reader of the old file reads on, the directory is synced
+   before the log. */
+static void test_compact_plain(void **state) {
+    struct node *node = *state;
+    struct part *part = part_again(node, 0);
+    struct model models[MODELS] = {0};
+    struct slice key = slice_of("key 1");
+    struct file *kept = NULL;
+    struct entry entry;
+    struct buf b = {0}, list;
+    struct record r;
+    struct stat st;
+
+    models_make(node, part, models, 70000);
+    list = part_list(part);
+    assert_int_equal(list.n, MODELS * 16);
+    assert_int_equal(store_read(node, part,
+                                ring_fingerprint(key.p, key.n, node->self.hash),
+                                key, 0, &b, &r, &kept, &entry),
+                     FOUND);
+    world.renamed = -1;
+    part_compact(node, part);
+    assert_int_equal(world.renamed, 0); /* and there was nothing unsynced */
+    assert_int_equal(part->rest_until, 0);
+    assert_null(part->next);
+    assert_true(part->renamed && part->dirty);
+    assert_int_equal(part->log.end, LOG_HEADER + part->log.live);
+    assert_int_equal(fstat(part->log.file->fd, &st), 0);
+    assert_int_equal(st.st_size, part->log.end);
+    assert_false(file_there(node, "000.new"));
+    models_check(node, part, models);
+    assert_ptr_not_equal(kept, part->log.file);
+    assert_int_equal(atomic_load(&kept->refs), 1);
+    assert_true(entry_read(kept, &entry, SIZE_MAX, &b, &r));
+    assert_int_equal(r.version, models[1].version);
+    file_release(kept);
+    sync_part(node, part);
+    assert_int_equal(world.synced[1], node->dir_fd);
+    assert_int_equal(world.synced[0], part->log.file->fd);
+    assert_false(part->renamed || part->dirty || part->dead);
+    part = part_again(node, 0);
+    models_check(node, part, models);
+    list_check(&list, part);
+    buf_free(&b);
+}
+
+/* An empty log, and one that has nothing but tombstones, compact to that. */
+static void test_compact_small(void **state) {
+    struct node *node = *state;
+    struct part *part = part_again(node, 0);
+
+    part_compact(node, part);
+    assert_int_equal(part->rest_until, 0);
+    assert_int_equal(part->log.end, LOG_HEADER);
+    part_set(node, part, "a", "value", 1024);
+    part_set(node, part, "a", NULL, 2048);
+    part_compact(node, part);
+    assert_int_equal(part->log.end, LOG_HEADER + 48);
+    part = part_again(node, 0);
+    part_expect(node, part, "a", FOUND, "-");
+}
+
+/* A compaction that is taken step by step. */
+struct compaction {
+    struct buf page; /* all entries */
+    struct file *file;
+    uint64_t left_out;
+    bool failed;
+};
+
+static struct compaction compaction_begin(struct node *node,
+                                          struct part *part) {
+    struct compaction c = {0};
+    uint64_t print = 0;
+
+    part->next = compact_begin(node, part);
+    assert_non_null(part->next);
+    assert_false(part_page(node, part, &print, &c.page, &c.file));
+    return c;
+}
+
+/* Copies the n-th entry. false: there is none, or that failed. */
+static bool compaction_copy(struct node *node, struct part *part,
+                            struct compaction *c, size_t n) {
+    size_t size = sizeof(struct entry);
+    struct buf one = {.p = c->page.p + n * size, .n = size, .cap = size};
+
+    if (n * size >= c->page.n)
+        return false;
+    c->failed = !compact_copy(node, part, c->file, &one, &c->left_out);
+    return !c->failed;
+}
+
+/* Ends it, well or not. */
+static bool compaction_end(struct node *node, struct part *part,
+                           struct compaction *c) {
+    struct log old = part->log;
+    bool good =
+        part->next != NULL && compact_swap(node, part, !c->failed, c->left_out);
+
+    if (good) {
+        file_release(old.file);
+        free(old.table);
+    }
+    file_release(c->file);
+    buf_free(&c->page);
+    assert_null(part->next);
+    assert_false(file_there(node, "000.new"));
+    return good;
+}
+
+/* Random writes while a compaction runs, to keys that are new, were copied, or
+   are copied later: all are in the new log, each once. */
+static void test_compact_writes(void **state) {
+    static struct trial t;
+
+    memset(&t, 0, sizeof t);
+    t.node = *state;
+    t.part = part_again(t.node, 0);
+    t.seed = random_seed();
+    t.version = 1024;
+    for (unsigned round = 0; round < 100; round++) {
+        struct compaction c;
+
+        for (unsigned i = 0; i < 30; i++)
+            trial_write(&t);
+        c = compaction_begin(t.node, t.part);
+        for (size_t i = 0; compaction_copy(t.node, t.part, &c, i); i++) {
+            if (random_next(&t.seed) % 2)
+                trial_write(&t);
+            models_check(t.node, t.part, t.models);
+        }
+        if (!compaction_end(t.node, t.part, &c))
+            fail_msg("round %u: the new log is not what the old one is", round);
+        models_check(t.node, t.part, t.models);
+        t.part = part_again(t.node, 0);
+        models_check(t.node, t.part, t.models);
+        t.count = 0;
+    }
+}
+
+/* A write that gets into the old log and not into the new is accepted, and ends
+   the compaction. */
+static void test_compact_write_fails(void **state) {
+    struct node *node = *state;
+    struct part *part = part_again(node, 0);
+    struct compaction c;
+
+    part_set(node, part, "a", "value of a", 1024);
+    c = compaction_begin(node, part);
+    world.fail = world.calls + 2;
+    part_set(node, part, "b", "value of b", 1024);
+    world.fail = 0;
+    assert_null(part->next);
+    assert_false(compaction_end(node, part, &c));
+    assert_false(part->dead);
+    for (unsigned i = 0; i < 2; i++) {
+        part_expect(node, part, "a", FOUND, "value of a");
+        part_expect(node, part, "b", FOUND, "value of b");
+        part = part_again(node, 0);
+    }
+}
+
+/* A log with a rotten value is not compacted: its key stays damaged, whatever
+   its place would be in the new log. */
+static void test_compact_rotten(void **state) {
+    static const char *const keys[] = {"a", "b", "c", "d"};
+    struct node *node = *state;
+
+    for (size_t i = 0; i < 2 * COUNT(keys); i++) {
+        const char *bad = keys[i / 2];
+        struct part *part;
+
+        file_make(node, "000.log", NULL, 0);
+        part = part_again(node, 0);
+        atomic_store(&node->loaded, true);
+        for (size_t n = 0; n < COUNT(keys); n++)
+            part_set(node, part, keys[n], "an older value", 1024);
+        for (size_t n = 0; n < COUNT(keys); n++)
+            part_set(node, part, keys[n], "value", 2048);
+        part_rot(node, part, bad, false);
+        part_set(node, part, keys[(i / 2 + 1) % COUNT(keys)], "last", 3072);
+        if (i % 2 == 0) /* it is known before */
+            part_expect(node, part, bad, DAMAGED, "");
+        for (unsigned again = 0; again < 3; again++) {
+            char text[100];
+
+            for (size_t n = 0; n < COUNT(keys); n++) {
+                enum found want = keys[n] == bad ? DAMAGED : FOUND;
+                enum found found = part_get(node, part, keys[n], text);
+
+                if (again > 0 && found != want)
+                    fail_msg("%s is rotten; %s, %s: found %d, not %d", bad,
+                             again == 1 ? "compacted" : "and after a start",
+                             keys[n], (int)found, (int)want);
+            }
+            if (again == 0)
+                part_compact(node, part);
+            else
+                part = part_again(node, 0);
+        }
+    }
+}
+
+/* A record whose header is rotten cannot be copied: the old log stays. */
+static void test_compact_header(void **state) {
+    struct node *node = *state;
+    struct part *part = part_again(node, 0);
+    struct file *file = part->log.file;
+    struct buf list;
+
+    part_set(node, part, "a", "value of a", 1024);
+    part_set(node, part, "b", "value of b", 1024);
+    part_set(node, part, "c", "value of c", 1024);
+    part_rot(node, part, "b", true);
+    atomic_store(&node->loaded, true);
+    list = part_list(part);
+    part_compact(node, part);
+    assert_ptr_equal(part->log.file, file);
+    assert_null(part->next);
+    assert_true(part->rest_until > now_ms());
+    assert_int_equal(part->doubts, 1);
+    assert_false(file_there(node, "000.new"));
+    list_check(&list, part);
+    part_expect(node, part, "a", FOUND, "value of a");
+    part_expect(node, part, "b", DAMAGED, "");
+    part_expect(node, part, "c", FOUND, "value of c");
+    part_set(node, part, "b", "new", 2048); /* and then it can be */
+    part_compact(node, part);
+    assert_int_equal(part->log.end, LOG_HEADER + part->log.live);
+    part = part_again(node, 0);
+    part_expect(node, part, "b", FOUND, "new");
+}
+
+/* Each call of a compaction fails in turn, alone or with all after it: the old
+   log stays, with nothing beside it, and takes writes. */
+static void test_compact_fails(void **state) {
+    struct node *node = *state;
+    bool good = false;
+
+    for (unsigned i = 0; !good || i % 2; i++) {
+        struct model models[MODELS] = {0};
+        struct part *part;
+        struct buf list;
+        uint64_t salt;
+
+        assert_true(i < 400);
+        file_make(node, "000.log", NULL, 0);
+        part = part_again(node, 0);
+        models_make(node, part, models, 10);
+        list = part_list(part);
+        salt = part->log.file->salt;
+        world.calls = 0;
+        world.fail = 1 + i / 2;
+        world.fail_on = i % 2;
+        part_compact(node, part);
+        good = world.calls < world.fail;
+        world.fail = 0;
+        assert_int_equal(part->log.file->salt != salt, good);
+        assert_int_equal(part->rest_until == 0, good);
+        assert_null(part->next);
+        assert_false(part->dead);
+        if (file_there(node, "000.new"))
+            fail_msg("call %u failed%s: 000.new is left", 1 + i / 2,
+                     i % 2 ? ", and all after it" : "");
+        list_check(&list, part);
+        part_set(node, part, "new", "value", 1024);
+        part_expect(node, part, "new", FOUND, "value");
+        part_set(node, part, "new", NULL, 2048);
+        part = part_again(node, 0);
+        part_expect(node, part, "new", FOUND, "-");
+        assert_int_equal(part->log.used, MODELS + 1);
+        for (unsigned n = 0; n < MODELS; n++)
+            model_check(node, part, n, &models[n]);
+    }
+}
+
+/* What a compaction left that was killed is removed by a start. */
+static void test_compact_killed(void **state) {
+    struct node *node = *state;
+    struct part *part = part_again(node, 0);
+    struct buf log;
+
+    part_set(node, part, "a", "value of a", 1024);
+    log = file_bytes(node, "000.log");
+    part_set(node, part, "a", "newer", 2048);
+    file_make(node, "000.new", log.p, log.n);
+    part = part_again(node, 0);
+    assert_false(file_there(node, "000.new"));
+    part_expect(node, part, "a", FOUND, "newer");
+    buf_free(&log);
+}
+
+/* When a compaction is worth it, and when it must not be. */
+static void test_compact_wanted(void **state) {
+    struct node *node = *state;
+    struct part *part = part_again(node, 0);
+    uint64_t much = UINT64_MAX;
+
+    part_set(node, part, "a", "value of a", 1024);
+    part->log.end += part->log.live + COMPACT_DEAD; /* as if it were dead */
+    assert_false(compact_wanted(node, part, much));
+    part->rewrite = true;
+    assert_true(compact_wanted(node, part, much));
+    part->rewrite = false;
+    part->log.end += 8;
+    assert_true(compact_wanted(node, part, much));
+    part->unsure = 1;
+    part->rewrite = true;
+    assert_false(compact_wanted(node, part, much));
+    part->unsure = 0;
+    part->log.rotten = 1;
+    assert_false(compact_wanted(node, part, much));
+    part->log.rotten = 0;
+    part->dead = true;
+    assert_false(compact_wanted(node, part, much));
+    part->dead = false;
+    part->rest_until = now_ms() + 10000;
+    assert_false(compact_wanted(node, part, much));
+    part->rest_until = now_ms();
+    assert_true(compact_wanted(node, part, much));
+    part->rewrite = false;
+    assert_false(compact_wanted(node, part, part->log.live + RESERVE_PART));
+    part->log.end = LOG_HEADER + part->log.live + 5000;
+    assert_false(compact_wanted(node, part, much));
+    atomic_store(&node->full, true); /* then sooner */
+    assert_true(compact_wanted(node, part, much));
+    atomic_store(&node->full, false);
+    node->log_most = part->log.end + LOG_SPARE;
+    assert_true(compact_wanted(node, part, much));
+}
+
+/* ---- Damage that is given up, or healed */
+
+/* A log in which "rot" has a rotten value above an older one, which is not the
+   last record; lost: a record before its end has a rotten header, too. */
+static struct part *damage_make(struct node *node, bool lost) {
+    struct part *part;
+
+    file_make(node, "000.log", NULL, 0);
+    part = part_again(node, 0);
+    part_set(node, part, "rot", "old", 1024);
+    part_set(node, part, "before", "value", 1024);
+    part_set(node, part, "gone", NULL, 1024);
+    part_set(node, part, "lost", "value", 1024);
+    part_set(node, part, "rot", "newer", 2048);
+    part_set(node, part, "behind", "value", 2048);
+    part_rot(node, part, "rot", false);
+    if (lost)
+        part_rot(node, part, "lost", true);
+    return part_again(node, 0);
+}
+
+/* What is damaged is given up by a start with -acceptDamage: it is absent, and
+   no older value comes back; all else stays. After that all is clean. */
+static void test_give_up(void **state) {
+    struct node *node = *state;
+
+    for (unsigned lost = 0; lost < 2; lost++) {
+        struct part *part = damage_make(node, lost);
+
+        assert_int_equal(part->unsure > 0, lost);
+        node->flags.accept_damage = true;
+        part = part_again(node, 0);
+        part_give_up(node, part);
+        assert_true(part->recovering);
+        node->flags.accept_damage = false;
+        for (unsigned again = 0; again < 2; again++) {
+            part_expect(node, part, "rot", ABSENT, "");
+            part_expect(node, part, "before", FOUND, "value");
+            part_expect(node, part, "gone", FOUND, "-");
+            part_expect(node, part, "lost", lost ? ABSENT : FOUND, NULL);
+            part_expect(node, part, "behind", FOUND, "value");
+            assert_int_equal(part->unsure, 0);
+            assert_int_equal(part->log.used, lost ? 3 : 4);
+            assert_int_equal(part->log.end, LOG_HEADER + part->log.live);
+            world.damages = 0;
+            part = part_again(node, 0);
+            part_give_up(node, part); /* nothing is left to do */
+            assert_false(part->recovering);
+            assert_int_equal(part->doubts, 0);
+            assert_int_equal(world.damages, 0);
+        }
+    }
+}
+
+/* A log with no damage is not written anew; and once the node serves, what is
+   found to be rotten is not given up. */
+static void test_give_up_nothing(void **state) {
+    struct node *node = *state;
+    struct part *part = damage_make(node, false);
+    struct file *file;
+
+    node->flags.accept_damage = true;
+    atomic_store(&node->loaded, true);
+    part_expect(node, part, "rot", DAMAGED, "");
+    part_compact(node, part);
+    part_expect(node, part, "rot", DAMAGED, "");
+    atomic_store(&node->loaded, false);
+    part_set(node, part, "rot", "newest", 3072);
+    part = part_again(node, 0);
+    file = part->log.file;
+    part_give_up(node, part);
+    assert_ptr_equal(part->log.file, file);
+    assert_false(part->recovering);
+    part_expect(node, part, "rot", FOUND, "newest");
+}
+
+/* If the disk fails meanwhile, what was rotten stays damaged; and when that is
+   written over the log can be compacted. */
+static void test_give_up_fails(void **state) {
+    struct node *node = *state;
+    struct part *part = damage_make(node, false);
+    struct file *file = part->log.file;
+
+    node->flags.accept_damage = true;
+    world.fail = world.calls + 1;
+    part_give_up(node, part);
+    world.fail = 0;
+    assert_ptr_equal(part->log.file, file);
+    part_expect(node, part, "rot", DAMAGED, "");
+    atomic_store(&node->loaded, true);
+    part_set(node, part, "rot", "newest", 3072);
+    part_compact(node, part);
+    if (part->log.file == file)
+        fail_msg("it cannot be compacted any more");
+    part = part_again(node, 0);
+    part_expect(node, part, "rot", FOUND, "newest");
+}
+
+/* Writes the same record again, as repair does, or a client's write that comes
+   late, and checks that it reads. */
+static void part_heal(struct node *node, struct part *part, const char *key,
+                      const char *value, uint64_t version) {
+    struct slice text = slice_of(value != NULL ? value : "");
+    bool repair = part->doubts % 2 == 0;
+
+    assert_int_equal(part_put(node, part, slice_of(key),
+                              value != NULL ? &text : NULL, version, repair)
+                         .verdict,
+                     ACCEPT_OK);
+    part_expect(node, part, key, FOUND, value != NULL ? value : "-");
+}
+
+/* A record that is found to be rotten, by a read or the scrubber, is marked and
+   told of once; the same version again heals it, for good. */
+static void test_heal(void **state) {
+    struct node *node = *state;
+
+    for (unsigned i = 0; i < 8; i++) {
+        bool header = i % 2, scrub = i / 2 % 2, tombstone = i / 4;
+        const char *value = tombstone ? NULL : "value of b";
+        struct part *part;
+        uint64_t print = 0, bytes, end, live;
+
+        file_make(node, "000.log", NULL, 0);
+        part = part_again(node, 0);
+        part_set(node, part, "a", "value of a", 1024);
+        part_set(node, part, "b", value, 1024);
+        part_set(node, part, "c", "value of c", 1024);
+        if (tombstone && !header)
+            continue;
+        world.damages = 0;
+        part->floor = 1024 * 1024;
+        part_heal(node, part, "b", value, 1024); /* it is not rotten yet: */
+        end = part->log.end, live = part->log.live;
+        assert_int_equal(end, LOG_HEADER + live);
+        part_rot(node, part, "b", header);
+        for (unsigned n = 0; n < 3; n++) {
+            if (scrub)
+                assert_false(part_verify(node, part, &print, &bytes));
+            if (scrub)
+                assert_int_equal(bytes, live);
+            else
+                part_expect(node, part, "b", DAMAGED, "");
+            print = 0;
+            assert_int_equal(part->doubts, 1);
+            assert_int_equal(world.damages, 1);
+        }
+        part_expect(node, part, "b", DAMAGED, "");
+        part_heal(node, part, "b", value, 1024);
+        assert_true(part->log.end > end);
+        assert_int_equal(part->log.live, live);
+        assert_int_equal(part->log.keys, tombstone ? 2 : 3);
+        end = part->log.end;
+        part_heal(node, part, "b", value, 1024); /* that was it */
+        assert_int_equal(part->log.end, end);
+        assert_false(part_verify(node, part, &print, &bytes));
+        assert_int_equal(part->doubts, 1);
+        part = part_again(node, 0);
+        part_expect(node, part, "b", FOUND, tombstone ? "-" : value);
+        if (header)
+            part_expect(node, part, "a", UNSURE, NULL);
+        else
+            part_expect(node, part, "a", FOUND, "value of a");
+        part_expect(node, part, "c", FOUND, "value of c");
+    }
+}
+
+/* So it does while a compaction runs. One that meets the rot is given up, also
+   when it was healed meanwhile, since it is the old place that is copied; one
+   that has copied the record before goes on. */
+static void test_heal_compacting(void **state) {
+    static const char *const when[] = {"before the copy", "after the copy",
+                                       "after the compaction",
+                                       "as it rots behind the copy"};
+    struct node *node = *state;
+
+    atomic_store(&node->loaded, true);
+    for (unsigned i = 0; i < COUNT(when); i++) {
+        struct compaction c;
+        struct part *part;
+        size_t n = 0;
+
+        file_make(node, "000.log", NULL, 0);
+        part = part_again(node, 0);
+        part_set(node, part, "a", "value of a", 1024);
+        part_set(node, part, "b", "value of b", 1024);
+        part_set(node, part, "c", "value of c", 1024);
+        if (i < 3)
+            part_rot(node, part, "b", false);
+        c = compaction_begin(node, part);
+        for (unsigned step = 0; step < 3; step++) {
+            if (step == 1)
+                while (compaction_copy(node, part, &c, n))
+                    n++;
+            if (step == 1 && i == 3)
+                part_rot(node, part, "b", false);
+            if (step == 2)
+                assert_int_equal(compaction_end(node, part, &c), i == 3);
+            if (step != i && !(step == 1 && i == 3))
+                continue;
+            part_expect(node, part, "b", DAMAGED, "");
+            part_heal(node, part, "b", "value of b", 1024);
+        }
+        assert_int_equal(part->log.rotten, 0);
+        for (unsigned again = 0; again < 3; again++) {
+            char text[100];
+
+            if (part_get(node, part, "b", text) != FOUND)
+                fail_msg("healed %s, and rotten again%s", when[i],
+                         again ? " after a start" : "");
+            part_expect(node, part, "a", FOUND, "value of a");
+            part_expect(node, part, "c", FOUND, "value of c");
+            if (again == 0)
+                part_compact(node, part);
+            else
+                part = part_again(node, 0);
+        }
+        assert_int_equal(part->log.end, LOG_HEADER + part->log.live);
+    }
 }
 
 /* --------------------------------------------------------- The superblock */
@@ -3727,14 +4612,32 @@ static const struct CMUnitTest all_tests[] = {
     NODE(test_log_foreign),
     NODE(test_log_headless),
     NODE(test_log_full),
+    NODE(test_log_reserve),
+    NODE(test_log_reserve_deletes),
+    NODE(test_log_most),
     NODE(test_log_unsynced),
     NODE(test_accept_rule),
     NODE(test_accept_edges),
     NODE(test_store_random),
+    NODE(test_store_trial),
     NODE(test_table_grows),
     NODE(test_table_ends),
     NODE(test_same_fingerprint),
     NODE(test_file_held),
+    NODE(test_compact_plain),
+    NODE(test_compact_small),
+    NODE(test_compact_writes),
+    NODE(test_compact_write_fails),
+    NODE(test_compact_rotten),
+    NODE(test_compact_header),
+    NODE(test_compact_fails),
+    NODE(test_compact_killed),
+    NODE(test_compact_wanted),
+    NODE(test_give_up),
+    NODE(test_give_up_nothing),
+    NODE(test_give_up_fails),
+    NODE(test_heal),
+    NODE(test_heal_compacting),
     NODE(test_super_slots),
     NODE(test_super_torn),
     NODE(test_super_failed),
