@@ -2062,11 +2062,17 @@ static bool compact_copy(struct node *node, struct part *part,
 static bool compact_swap(struct node *node, struct part *part, bool synced,
                          uint64_t left_out) {
     char from[16], to[16];
+    bool good;
 
     log_name(from, part->number, true);
     log_name(to, part->number, false);
-    if (!synced || part->dead || part->next->sum + left_out != part->log.sum ||
-        renameat(node->dir_fd, from, node->dir_fd, to) != 0) {
+    good = synced && !part->dead && part->next->sum + left_out == part->log.sum;
+    if (good && renameat(node->dir_fd, from, node->dir_fd, to) != 0) {
+        good = false;
+        if (errno == EIO) /* then the name may have gone over (POSIX) */
+            log_die(node, part, errno);
+    }
+    if (!good) {
         compact_end(node, part);
         return false;
     }
@@ -2100,8 +2106,9 @@ static bool compact_all(struct node *node, struct part *part,
     return good;
 }
 
-/* Compacts a partition. The caller has its log synced after that. */
-static void part_compact(struct node *node, struct part *part) {
+/* Compacts a partition, which the caller has synced after that. Whether that
+   went well. */
+static bool part_compact(struct node *node, struct part *part) {
     struct log old, *next = compact_begin(node, part);
     struct file *file = next != NULL ? file_hold(next->file) : NULL;
     uint64_t end, left_out = 0;
@@ -2128,6 +2135,7 @@ static void part_compact(struct node *node, struct part *part) {
     } else if (!atomic_load(&node->ended)) {
         say("warning", "a compaction was given up partition=%u", part->number);
     }
+    return good;
 }
 
 /* ---- How the process before this one ended.
@@ -2279,7 +2287,9 @@ static void part_give_up(struct node *node, struct part *part) {
         return;
     part->unsure = 0;
     part->recovering = true;
-    part_compact(node, part);
+    if (!part_compact(node, part))
+        give_up(1, "cannot write %s/%03u.log anew without what is damaged",
+                node->flags.data, part->number);
     sync_part(node, part);
 }
 

@@ -60,6 +60,7 @@ static struct {
     bool fail_on;   /* and all after it do */
     int unsynced;   /* the last file that was written, until it is synced */
     int renamed;    /* what unsynced was when a file was renamed */
+    bool lost;      /* a rename that fails leaves unknown which name it has */
     int synced[2];  /* the files that were synced last, the newest first */
     size_t reserve; /* bytes that are there again when the reserve is cut */
     int reserve_fd;
@@ -135,7 +136,10 @@ static int world_openat(int dir, const char *name, int flags, ...) {
 static int world_renameat(int from_dir, const char *from, int to_dir,
                           const char *to) {
     world.renamed = world.unsynced;
-    return world_fails() ? -1 : renameat(from_dir, from, to_dir, to);
+    if (!world_fails())
+        return renameat(from_dir, from, to_dir, to);
+    errno = world.lost ? EIO : EACCES;
+    return -1;
 }
 
 /* fstatvfs() of a disk that has so much room, and posix_fallocate(), which
@@ -2464,6 +2468,31 @@ static void test_compact_fails(void **state) {
     }
 }
 
+/* After a failed rename of which nobody knows what it has done the log takes
+   nothing more; what it has is read. */
+static void test_compact_lost(void **state) {
+    struct node *node = *state;
+    struct part *part = part_again(node, 0);
+    struct slice value = slice_of("new");
+
+    part_set(node, part, "a", "value of a", 1024);
+    part_set(node, part, "a", "newer", 2048);
+    world.lost = true;
+    world.calls = 0;
+    for (world.fail = 1; !part->dead; world.fail++) {
+        assert_true(world.fail < 20);
+        world.calls = 0;
+        part_compact(node, part);
+        assert_null(part->next);
+    }
+    world.fail = 0;
+    assert_int_equal(atomic_load(&node->dead_logs), 1);
+    assert_int_equal(
+        part_put(node, part, slice_of("a"), &value, 3072, false).verdict,
+        ACCEPT_DEAD);
+    part_expect(node, part, "a", FOUND, "newer");
+}
+
 /* What a compaction left that was killed is removed by a start. */
 static void test_compact_killed(void **state) {
     struct node *node = *state;
@@ -2595,24 +2624,32 @@ static void test_give_up_nothing(void **state) {
     part_expect(node, part, "rot", FOUND, "newest");
 }
 
-/* If the disk fails meanwhile, what was rotten stays damaged; and when that is
-   written over the log can be compacted. */
+/* Gives up what is damaged, on a disk that fails meanwhile, in a child. */
+static void give_up_run(void *node) {
+    struct node *n = node;
+
+    world.fail = world.calls + 1;
+    part_give_up(n, &n->parts[0]);
+}
+
+/* A start with -acceptDamage that cannot write the log anew ends, and leaves
+   it as it was: it can be tried again, or written over and compacted. */
 static void test_give_up_fails(void **state) {
     struct node *node = *state;
     struct part *part = damage_make(node, false);
-    struct file *file = part->log.file;
+    struct ended ended;
 
     node->flags.accept_damage = true;
-    world.fail = world.calls + 1;
-    part_give_up(node, part);
-    world.fail = 0;
-    assert_ptr_equal(part->log.file, file);
+    ended = child_run(give_up_run, node);
+    assert_int_equal(ended.code, 1);
+    assert_non_null(strstr(ended.text, "000.log anew"));
+    node->flags.accept_damage = false;
+    part = part_again(node, 0);
     part_expect(node, part, "rot", DAMAGED, "");
     atomic_store(&node->loaded, true);
     part_set(node, part, "rot", "newest", 3072);
     part_compact(node, part);
-    if (part->log.file == file)
-        fail_msg("it cannot be compacted any more");
+    assert_int_equal(part->log.end, LOG_HEADER + part->log.live);
     part = part_again(node, 0);
     part_expect(node, part, "rot", FOUND, "newest");
 }
@@ -4631,6 +4668,7 @@ static const struct CMUnitTest all_tests[] = {
     NODE(test_compact_rotten),
     NODE(test_compact_header),
     NODE(test_compact_fails),
+    NODE(test_compact_lost),
     NODE(test_compact_killed),
     NODE(test_compact_wanted),
     NODE(test_give_up),
