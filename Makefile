@@ -45,9 +45,10 @@ cluster-status: status
 # Tests. Sanitizers watch the servers and the tests themselves.
 # ---------------------------------------------------------------------------
 
-SUITES = ring unit servers cluster cluster-tsan
+SUITES = ring unit servers disk cluster cluster-tsan
 TESTED = build/asan/estoraje build/tsan/estoraje build/test/ring_test \
-         build/test/unit build/test/servers build/test/cluster
+         build/test/unit build/test/servers build/test/disk \
+         build/test/cluster
 
 test: need-test ## every suite, with ASan, UBSan and TSan (also all-tests)
 	@$(MAKE) --no-print-directory $(JOBS) $(TESTED)
@@ -81,10 +82,11 @@ export PATH := $(PATH):/usr/sbin:/sbin
 test-ring: build/test/ring_test
 test-unit: build/test/unit
 test-servers: build/test/servers build/asan/estoraje
+test-disk: build/test/disk build/asan/estoraje
 test-cluster: build/test/cluster build/asan/estoraje
 test-cluster-tsan: build/test/cluster build/tsan/estoraje
 
-test-ring test-unit test-servers test-cluster test-cluster-tsan:
+test-ring test-unit test-servers test-disk test-cluster test-cluster-tsan:
 	@$(FIXED) $<
 
 build/asan/% build/test/%: SANITIZE = -O1 -g -fno-omit-frame-pointer \
@@ -104,8 +106,8 @@ build/test/ring_test: test/ring_test.c ring.c ring.h | need-test
 	@mkdir -p $(@D)
 	$(COMPILE) -o $@ test/ring_test.c ring.c -lcmocka $(LDLIBS)
 
-build/test/servers build/test/cluster: build/test/%: test/%.c test/harness.h \
-    | need-test
+build/test/servers build/test/disk build/test/cluster: build/test/%: \
+    test/%.c test/harness.h | need-test
 	@mkdir -p $(@D)
 	$(COMPILE) -o $@ $< -lcmocka $(LDLIBS)
 
@@ -160,7 +162,8 @@ ETCD_CURL = etcd:etcd-server curl:curl
 need-curl: ; @test/need.sh curl:curl
 need-cluster: ; @test/need.sh $(ETCD_CURL)
 need-bench: ; @test/need.sh $(ETCD_CURL) wrk:wrk
-need-test: ; @test/need.sh $(ETCD_CURL) haproxy:haproxy cmocka.h:libcmocka-dev
+need-test: ; @test/need.sh $(ETCD_CURL) haproxy:haproxy strace:strace \
+    cmocka.h:libcmocka-dev
 need-check: need-test
 	@test/need.sh gcc:gcc clang:clang musl-gcc:musl-tools \
 	    clang-tidy:clang-tidy clang-format:clang-format cppcheck:cppcheck
@@ -182,7 +185,7 @@ help: ## this list
 
 .PHONY: build start run restart status stop clear run-alone add-samples \
     cluster-status test torture acceptance bench all-tests acceptance-cluster \
-    test-ring test-unit test-servers test-cluster test-cluster-tsan check \
-    check-compilers check-tidy check-cppcheck check-format need-curl \
+    test-ring test-unit test-servers test-disk test-cluster test-cluster-tsan \
+    check check-compilers check-tidy check-cppcheck check-format need-curl \
     need-cluster need-bench need-test need-check install uninstall clean help
 .DELETE_ON_ERROR:
