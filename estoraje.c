@@ -6684,6 +6684,7 @@ static void workers_begin(struct node *node) {
 static void store_begin(struct node *node) {
     struct view *view = view_hold(node);
     struct identity *self = &node->self;
+    bool first = self->cluster == 0;
 
     self->cluster = view->cluster;
     memcpy(self->hash, view->hash, sizeof self->hash);
@@ -6695,6 +6696,8 @@ static void store_begin(struct node *node) {
     atomic_store(&node->ceiling, self->ceiling);
     descriptors_check(node, node->partitions);
     reserve_take(node);
+    if (first) /* logs must not be there before whose they are is known */
+        identity_save(node);
     store_load(node);
     if (node->unclean)
         say("warning", "the machine went down while this node ran: what it "
