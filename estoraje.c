@@ -2414,8 +2414,10 @@ static int super_write(struct node *node) {
     return error;
 }
 
-/* Reads the superblock. 1: there is one; 0: the file is new; -1: damaged. */
+/* Reads the superblock. 1: there is one; 0: the file is new, or all that the
+   first write has left is zeros; -1: damaged. */
 static int super_read(struct node *node) {
+    static const uint8_t zeros[2 * SUPER_SIZE];
     uint8_t slots[2 * SUPER_SIZE] = {0};
     uint64_t numbers[SUPER_NUMBERS];
     ssize_t n = read_at(node->super_fd, slots, sizeof slots, 0);
@@ -2428,7 +2430,9 @@ static int super_read(struct node *node) {
             get64(p + 504) == xxh64(p, 504, 0))
             memcpy(&node->self, numbers, sizeof numbers);
     }
-    return node->self.sequence > 0 ? 1 : n == 0 ? 0 : -1;
+    if (node->self.sequence > 0)
+        return 1;
+    return n >= 0 && memcmp(slots, zeros, sizeof slots) == 0 ? 0 : -1;
 }
 
 /* Writes the superblock at a start, which ends if that cannot be done. */
