@@ -222,7 +222,8 @@ struct part {
     bool recovering;  /* after an unclean start: what it says does not count */
     /* Syncing. */
     bool dirty;         /* it has records that no sync has begun to cover */
-    bool queued;        /* in pool_queue */
+    bool queued;        /* in pool_queue, or at work */
+    bool awaited;       /* the next sync is that of who waits for this one */
     struct op *waiters; /* for the next sync that begins */
 };
 
@@ -1762,6 +1763,12 @@ static uint64_t log_replay(struct node *node, struct part *part,
             part->unsure = at;
         }
         part->log.end = at + r.size;
+        if (node->flags.accept_damage && !record_intact(&r)) {
+            log_complain(node, part, "error", "given up: a rotten record", at,
+                         r.size);
+            part->rewrite = true;
+            continue;
+        }
         if (part_apply(node, part, &part->log, NULL, &r,
                        ring_fingerprint(r.key.p, r.key.n, node->self.hash), 0)
                 .verdict == ACCEPT_FULL)
@@ -1965,6 +1972,171 @@ static bool part_verify(struct node *node, struct part *part, uint64_t *print,
     return more;
 }
 
+/* ---- How the process before this one ended.
+ *
+ * A mark in POSIX shared memory outlives a process and not the machine. Its
+ * name has the boot number of the process that made it, which takes it away
+ * when it ends well, or when a sync fails. So if the superblock says that the last process did not
+ * end well, and the mark is not there, the machine went down with it, and what
+ * was not synced may be lost. */
+
+static void mark_name(const struct node *node, uint64_t boot, char name[64]) {
+    snprintf(name, 64, "/estoraje-%016" PRIx64 "-%" PRIu64, node->self.id,
+             boot);
+}
+
+/* Opens this boot's mark, or makes it, as flags say. Whether that went well. */
+static bool mark_open(const struct node *node, int flags) {
+    char name[64];
+    int fd;
+
+    mark_name(node, node->self.boot, name);
+    fd = shm_open(name, flags, 0600);
+    if (fd >= 0)
+        close(fd);
+    return fd >= 0;
+}
+
+/* Whether the mark of the boot before this one is there. */
+static bool mark_found(const struct node *node) {
+    return mark_open(node, O_RDONLY);
+}
+
+/* Leaves a mark for this boot in place of the one before. Without one the next
+   start looks unclean, which is slow but safe. */
+static void mark_make(const struct node *node) {
+    char name[64];
+
+    if (!mark_open(node, O_RDWR | O_CREAT))
+        say("warning", "no mark in shared memory: if this process is killed, "
+                       "the next one takes it for a crash of the machine");
+    mark_name(node, node->self.boot - 1, name);
+    shm_unlink(name);
+}
+
+static void mark_remove(const struct node *node) {
+    char name[64];
+
+    mark_name(node, node->self.boot, name);
+    shm_unlink(name);
+}
+
+/* ---- The pool.
+ *
+ * Threads that do for a partition what takes a while: they read its log at the
+ * start, and sync it when it has bytes that are not on the disk yet. Many logs
+ * are synced side by side and share the file system's commits. The queue is a
+ * pipe of partition numbers: reading waits, and the end of the pipe is the end
+ * of the threads. A partition is in it at most once, so it is never full. */
+
+/* Puts a partition into the queue, unless it is there, or someone is about to
+   sync it. Under its lock. */
+static void pool_enqueue(struct node *node, struct part *part) {
+    uint16_t number = (uint16_t)part->number;
+
+    if (part->queued || part->awaited)
+        return;
+    part->queued = true;
+    if (write(node->pool_queue[1], &number, sizeof number) != sizeof number)
+        die("cannot queue a partition");
+}
+
+/* Hands operations whose wait is over, a list, back to their workers. */
+static void sync_post(struct op *list, int result) {
+    while (list != NULL) {
+        struct op *op = list;
+        struct worker *w = op->w;
+
+        list = op->wait_next;
+        op->wait_next = NULL;
+        op->wait_result = result;
+        pthread_mutex_lock(&w->inbox_lock);
+        if (w->synced == NULL)
+            wake_write(w->wake[1]);
+        *w->synced_end = op;
+        w->synced_end = &op->wait_next;
+        pthread_mutex_unlock(&w->inbox_lock);
+    }
+}
+
+/* Has an operation wait for a sync that begins after this; its worker finds it
+   in the inbox then. */
+static void sync_park(struct node *node, struct part *part, struct op *op) {
+    op->parked = true;
+    pthread_mutex_lock(&part->lock);
+    op->wait_next = part->waiters;
+    part->waiters = op;
+    pool_enqueue(node, part);
+    pthread_mutex_unlock(&part->lock);
+}
+
+/*
+ * Syncs one log, for all that waited when it began, and with it the one that
+ * may take its place, and the name that it may have since. After a failed sync
+ * nobody knows what is on the disk, and a second one would not tell: the log is
+ * dead. The kernel tells of a failure once, so there is one sync of a log at a
+ * time; who comes meanwhile has the next one.
+ */
+static void sync_part(struct node *node, struct part *part) {
+    struct op *waiters;
+    struct file *file, *next;
+    bool dead, renamed;
+    int error = 0, next_error = 0;
+
+    pthread_mutex_lock(&part->lock);
+    part->dirty = false;
+    waiters = part->waiters;
+    part->waiters = NULL;
+    file = file_hold(part->log.file);
+    next = part->next != NULL ? file_hold(part->next->file) : NULL;
+    renamed = part->renamed;
+    pthread_mutex_unlock(&part->lock);
+
+    if ((renamed && fsync(node->dir_fd) != 0) || fdatasync(file->fd) != 0)
+        error = errno;
+    if (next != NULL && fdatasync(next->fd) != 0)
+        next_error = errno;
+
+    pthread_mutex_lock(&part->lock);
+    if (next_error != 0 && part->next != NULL)
+        compact_end(node, part);
+    if (error != 0 || (next_error != 0 && part->log.file == next)) {
+        log_die(node, part, error != 0 ? error : next_error);
+        mark_remove(node); /* the next start repairs what may be lost */
+    }
+    if (part->log.file == file)
+        part->renamed = false;
+    dead = part->dead;
+    part->queued = false;
+    if (part->waiters != NULL)
+        pool_enqueue(node, part);
+    pthread_mutex_unlock(&part->lock);
+    file_release(file);
+    file_release(next);
+    sync_post(waiters, dead ? EIO : 0);
+}
+
+/* Waits until no sync of a partition is queued or at work. With its lock held,
+   but for the rests. */
+static void sync_idle(struct part *part) {
+    while (part->queued) {
+        pthread_mutex_unlock(&part->lock);
+        rest_ms(1);
+        pthread_mutex_lock(&part->lock);
+    }
+}
+
+/* Syncs a log here and now, after the sync that is under way. */
+static void sync_now(struct node *node, struct part *part) {
+    pthread_mutex_lock(&part->lock);
+    part->awaited = true;
+    sync_idle(part);
+    part->queued = true;
+    part->awaited = false;
+    pthread_mutex_unlock(&part->lock);
+    sync_part(node, part);
+}
+
 /* ---- Compaction.
  *
  * A log that is more dead than alive is written anew, one partition at a time,
@@ -2026,11 +2198,9 @@ static struct log *compact_begin(const struct node *node,
     return NULL;
 }
 
-/* Copies the records of a page. false: that is not possible. At a start with
-   -acceptDamage rotten ones are left out; *left_out is the sum of those. */
+/* Copies the records of a page. false: that is not possible. */
 static bool compact_copy(struct node *node, struct part *part,
-                         const struct file *file, const struct buf *page,
-                         uint64_t *left_out) {
+                         const struct file *file, const struct buf *page) {
     struct buf b = {0};
     struct record r;
     bool good = true;
@@ -2039,10 +2209,6 @@ static bool compact_copy(struct node *node, struct part *part,
         struct entry e;
 
         memcpy(&e, page->p + at, sizeof e);
-        if (entry_damaged(&e) && !atomic_load(&node->loaded)) {
-            *left_out += entry_sum(&e);
-            continue;
-        }
         good = entry_read(file, &e, SIZE_MAX, &b, &r);
         if (!good)
             part_damaged(node, part, &e);
@@ -2056,24 +2222,18 @@ static bool compact_copy(struct node *node, struct part *part,
     return good;
 }
 
-/* Puts the second log in the place of the first if it is on the disk and holds
-   the same but for what was left out; else it goes. Under the partition's
-   lock. */
-static bool compact_swap(struct node *node, struct part *part, bool synced,
-                         uint64_t left_out) {
+/* Puts the second log, which was synced, in the place of the first if it holds
+   the same. Under the partition's lock. */
+static bool compact_swap(struct node *node, struct part *part) {
     char from[16], to[16];
-    bool good;
 
     log_name(from, part->number, true);
     log_name(to, part->number, false);
-    good = synced && !part->dead && part->next->sum + left_out == part->log.sum;
-    if (good && renameat(node->dir_fd, from, node->dir_fd, to) != 0) {
-        good = false;
+    if (part->dead || part->next->sum != part->log.sum)
+        return false;
+    if (renameat(node->dir_fd, from, node->dir_fd, to) != 0) {
         if (errno == EIO) /* then the name may have gone over (POSIX) */
             log_die(node, part, errno);
-    }
-    if (!good) {
-        compact_end(node, part);
         return false;
     }
     part->log = *part->next;
@@ -2086,8 +2246,7 @@ static bool compact_swap(struct node *node, struct part *part, bool synced,
 
 /* Copies all that is live, with rests as long as the work, so that requests
    have the disk and the processor, too; without when room is short. */
-static bool compact_all(struct node *node, struct part *part,
-                        uint64_t *left_out) {
+static bool compact_all(struct node *node, struct part *part) {
     struct buf page = {0};
     struct file *file;
     uint64_t print = 0, began;
@@ -2096,8 +2255,8 @@ static bool compact_all(struct node *node, struct part *part,
     do {
         began = now_ms();
         more = part_page(node, part, &print, &page, &file);
-        good = compact_copy(node, part, file, &page, left_out) &&
-               !atomic_load(&node->ended);
+        good =
+            compact_copy(node, part, file, &page) && !atomic_load(&node->ended);
         file_release(file);
         if (more && !atomic_load(&node->full))
             rest_ms(now_ms() - began);
@@ -2110,22 +2269,23 @@ static bool compact_all(struct node *node, struct part *part,
    went well. */
 static bool part_compact(struct node *node, struct part *part) {
     struct log old, *next = compact_begin(node, part);
-    struct file *file = next != NULL ? file_hold(next->file) : NULL;
-    uint64_t end, left_out = 0;
+    uint64_t end;
     bool good;
 
     pthread_mutex_lock(&part->lock);
     part->next = next; /* a write that fails there may end it at any time */
     pthread_mutex_unlock(&part->lock);
-    good = file != NULL && compact_all(node, part, &left_out) &&
-           fdatasync(file->fd) == 0;
+    good = next != NULL && compact_all(node, part);
+    if (good)
+        sync_now(node, part);
     pthread_mutex_lock(&part->lock);
     old = part->log;
-    good = part->next != NULL && compact_swap(node, part, good, left_out);
+    good = good && part->next != NULL && compact_swap(node, part);
+    if (part->next != NULL)
+        compact_end(node, part);
     end = part->log.end;
     part->rest_until = good ? 0 : now_ms() + COMPACT_AGAIN;
     pthread_mutex_unlock(&part->lock);
-    file_release(file);
     if (good) {
         file_release(old.file);
         free(old.table);
@@ -2138,157 +2298,20 @@ static bool part_compact(struct node *node, struct part *part) {
     return good;
 }
 
-/* ---- How the process before this one ended.
- *
- * A mark in POSIX shared memory outlives a process and not the machine. Its
- * name has the boot number of the process that made it, which takes it away
- * when it ends well, or when a sync fails. So if the superblock says that the last process did not
- * end well, and the mark is not there, the machine went down with it, and what
- * was not synced may be lost. */
+/* ---- The pool at a start: it reads the logs. */
 
-static void mark_name(const struct node *node, uint64_t boot, char name[64]) {
-    snprintf(name, 64, "/estoraje-%016" PRIx64 "-%" PRIu64, node->self.id,
-             boot);
-}
-
-/* Opens this boot's mark, or makes it, as flags say. Whether that went well. */
-static bool mark_open(const struct node *node, int flags) {
-    char name[64];
-    int fd;
-
-    mark_name(node, node->self.boot, name);
-    fd = shm_open(name, flags, 0600);
-    if (fd >= 0)
-        close(fd);
-    return fd >= 0;
-}
-
-/* Whether the mark of the boot before this one is there. */
-static bool mark_found(const struct node *node) {
-    return mark_open(node, O_RDONLY);
-}
-
-/* Leaves a mark for this boot in place of the one before. Without one the next
-   start looks unclean, which is slow but safe. */
-static void mark_make(const struct node *node) {
-    char name[64];
-
-    if (!mark_open(node, O_RDWR | O_CREAT))
-        say("warning", "no mark in shared memory: if this process is killed, "
-                       "the next one takes it for a crash of the machine");
-    mark_name(node, node->self.boot - 1, name);
-    shm_unlink(name);
-}
-
-static void mark_remove(const struct node *node) {
-    char name[64];
-
-    mark_name(node, node->self.boot, name);
-    shm_unlink(name);
-}
-
-/* ---- The pool.
- *
- * Threads that do for a partition what takes a while: they read its log at the
- * start, and sync it when it has bytes that are not on the disk yet. Many logs
- * are synced side by side and share the file system's commits. The queue is a
- * pipe of partition numbers: reading waits, and the end of the pipe is the end
- * of the threads. A partition is in it at most once, so it is never full. */
-
-/* Puts a partition into the queue, unless it is there. Under its lock. */
-static void pool_enqueue(struct node *node, struct part *part) {
-    uint16_t number = (uint16_t)part->number;
-
-    if (part->queued)
-        return;
-    part->queued = true;
-    if (write(node->pool_queue[1], &number, sizeof number) != sizeof number)
-        die("cannot queue a partition");
-}
-
-/* Hands operations whose wait is over, a list, back to their workers. */
-static void sync_post(struct op *list, int result) {
-    while (list != NULL) {
-        struct op *op = list;
-        struct worker *w = op->w;
-
-        list = op->wait_next;
-        op->wait_next = NULL;
-        op->wait_result = result;
-        pthread_mutex_lock(&w->inbox_lock);
-        if (w->synced == NULL)
-            wake_write(w->wake[1]);
-        *w->synced_end = op;
-        w->synced_end = &op->wait_next;
-        pthread_mutex_unlock(&w->inbox_lock);
-    }
-}
-
-/* Has an operation wait for a sync that begins after this; its worker finds it
-   in the inbox then. */
-static void sync_park(struct node *node, struct part *part, struct op *op) {
-    op->parked = true;
-    pthread_mutex_lock(&part->lock);
-    op->wait_next = part->waiters;
-    part->waiters = op;
-    pool_enqueue(node, part);
-    pthread_mutex_unlock(&part->lock);
-}
-
-/*
- * Syncs one log, for all that waited when it began, and with it the one that
- * may take its place, and the name that it may have since. After a failed sync nobody
- * knows what is on the disk, and a second one would not tell: the log is dead,
- * also for those whose own sync, in another thread, went well after that.
- */
-static void sync_part(struct node *node, struct part *part) {
-    struct op *waiters;
-    struct file *file, *next;
-    bool dead, renamed;
-    int error;
-
-    pthread_mutex_lock(&part->lock);
-    part->queued = part->dirty = false;
-    waiters = part->waiters;
-    part->waiters = NULL;
-    file = file_hold(part->log.file);
-    next = part->next != NULL ? file_hold(part->next->file) : NULL;
-    renamed = part->renamed;
-    pthread_mutex_unlock(&part->lock);
-
-    error = (renamed && fsync(node->dir_fd) != 0) || fdatasync(file->fd) != 0 ||
-                    (next != NULL && fdatasync(next->fd) != 0)
-                ? errno
-                : 0;
-
-    pthread_mutex_lock(&part->lock);
-    if (part->log.file == file && error == 0)
-        part->renamed = false;
-    file_release(file);
-    file_release(next);
-    if (error != 0) {
-        log_die(node, part, error);
-        mark_remove(node); /* the next start repairs what may be lost */
-    }
-    dead = part->dead;
-    pthread_mutex_unlock(&part->lock);
-    sync_post(waiters, dead ? EIO : 0);
-}
-
-/* At a start with -acceptDamage: what cannot be read is named, and is not there
-   any more; the log is written anew without it. In a cluster the others are
-   asked for it before what this replica says counts. */
+/* At a start with -acceptDamage: the log is written anew without what cannot be
+   read, which was named. In a cluster the others are asked for it before what
+   this replica says counts. */
 static void part_give_up(struct node *node, struct part *part) {
-    uint64_t doubts = part->doubts, print = 0, bytes;
-
-    while (part_verify(node, part, &print, &bytes))
-        ;
-    if (part->unsure == 0 && part->doubts == doubts)
+    if (part->unsure == 0 && !part->rewrite)
         return;
     part->unsure = 0;
     part->recovering = true;
     if (!part_compact(node, part))
-        give_up(1, "cannot write %s/%03u.log anew without what is damaged",
+        give_up(1,
+                "cannot write %s/%03u.log anew without what is damaged: is "
+                "there room on the disk?",
                 node->flags.data, part->number);
     sync_part(node, part);
 }
@@ -2372,10 +2395,18 @@ static void store_load(struct node *node) {
     say("info", "logs read ms=%" PRIu64, now_ms() - began);
 }
 
-/* Syncs what is not yet, and ends the pool. No other thread runs. */
+/* Syncs what is not yet, and ends the pool. No other thread runs. What was
+   written during a sync that was at work is for the second round. */
 static void store_end(struct node *node) {
-    if (node->sync != SYNC_NONE)
-        sync_all(node);
+    for (int round = 0; round < 2; round++) {
+        if (node->sync != SYNC_NONE)
+            sync_all(node);
+        for (unsigned i = 0; i < node->partitions; i++) {
+            pthread_mutex_lock(&node->parts[i].lock);
+            sync_idle(&node->parts[i]);
+            pthread_mutex_unlock(&node->parts[i].lock);
+        }
+    }
     close(node->pool_queue[1]);
     for (unsigned i = 0; i < POOL_THREADS; i++)
         pthread_join(node->pool[i], NULL);
