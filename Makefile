@@ -45,10 +45,10 @@ cluster-status: status
 # Tests. Sanitizers watch the servers and the tests themselves.
 # ---------------------------------------------------------------------------
 
-SUITES = ring unit servers disk cluster cluster-tsan
+SUITES = ring unit faults servers disk cluster cluster-tsan
 TESTED = build/asan/estoraje build/tsan/estoraje build/test/ring_test \
-         build/test/unit build/test/servers build/test/disk \
-         build/test/cluster
+         build/test/unit build/test/faults build/test/servers \
+         build/test/disk build/test/cluster
 
 test: need-test ## every suite, with ASan, UBSan and TSan (also all-tests)
 	@$(MAKE) --no-print-directory $(JOBS) $(TESTED)
@@ -81,12 +81,14 @@ export PATH := $(PATH):/usr/sbin:/sbin
 
 test-ring: build/test/ring_test
 test-unit: build/test/unit
+test-faults: build/test/faults
 test-servers: build/test/servers build/asan/estoraje
 test-disk: build/test/disk build/asan/estoraje
 test-cluster: build/test/cluster build/asan/estoraje
 test-cluster-tsan: build/test/cluster build/tsan/estoraje
 
-test-ring test-unit test-servers test-disk test-cluster test-cluster-tsan:
+test-ring test-unit test-faults test-servers test-disk test-cluster \
+test-cluster-tsan:
 	@$(FIXED) $<
 
 build/asan/% build/test/%: SANITIZE = -O1 -g -fno-omit-frame-pointer \
@@ -97,10 +99,11 @@ build/asan/estoraje build/tsan/estoraje: $(PROGRAM)
 	@mkdir -p $(@D)
 	$(COMPILE) -o $@ estoraje.c ring.c $(LDLIBS)
 
-# The unit tests include estoraje.c, so as to see what is static in it.
-build/test/unit: test/unit.c test/harness.h $(PROGRAM) | need-test
+# These tests include estoraje.c, so as to see what is static in it.
+build/test/unit build/test/faults: build/test/%: test/%.c test/harness.h \
+    $(PROGRAM) | need-test
 	@mkdir -p $(@D)
-	$(COMPILE) -o $@ test/unit.c ring.c -lcmocka $(LDLIBS)
+	$(COMPILE) -o $@ $< ring.c -lcmocka $(LDLIBS)
 
 build/test/ring_test: test/ring_test.c ring.c ring.h | need-test
 	@mkdir -p $(@D)
@@ -185,7 +188,7 @@ help: ## this list
 
 .PHONY: build start run restart status stop clear run-alone add-samples \
     cluster-status test torture acceptance bench all-tests acceptance-cluster \
-    test-ring test-unit test-servers test-disk test-cluster test-cluster-tsan \
-    check check-compilers check-tidy check-cppcheck check-format need-curl \
+    test-ring test-unit test-faults test-servers test-disk test-cluster \
+    test-cluster-tsan check check-compilers check-tidy check-cppcheck check-format need-curl \
     need-cluster need-bench need-test need-check install uninstall clean help
 .DELETE_ON_ERROR:
