@@ -1764,8 +1764,8 @@ static uint64_t log_replay(struct node *node, struct part *part,
         }
         part->log.end = at + r.size;
         if (node->flags.accept_damage && !record_intact(&r)) {
-            log_complain(node, part, "error", "given up: a rotten record", at,
-                         r.size);
+            log_complain(node, part, "error",
+                         "damaged: a rotten record is given up", at, r.size);
             part->rewrite = true;
             continue;
         }
@@ -2094,7 +2094,7 @@ static void sync_part(struct node *node, struct part *part) {
 
     if ((renamed && fsync(node->dir_fd) != 0) || fdatasync(file->fd) != 0)
         error = errno;
-    if (next != NULL && fdatasync(next->fd) != 0)
+    else if (next != NULL && fdatasync(next->fd) != 0)
         next_error = errno;
 
     pthread_mutex_lock(&part->lock);

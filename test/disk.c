@@ -676,7 +676,8 @@ static void test_full_disk(void **state) {
 }
 
 /* Damage that is to be given up on a disk that is full, where a log cannot be
-   written anew: it stays until a later such start, and takes nothing along. */
+   written anew: such a start is refused, and takes nothing along; a later one,
+   with room, is not. */
 static void test_full_given_up(void **state) {
     struct server *s;
     unsigned partition;
@@ -694,15 +695,23 @@ static void test_full_given_up(void **state) {
     partition = value_spoil(s->dir, "this one will rot", 17, 3);
     server_kill(s);
     s->argv[s->argc++] = (char *)"-acceptDamage";
+    server_start(s);
+    status = process_wait(s->pid, LIMIT_MS);
+    s->pid = 0;
+    check(status == 1, "started on a full disk: %d", status);
+    check(told(s, (const char *const[4]){"is there room", ".log anew"}),
+          "not said why");
+    s->argv[--s->argc] = NULL;
     again(s);
     superblock_keep(s);
     fillers_check(s->port);
     status = status_of(s->port, "GET", "/rotten");
-    check(status == 404 || status == 500, "/rotten: %d", status);
+    check(status == 500, "/rotten: %d", status);
     fillers_delete(s->port);
     wait_until(ask(s->port, "PUT", "/room", "x", NULL, 0) == 201, LIMIT_MS,
                "no room after the deletes");
     server_kill(s);
+    s->argv[s->argc++] = (char *)"-acceptDamage";
     again(s);
     superblock_keep(s);
     wait_until(file_size(log_path(s->dir, partition)) < SMALL_DISK / 32,

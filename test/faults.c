@@ -499,11 +499,11 @@ static int world_sync(int fd) {
         disk_sync(inode, !bad);
     else if (!bad)
         disk_sync_names();
-    if (bad && inode != NULL && strstr(inode->name, ".log") != NULL)
-        world.bad_log[strtoul(inode->name, NULL, 10)] = true;
     if (bad && world.unsynced != NULL)
         world.unsynced();
     world_meanwhile(true);
+    if (bad && inode != NULL && strstr(inode->name, ".log") != NULL)
+        world.bad_log[strtoul(inode->name, NULL, 10)] = true;
     errno = world.error;
     return bad ? -1 : 0;
 }
@@ -614,10 +614,11 @@ static int world_clock(clockid_t id, struct timespec *t) {
     return 0;
 }
 
-/* nanosleep(): others are at work meanwhile. */
-static int world_rest(const struct timespec *t, struct timespec *left) {
-    (void)left;
-    world.us += (uint64_t)t->tv_sec * 1000000 + (uint64_t)t->tv_nsec / 1000;
+/* poll() for nothing, a rest: others are at work meanwhile. */
+static int world_rest(struct pollfd *fds, nfds_t n, int ms) {
+    (void)fds;
+    (void)n;
+    world.us += (uint64_t)ms * 1000;
     world_pool();
     world_meanwhile(false);
     return 0;
@@ -679,7 +680,7 @@ static void __attribute__((noreturn)) world_abort(void) {
 #define free            world_free
 #define ring_build      world_ring
 #define clock_gettime   world_clock
-#define nanosleep       world_rest
+#define poll            world_rest
 #define pthread_create  world_thread
 #define pthread_join    world_join
 #define fprintf         world_print
@@ -928,8 +929,6 @@ static void key_check(unsigned k, uint64_t least, bool torn) {
                 process.unclean); /* a loss is known, or had no answer */
     if (torn && (found == UNSURE || found == DAMAGED)) {
         keys.damaged++;
-        if (found == DAMAGED) /* what was there before it is given up, too */
-            known[k].acked = 0;
     } else if (found == UNSURE || found == DAMAGED || r.version < least ||
                r.version > known[k].highest) {
         fail_msg("%s of partition %u: found %d, version %" PRIx64
@@ -999,9 +998,12 @@ static void second_passes(void) {
         accepted[k] = known[k].accepted;
     sync_all(node);
     world_pool();
-    for (unsigned k = 0; k < KEYS; k++)
-        if (!node->parts[key_part(k, &print)].dead)
+    for (unsigned k = 0; k < KEYS; k++) {
+        const struct part *part = &node->parts[key_part(k, &print)];
+
+        if (!part->dead && !part->queued) /* else the next second is for it */
             known[k].acked = accepted[k];
+    }
 }
 
 /* Has a partition accept a record, as a replica does: once the ceiling is high
@@ -1087,10 +1089,13 @@ static void key_park(unsigned k, unsigned i) {
     sync_park(node, &node->parts[key_part(k, &print)], &waiting[i]);
 }
 
-/* Writes some keys at the same time; with -sync always until they are durable.
-   only: in the partition that is compacted. */
+/* Writes some keys at the same time; with -sync always until they are durable,
+   unless it is during a sync, of which the end is not here. only: in the
+   partition that is compacted. */
 static void keys_write(unsigned count, bool only) {
     struct node *node = process.node;
+    bool wait = node->sync == SYNC_ALWAYS &&
+                (process.busy == NULL || !process.busy->queued);
     uint64_t print;
 
     for (unsigned i = 0; i < count; i++) {
@@ -1098,10 +1103,10 @@ static void keys_write(unsigned count, bool only) {
 
         while (only && &node->parts[key_part(k, &print)] != process.busy)
             k = (k + 1) % KEYS;
-        if (key_write(k) && node->sync == SYNC_ALWAYS)
+        if (key_write(k) && wait)
             key_park(k, i);
     }
-    if (node->sync != SYNC_ALWAYS)
+    if (!wait)
         return;
     world_pool();
     answers_take();
