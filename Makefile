@@ -45,7 +45,7 @@ cluster-status: status
 # Tests. Sanitizers watch the servers and the tests themselves.
 # ---------------------------------------------------------------------------
 
-SUITES = ring unit faults servers disk cluster cluster-tsan
+SUITES = ring unit faults servers disk disk-tsan cluster cluster-tsan
 TESTED = build/asan/estoraje build/tsan/estoraje build/test/ring_test \
          build/test/unit build/test/faults build/test/servers \
          build/test/disk build/test/cluster
@@ -70,9 +70,12 @@ bench: estoraje need-bench ## how fast it is
 all-tests: test
 acceptance-cluster: acceptance
 
-# One suite: make test-unit. ESTORAJE is the server that it starts.
+# One suite: make test-unit. ESTORAJE is the server that it starts, SAMPLE=5
+# asks for a fifth of the bulk work.
+export SAMPLE
 export ESTORAJE = $(CURDIR)/build/asan/estoraje
-test-cluster-tsan: ESTORAJE = $(CURDIR)/build/tsan/estoraje
+test-disk-tsan: SAMPLE = 5
+test-disk-tsan test-cluster-tsan: ESTORAJE = $(CURDIR)/build/tsan/estoraje
 export ASAN_OPTIONS  = detect_leaks=1:abort_on_error=0
 export UBSAN_OPTIONS = print_stacktrace=1
 export TSAN_OPTIONS  = halt_on_error=1:exitcode=66
@@ -84,11 +87,12 @@ test-unit: build/test/unit
 test-faults: build/test/faults
 test-servers: build/test/servers build/asan/estoraje
 test-disk: build/test/disk build/asan/estoraje
+test-disk-tsan: build/test/disk build/tsan/estoraje
 test-cluster: build/test/cluster build/asan/estoraje
 test-cluster-tsan: build/test/cluster build/tsan/estoraje
 
-test-ring test-unit test-faults test-servers test-disk test-cluster \
-test-cluster-tsan:
+test-ring test-unit test-faults test-servers test-disk test-disk-tsan \
+test-cluster test-cluster-tsan:
 	@$(FIXED) $<
 
 build/asan/% build/test/%: SANITIZE = -O1 -g -fno-omit-frame-pointer \
@@ -188,7 +192,8 @@ help: ## this list
 
 .PHONY: build start run restart status stop clear run-alone add-samples \
     cluster-status test torture acceptance bench all-tests acceptance-cluster \
-    test-ring test-unit test-faults test-servers test-disk test-cluster \
-    test-cluster-tsan check check-compilers check-tidy check-cppcheck check-format need-curl \
-    need-cluster need-bench need-test need-check install uninstall clean help
+    test-ring test-unit test-faults test-servers test-disk test-disk-tsan \
+    test-cluster test-cluster-tsan check check-compilers check-tidy \
+    check-cppcheck check-format need-curl need-cluster need-bench need-test \
+    need-check install uninstall clean help
 .DELETE_ON_ERROR:
