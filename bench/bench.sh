@@ -4,14 +4,13 @@
 #
 # usage: make bench [SETTING=VALUE ...]    or: bench/bench.sh [SETTING=VALUE ...]
 #
-#   rows         "get absent put delete mixed memory start100 start1k sync
-#                compact overwrite", or some of them
+#   rows         "get absent put delete mixed start100 start1k sync compact
+#                overwrite", or some of them
 #   servers      "one three nginx": one node, three, files by nginx, or some
 #   seconds      5: of one run
 #   runs         3: of each row; the table shows medians
 #   keys, size   100000 keys with values of 1024 bytes
 #   connections  64: of wrk, divided evenly among its threads
-#   memkeys      300000: keys, with values of 16 bytes, of the memory row
 #   startkeys    10000000: keys, with values of 100 bytes, of start100
 #   startkeys1k  1000000: keys, with values of 1024 bytes, of start1k
 #   compactkeys  400000: keys, with values of 1024 bytes, of compact
@@ -36,9 +35,8 @@
 # Some rows are no part of the table. Each has a new node that is alone, prints
 # what it measures, and has a target below the table, for the median of `runs`:
 #
-#   memory     memory of its own that a node needs for a key
-#   start100   the same with many keys; then the seconds from a start to its
-#              line "ready", with the logs in the page cache
+#   start100   memory of its own that a node needs for a key; the seconds from
+#              a start to its line "ready", with the logs in the page cache
 #   start1k    bytes of logs a second that such a start reads
 #   sync       writes a second with -sync always, 64 connections to one
 #   compact    p99 of GET while logs are compacted, to that while none is
@@ -50,16 +48,16 @@ set -u
 export LC_ALL=C PATH="$PATH:/usr/sbin:/sbin"
 cd "$(dirname "$0")/.." || exit 2
 
-all="get absent put delete mixed memory start100 start1k sync compact overwrite"
+all="get absent put delete mixed start100 start1k sync compact overwrite"
 : "${rows:=$all}" "${servers:=one three nginx}"
 : "${seconds:=5}" "${runs:=3}" "${keys:=100000}" "${size:=1024}"
-: "${connections:=64}" "${memkeys:=300000}" "${flags:=}"
+: "${connections:=64}" "${flags:=}"
 : "${startkeys:=10000000}" "${startkeys1k:=1000000}" "${compactkeys:=400000}"
 : "${overwrites:=10000000}"
 for setting; do
     case $setting in
     rows=* | servers=* | seconds=* | runs=* | keys=* | size=* | \
-        connections=* | memkeys=* | startkeys=* | startkeys1k=* | \
+        connections=* | startkeys=* | startkeys1k=* | \
         compactkeys=* | overwrites=* | flags=*)
         printf -v "${setting%%=*}" %s "${setting#*=}" ;;
     *)
@@ -317,27 +315,21 @@ log_bytes() { # SERVER
         2>/dev/null | awk '{ n += $1 } END { printf "%d\n", n }'
 }
 
-# Starts a node and stores keys in it, and notes as NAME the bytes of memory of
-# its own that it needs for a key. A few keys come first, over as
-# many connections, so that what these need is not counted.
-measure_memory() { # NAME KEYS BYTES [FLAG...]
-    local base options=("${flags[@]}" "${@:4}")
-    start_node "$1" "${@:4}"
+# Fills a node without syncs, which is faster, and notes as NAME the bytes of
+# memory of its own that it needs for a key: a few keys come first, over as many
+# connections, so that what these need is not counted. Then notes as
+# NAME-seconds what a start of it takes until its line "ready", and as NAME-rate
+# how many MB of logs that is a second.
+measure_start() { # NAME KEYS BYTES
+    local run base bytes line began took times=() pipe=$dir/pipe
+    start_node "$1" -sync none
     fill "$1" few 2000 "$3"
     sleep 2
     base=$(memory_of "$1")
-    echo "$1: $2 keys with values of $3 bytes, flags: ${options[*]:-none}"
+    echo "$1: $2 keys with values of $3 bytes, flags: ${flags[*]} -sync none"
     fill "$1" key "$2" "$3"
     sleep 2
     note "$1" "$(calculate "($(memory_of "$1") - $base) * 1024 / $2")"
-}
-
-# Fills a node as measure_memory does, without syncs, which is faster; then
-# notes as NAME-seconds what a start of it takes until its line "ready", and as
-# NAME-rate how many MB of logs that is a second.
-measure_start() { # NAME KEYS BYTES
-    local run bytes line began took times=() pipe=$dir/pipe
-    measure_memory "$1" "$2" "$3" -sync none
     stop_node "$1"
     sync -f "$dir"
     bytes=$(log_bytes "$1")
@@ -553,7 +545,6 @@ if [[ $rows =~ get|absent|put|delete|mixed ]]; then
 fi
 for row in $rows; do
     case $row in
-    memory) measure_memory memory "$memkeys" 16 && stop_node memory ;;
     start100) measure_start start100 "$startkeys" 100 ;;
     start1k) measure_start start1k "$startkeys1k" 1024 ;;
     sync | compact | overwrite) "measure_$row" ;;
