@@ -12,6 +12,8 @@
  * On disk a node has, in its data directory,
  *
  *     NNN.log      one append-only file a partition: a header, then records
+ *     NNN.new      what is to replace it, while it is compacted
+ *     reserve      room on the disk, for deletes and compaction when it is full
  *     superblock   who the node is, and how far its clock may have run
  *     ring         the ring it knew last, so that it can start without etcd
  *     lock         locked while a process uses the directory
@@ -25,15 +27,15 @@
  * the newest there is; what cannot be known is never said to be absent; bytes
  * that fail their checksum are never served; after kill -9 nothing is lost, and
  * after a loss of power, with -sync second, at most the last second of one
- * machine, which the others make good. What is not: two plain writes at the
- * same moment are ordered, but either may be seen first; `?consistent` is not
- * built yet; nothing is encrypted.
+ * machine, which the others make good; with -sync always, nothing. What is not:
+ * two plain writes at the same moment are ordered, but either may be seen
+ * first; `?consistent` is not built yet; nothing is encrypted.
  *
  * Threads: -threads workers, each a poll() loop with connections of its own; a
  * pool that reads and syncs logs; one that speaks with etcd, one that repairs,
- * one that keeps house. A partition has a lock. The cluster's view is immutable
- * and is swapped. All state hangs off struct node; the one mutable global is
- * the flag that a signal sets.
+ * one that compacts and scrubs, one that keeps house. A partition has a lock.
+ * The cluster's view is immutable and is swapped. All state hangs off struct
+ * node; the one mutable global is the flag that a signal sets.
  *
  * Chapters, each of which uses only what stands above it:
  *
