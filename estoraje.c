@@ -1757,8 +1757,10 @@ static uint64_t log_replay(struct node *node, struct part *part,
         next = size;
         if (r.size < size - at)
             next = log_search(bytes, size, salt, at + r.size, &after);
-        if (next == size && (r.size > size - at || !record_intact(&r)))
+        if (next == size && (r.size > size - at || !record_intact(&r))) {
+            part->recovering = r.size <= size - at; /* not torn, but rotten */
             break;
+        }
         if (at > part->log.end) {
             log_complain(node, part, "error", "damaged: records may be lost",
                          part->log.end, at - part->log.end);
@@ -1835,9 +1837,8 @@ static void part_load(struct node *node, struct part *part) {
     part->log.file = file;
     part_read(node, part, &size);
     part->dirty =
-        part->log.end > LOG_HEADER;          /* kill -9 left it to us to sync */
-    part->recovering = part->log.end < size; /* maybe it was not torn but rot */
-    if (part->recovering &&
+        part->log.end > LOG_HEADER; /* kill -9 left it to us to sync */
+    if (part->log.end < size &&
         (ftruncate(fd, (off_t)part->log.end) != 0 || fsync(fd) != 0))
         give_up(1, "cannot cut the torn tail of %s/%03u.log: %s",
                 node->flags.data, part->number, strerror(errno));

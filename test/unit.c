@@ -1030,6 +1030,7 @@ static void test_log_torn(void **state) {
         assert_int_equal(part->log.keys, whole ? 4 : 3);
         after = file_bytes(node, "000.log");
         assert_int_equal(after.n, part->log.end);
+        assert_false(part->recovering);
         buf_free(&after);
         part_set(node, part, "d", "new", 2048);
         part = part_again(node, 0);
@@ -1113,6 +1114,7 @@ static void test_log_rotten(void **state) {
     file_make(node, "000.log", log.p, log.n);
     part = part_again(node, 0);
     assert_int_equal(part->log.end, last);
+    assert_true(part->recovering); /* a write that is torn ends early */
     part_expect(node, part, "d", ABSENT, "");
     buf_free(&log);
     log = log_of_four(node); /* which replays, and then refuses, a to c */
