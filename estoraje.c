@@ -2354,13 +2354,13 @@ static void sync_all(struct node *node) {
 
 /* How far the reading of the logs has come. */
 static void load_text(const struct node *node, char text[100]) {
-    uint64_t done = atomic_load(&node->load_done), all = node->load_total;
+    uint64_t all = node->load_total, done = atomic_load(&node->load_done);
     uint64_t ms = now_ms() - atomic_load(&node->load_began);
+    double part = all > 0 ? (double)done / (double)all : 1;
 
-    snprintf(text, 100,
-             "%" PRIu64 " %% of %" PRIu64 " bytes, %" PRIu64 " s to go",
-             done * 100 / (all + 1), all,
-             done == 0 || done > all ? 0 : (all - done) / 1000 * ms / done);
+    snprintf(text, 100, "%.0f %% of %" PRIu64 " bytes, %.0f s to go",
+             part * 100, all,
+             done > 0 ? (double)ms / 1000 / part * (1 - part) : 0);
 }
 
 /* Makes the partitions, starts the pool and has it read the logs. Their names

@@ -1414,6 +1414,25 @@ static void test_log_inside(void **state) {
     }
 }
 
+/* What is told of a long start: how far it is, of how much, and for how long it
+   will go on. */
+static void test_load_text(void **state) {
+    struct node *node = *state;
+    char text[100];
+
+    node->load_total = 2000000;
+    atomic_store(&node->load_began, now_ms() - 10000);
+    atomic_store(&node->load_done, 500000);
+    load_text(node, text);
+    assert_string_equal(text, "25 % of 2000000 bytes, 30 s to go");
+    atomic_store(&node->load_done, 2000000);
+    load_text(node, text);
+    assert_string_equal(text, "100 % of 2000000 bytes, 0 s to go");
+    atomic_store(&node->load_done, 0);
+    load_text(node, text);
+    assert_string_equal(text, "0 % of 2000000 bytes, 0 s to go");
+}
+
 /* Looks at a node's logs as a start does, in a child. */
 static void log_read(void *node) {
     logs_check(node);
@@ -4658,6 +4677,7 @@ static const struct CMUnitTest all_tests[] = {
     NODE(test_log_flipped),
     NODE(test_log_inside),
     NODE(test_log_foreign),
+    NODE(test_load_text),
     NODE(test_log_headless),
     NODE(test_log_full),
     NODE(test_log_reserve),
