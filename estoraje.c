@@ -323,11 +323,12 @@ struct node {
     /* The store. */
     struct part *parts; /* [partitions] */
     unsigned partitions;
-    atomic_ullong clock; /* the highest version issued or seen */
-    atomic_ullong wild;  /* the highest issued above a wild one */
-    uint64_t log_most;   /* bytes in a log */
-    atomic_bool full;    /* the disk is; the reserve is not there */
-    int super_error;     /* of the last try to write the superblock */
+    atomic_ullong clock;   /* the highest version issued or seen */
+    atomic_ullong wild;    /* the highest issued above a wild one */
+    uint64_t log_most;     /* bytes in a log */
+    atomic_bool full;      /* the disk is; the reserve is not there */
+    atomic_ullong largest; /* live bytes of a partition, in whole MiB */
+    int super_error;       /* of the last try to write the superblock */
     /* Bytes of logs to be read at the start, when that began, and how many were
        read. */
     uint64_t load_total;
@@ -1191,9 +1192,10 @@ static void log_die(struct node *node, struct part *part, int error) {
 
 /* ---- The reserve.
  *
- * A file that keeps some room on the disk. When the disk is full it is emptied,
- * for what makes room in the end: deletes, and compaction. All else is refused
- * from then on, until there is room for the reserve and as much again. */
+ * A file that keeps some room on the disk: for tombstones in each partition, and
+ * for the largest to be compacted. When the disk is full it is emptied, for just
+ * that, which makes room in the end. All else is refused from then on, until
+ * there is room for the reserve and as much again. */
 
 #define RESERVE_PART (16u << 10) /* of each partition: it takes whole blocks */
 
@@ -1216,28 +1218,31 @@ static uint64_t disk_room(const struct node *node) {
                : (uint64_t)disk.f_bavail * disk.f_frsize;
 }
 
-/* Has the reserve back, if it can be had: then the disk is not full any more.
-   A file system that cannot reserve anything does without. For one thread. */
+/* Has the reserve as large as it should be, if the disk has as much room again:
+   then it is not full any more. A file system that cannot reserve anything does
+   without. For one thread. */
 static void reserve_take(struct node *node) {
-    uint64_t want = (uint64_t)node->partitions * RESERVE_PART;
+    uint64_t want =
+        (uint64_t)node->partitions * RESERVE_PART + atomic_load(&node->largest);
     struct statvfs disk;
+    uint64_t there;
     struct stat st;
     int error;
 
-    if (!atomic_load(&node->full) || fstatvfs(node->reserve_fd, &disk) != 0 ||
+    if (fstatvfs(node->reserve_fd, &disk) != 0 ||
         fstat(node->reserve_fd, &st) != 0)
         return;
-    if (want > (uint64_t)disk.f_blocks * disk.f_frsize / 16)
-        want = (uint64_t)disk.f_blocks * disk.f_frsize / 16;
-    if ((uint64_t)st.st_blocks * 512 < want) { /* not there from before */
-        error = disk_room(node) < 2 * want
+    there = (uint64_t)st.st_blocks * 512;
+    if (want > (uint64_t)disk.f_blocks * disk.f_frsize / 8)
+        want = (uint64_t)disk.f_blocks * disk.f_frsize / 8;
+    if (there < want) {
+        error = disk_room(node) < 2 * (want - there)
                     ? ENOSPC
                     : posix_fallocate(node->reserve_fd, 0, (off_t)want);
         if (error == ENOSPC || error == EDQUOT)
-            return;
+            return; /* what is there is better than nothing */
     }
-    atomic_store(&node->full, false);
-    if (atomic_load(&node->loaded))
+    if (atomic_exchange(&node->full, false) && atomic_load(&node->loaded))
         say("info", "there is room on the disk again");
 }
 
@@ -6627,7 +6632,7 @@ static void *house_run(void *arg) {
 /* The partition that has most to gain from a compaction; NULL: there is none
    that is worth it. Adds up what is live, for the pace of the scrubber. */
 static struct part *care_choose(struct node *node, uint64_t *live) {
-    uint64_t most = 0, room = disk_room(node);
+    uint64_t most = 0, largest = 0, room = disk_room(node);
     struct part *chosen = NULL;
     unsigned damaged = 0;
 
@@ -6637,6 +6642,8 @@ static struct part *care_choose(struct node *node, uint64_t *live) {
 
         pthread_mutex_lock(&part->lock);
         *live += part->log.live;
+        if (part->log.live > largest)
+            largest = part->log.live;
         damaged += part->log.rotten > 0 || part->unsure > 0;
         if (compact_wanted(node, part, room) && part_dead_bytes(part) >= most) {
             most = part_dead_bytes(part);
@@ -6645,6 +6652,7 @@ static struct part *care_choose(struct node *node, uint64_t *live) {
         pthread_mutex_unlock(&part->lock);
     }
     atomic_store(&node->damaged, damaged);
+    atomic_store(&node->largest, (largest >> 20 << 20) + (1u << 20));
     return chosen;
 }
 

@@ -1233,7 +1233,7 @@ static int check_code(const char *dir) {
 /* Looks at the files of a node that is written to: nothing is wrong with them,
    but that the last record may not be all there yet. */
 static void look_beside(const struct server *s) {
-    static struct line lines[1000];
+    static struct line lines[20000];
     int code;
     size_t n;
 
