@@ -209,8 +209,9 @@ struct part {
     pthread_mutex_t lock;
     unsigned number;
     struct log log;
-    struct log *next;    /* what is written goes there as well: it will replace
-                         the log when all that is live is in it; or NULL */
+    struct log next;     /* what is written goes there as well: it will replace
+                         the log when all that is live is in it; while there is
+                         no compaction it has no file */
     bool dead;           /* a write or sync failed: nothing is added any more */
     bool renamed;        /* the directory is to be synced before the log is */
     bool rewrite;        /* the log has damage that is not needed any more */
@@ -1135,6 +1136,14 @@ static bool value_intact(const struct file *file, const struct record *r,
     return true;
 }
 
+/* A file that was opened, with one reference, the caller's. */
+static struct file *file_new(int fd, uint64_t salt) {
+    struct file *file = memory(1, sizeof *file);
+
+    *file = (struct file){1, fd, salt};
+    return file;
+}
+
 static struct file *file_hold(struct file *file) {
     atomic_fetch_add(&file->refs, 1);
     return file;
@@ -1160,23 +1169,17 @@ static void log_header(const struct node *node, unsigned partition,
     put64(header + 56, xxh64(header, 56, 0));
 }
 
-/* Begins a log in an open file: no record in it, and the header on the disk.
-   NULL, and errno: that failed; else the file, of which the caller holds the
-   one reference. */
-static struct file *log_begin(const struct node *node, unsigned partition,
-                              int fd) {
-    struct file *file = memory(1, sizeof *file);
+/* Begins a log in a file: no record in it, a salt of its own, and the header on
+   the disk. false, and errno: that failed. */
+static bool log_begin(const struct node *node, unsigned partition,
+                      struct file *file) {
     uint8_t header[LOG_HEADER];
 
-    atomic_init(&file->refs, 1);
-    file->fd = fd;
     file->salt = random_id();
     log_header(node, partition, file->salt, header);
-    if (ftruncate(fd, 0) == 0 &&
-        (errno = write_at(fd, header, sizeof header, 0)) == 0 && fsync(fd) == 0)
-        return file;
-    free(file);
-    return NULL;
+    return ftruncate(file->fd, 0) == 0 &&
+           (errno = write_at(file->fd, header, sizeof header, 0)) == 0 &&
+           fsync(file->fd) == 0;
 }
 
 /* Ends a log after a failure that leaves unknown what of it is on the disk:
@@ -1696,10 +1699,9 @@ static void compact_end(struct node *node, struct part *part) {
 
     log_name(name, part->number, true);
     unlinkat(node->dir_fd, name, 0);
-    file_release(part->next->file);
-    free(part->next->table);
-    free(part->next);
-    part->next = NULL;
+    file_release(part->next.file);
+    free(part->next.table);
+    part->next = (struct log){0};
 }
 
 /*
@@ -1721,8 +1723,8 @@ static struct accepted store_accept(struct node *node, struct part *part,
     pthread_mutex_lock(&part->lock);
     a = part_apply(node, part, &part->log, bytes, r, print,
                    repair ? 0 : part->floor);
-    if (a.verdict == ACCEPT_OK && part->next != NULL &&
-        part_apply(node, part, part->next, bytes, r, print, 0).verdict !=
+    if (a.verdict == ACCEPT_OK && part->next.file != NULL &&
+        part_apply(node, part, &part->next, bytes, r, print, 0).verdict !=
             ACCEPT_OK)
         compact_end(node, part);
     pthread_mutex_unlock(&part->lock);
@@ -1821,7 +1823,6 @@ static uint64_t part_read(struct node *node, struct part *part,
  */
 static void part_load(struct node *node, struct part *part) {
     uint64_t salt = 0, size;
-    struct file *file;
     char name[16];
     bool fits = false;
     int fd = log_open(node, part->number, O_RDWR | O_CREAT, &salt, &fits);
@@ -1830,16 +1831,10 @@ static void part_load(struct node *node, struct part *part) {
     if (!fits || (unlinkat(node->dir_fd, name, 0) != 0 && errno != ENOENT))
         give_up(1, "cannot use %s/%03u.log, or remove %s", node->flags.data,
                 part->number, name);
-    if (salt == 0) {
-        file = log_begin(node, part->number, fd);
-        if (file == NULL)
-            give_up(1, "cannot begin %s/%03u.log: %s", node->flags.data,
-                    part->number, strerror(errno));
-    } else {
-        file = memory(1, sizeof *file);
-        *file = (struct file){1, fd, salt};
-    }
-    part->log.file = file;
+    part->log.file = file_new(fd, salt);
+    if (salt == 0 && !log_begin(node, part->number, part->log.file))
+        give_up(1, "cannot begin %s/%03u.log: %s", node->flags.data,
+                part->number, strerror(errno));
     part_read(node, part, &size);
     part->dirty =
         part->log.end > LOG_HEADER; /* kill -9 left it to us to sync */
@@ -2096,7 +2091,7 @@ static void sync_part(struct node *node, struct part *part) {
     waiters = part->waiters;
     part->waiters = NULL;
     file = file_hold(part->log.file);
-    next = part->next != NULL ? file_hold(part->next->file) : NULL;
+    next = part->next.file != NULL ? file_hold(part->next.file) : NULL;
     renamed = part->renamed;
     pthread_mutex_unlock(&part->lock);
 
@@ -2106,7 +2101,7 @@ static void sync_part(struct node *node, struct part *part) {
         next_error = errno;
 
     pthread_mutex_lock(&part->lock);
-    if (next_error != 0 && part->next != NULL)
+    if (next_error != 0 && part->next.file != NULL)
         compact_end(node, part);
     if (error != 0 || (next_error != 0 && part->log.file == next)) {
         log_die(node, part, error != 0 ? error : next_error);
@@ -2182,27 +2177,23 @@ static bool compact_wanted(const struct node *node, const struct part *part,
            (part->rewrite || part_dead_bytes(part) > most);
 }
 
-/* Begins a compaction: a log with nothing in it, or NULL. */
-static struct log *compact_begin(const struct node *node,
-                                 const struct part *part) {
-    struct log *next = memory(1, sizeof *next);
+/* Begins the log that is to replace a partition's; NULL: that failed. */
+static struct file *compact_begin(const struct node *node,
+                                  const struct part *part) {
+    const int flags = O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC;
+    struct file *file;
     char name[16];
     int fd;
 
     log_name(name, part->number, true);
-    fd = openat(node->dir_fd, name, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC,
-                0666);
-    if (fd >= 0)
-        next->file = log_begin(node, part->number, fd);
-    if (next->file != NULL) {
-        next->end = LOG_HEADER;
-        return next;
-    }
-    if (fd >= 0) {
-        unlinkat(node->dir_fd, name, 0);
-        close(fd);
-    }
-    free(next);
+    fd = openat(node->dir_fd, name, flags, 0666);
+    if (fd < 0)
+        return NULL;
+    file = file_new(fd, 0);
+    if (log_begin(node, part->number, file))
+        return file;
+    unlinkat(node->dir_fd, name, 0);
+    file_release(file);
     return NULL;
 }
 
@@ -2221,8 +2212,8 @@ static bool compact_copy(struct node *node, struct part *part,
         if (!good)
             part_damaged(node, part, &e);
         pthread_mutex_lock(&part->lock);
-        good = good && part->next != NULL &&
-               part_apply(node, part, part->next, b.p, &r, e.fingerprint, 0)
+        good = good && part->next.file != NULL &&
+               part_apply(node, part, &part->next, b.p, &r, e.fingerprint, 0)
                        .verdict <= ACCEPT_HELD;
         pthread_mutex_unlock(&part->lock);
     }
@@ -2237,16 +2228,15 @@ static bool compact_swap(struct node *node, struct part *part) {
 
     log_name(from, part->number, true);
     log_name(to, part->number, false);
-    if (part->dead || part->next->sum != part->log.sum)
+    if (part->dead || part->next.sum != part->log.sum)
         return false;
     if (renameat(node->dir_fd, from, node->dir_fd, to) != 0) {
         if (errno == EIO) /* then the name may have gone over (POSIX) */
             log_die(node, part, errno);
         return false;
     }
-    part->log = *part->next;
-    free(part->next);
-    part->next = NULL;
+    part->log = part->next;
+    part->next = (struct log){0};
     part->renamed = part->dirty = true;
     part->rewrite = false;
     return true;
@@ -2276,20 +2266,21 @@ static bool compact_all(struct node *node, struct part *part) {
 /* Compacts a partition, which the caller has synced after that. Whether that
    went well. */
 static bool part_compact(struct node *node, struct part *part) {
-    struct log old, *next = compact_begin(node, part);
+    struct file *file = compact_begin(node, part);
+    struct log old;
     uint64_t end;
     bool good;
 
-    pthread_mutex_lock(&part->lock);
-    part->next = next; /* a write that fails there may end it at any time */
+    pthread_mutex_lock(&part->lock); /* now a write that fails may end it */
+    part->next = (struct log){.file = file, .end = LOG_HEADER};
     pthread_mutex_unlock(&part->lock);
-    good = next != NULL && compact_all(node, part);
+    good = file != NULL && compact_all(node, part);
     if (good)
         sync_now(node, part);
     pthread_mutex_lock(&part->lock);
     old = part->log;
-    good = good && part->next != NULL && compact_swap(node, part);
-    if (part->next != NULL)
+    good = good && part->next.file != NULL && compact_swap(node, part);
+    if (part->next.file != NULL)
         compact_end(node, part);
     end = part->log.end;
     part->rest_until = good ? 0 : now_ms() + COMPACT_AGAIN;

@@ -2236,7 +2236,7 @@ static void test_compact_plain(void **state) {
     part_compact(node, part);
     assert_int_equal(world.renamed, 0); /* and there was nothing unsynced */
     assert_int_equal(part->rest_until, 0);
-    assert_null(part->next);
+    assert_null(part->next.file);
     assert_true(part->renamed && part->dirty);
     assert_int_equal(part->log.end, LOG_HEADER + part->log.live);
     assert_int_equal(fstat(part->log.file->fd, &st), 0);
@@ -2286,8 +2286,9 @@ static struct compaction compaction_begin(struct node *node,
     struct compaction c = {0};
     uint64_t print = 0;
 
-    part->next = compact_begin(node, part);
-    assert_non_null(part->next);
+    part->next.file = compact_begin(node, part);
+    part->next.end = LOG_HEADER;
+    assert_non_null(part->next.file);
     assert_false(part_page(node, part, &print, &c.page, &c.file));
     return c;
 }
@@ -2308,17 +2309,18 @@ static bool compaction_copy(struct node *node, struct part *part,
 static bool compaction_end(struct node *node, struct part *part,
                            struct compaction *c) {
     struct log old = part->log;
-    bool good = part->next != NULL && !c->failed && compact_swap(node, part);
+    bool good =
+        part->next.file != NULL && !c->failed && compact_swap(node, part);
 
     if (good) {
         file_release(old.file);
         free(old.table);
-    } else if (part->next != NULL) {
+    } else if (part->next.file != NULL) {
         compact_end(node, part);
     }
     file_release(c->file);
     buf_free(&c->page);
-    assert_null(part->next);
+    assert_null(part->next.file);
     assert_false(file_there(node, "000.new"));
     return good;
 }
@@ -2365,7 +2367,7 @@ static void test_compact_write_fails(void **state) {
     world.fail = world.calls + 2;
     part_set(node, part, "b", "value of b", 1024);
     world.fail = 0;
-    assert_null(part->next);
+    assert_null(part->next.file);
     assert_false(compaction_end(node, part, &c));
     assert_false(part->dead);
     for (unsigned i = 0; i < 2; i++) {
@@ -2431,7 +2433,7 @@ static void test_compact_header(void **state) {
     list = part_list(part);
     part_compact(node, part);
     assert_ptr_equal(part->log.file, file);
-    assert_null(part->next);
+    assert_null(part->next.file);
     assert_true(part->rest_until > now_ms());
     assert_int_equal(part->doubts, 1);
     assert_false(file_there(node, "000.new"));
@@ -2474,7 +2476,7 @@ static void test_compact_fails(void **state) {
         world.fail = 0;
         assert_int_equal(part->log.file->salt != salt, good);
         assert_int_equal(part->rest_until == 0, good);
-        assert_null(part->next);
+        assert_null(part->next.file);
         dead += part->dead; /* it was the sync of the log itself */
         if (file_there(node, "000.new"))
             fail_msg("call %u failed%s: 000.new is left", 1 + i / 2,
@@ -2511,7 +2513,7 @@ static void test_compact_lost(void **state) {
         world.renamed = -1;
         world.calls = 0;
         part_compact(node, part);
-        assert_null(part->next);
+        assert_null(part->next.file);
     } while (world.renamed == -1);
     world.fail = 0;
     assert_true(part->dead);
