@@ -2263,8 +2263,8 @@ static bool compact_all(struct node *node, struct part *part) {
     return good;
 }
 
-/* Compacts a partition, which the caller has synced after that. Whether that
-   went well. */
+/* Compacts a partition, and syncs it once more, for its name. Whether the
+   second log is in place. */
 static bool part_compact(struct node *node, struct part *part) {
     struct file *file = compact_begin(node, part);
     struct log old;
@@ -2288,6 +2288,7 @@ static bool part_compact(struct node *node, struct part *part) {
     if (good) {
         file_release(old.file);
         free(old.table);
+        sync_now(node, part);
         if (node->flags.debug)
             say("info", "compacted partition=%u from=%" PRIu64 " to=%" PRIu64,
                 part->number, old.end, end);
@@ -2312,7 +2313,6 @@ static void part_give_up(struct node *node, struct part *part) {
                 "cannot write %s/%03u.log anew without what is damaged: is "
                 "there room on the disk?",
                 node->flags.data, part->number);
-    sync_part(node, part);
 }
 
 static void *pool_run(void *arg) {
@@ -6661,12 +6661,8 @@ static void *care_run(void *arg) {
         struct part *part = care_choose(node, &live);
 
         began = now_ms();
-        if (part != NULL) {
+        if (part != NULL)
             part_compact(node, part);
-            pthread_mutex_lock(&part->lock);
-            pool_enqueue(node, part);
-            pthread_mutex_unlock(&part->lock);
-        }
         pages = node->flags.scrub > 0 && live > 0 ? SCRUB_PAGES : 0;
         for (unsigned i = 0; i < node->partitions && pages > 0 && due <= began;
              i++) {

@@ -1133,7 +1133,6 @@ static void keys_compact(unsigned k) {
     world.meanwhile = keys_meanwhile;
     part_compact(node, process.busy);
     world.meanwhile = NULL;
-    pool_enqueue(node, process.busy);
     world_pool();
     process.busy = NULL;
 }
