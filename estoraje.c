@@ -1923,9 +1923,9 @@ static enum found store_read(struct node *node, struct part *part,
     return unsure ? UNSURE : ABSENT;
 }
 
-/* Copies out the entries from *print on whose records make up about a page,
-   and holds their file for the caller. *print is then where the next page
-   begins. false: this was the last. */
+/* Copies out the entries from *print on whose records make up about a page, an
+   array of struct entry, and holds their file for the caller. *print is then
+   where the next page begins. false: this was the last. */
 static bool part_page(const struct node *node, struct part *part,
                       uint64_t *print, struct buf *page, struct file **file) {
     const struct log *log = &part->log;
@@ -1959,15 +1959,13 @@ static bool part_verify(struct node *node, struct part *part, uint64_t *print,
     struct file *file;
     struct record r;
     bool more = part_page(node, part, print, &page, &file);
+    const struct entry *e = (const void *)page.p;
 
     *bytes = 0;
-    for (size_t at = 0; at < page.n; at += sizeof(struct entry)) {
-        struct entry e;
-
-        memcpy(&e, page.p + at, sizeof e);
-        *bytes += entry_size(&e);
-        if (!entry_read(file, &e, SIZE_MAX, &b, &r))
-            part_damaged(node, part, &e);
+    for (size_t n = page.n / sizeof *e; n > 0; n--, e++) {
+        *bytes += entry_size(e);
+        if (!entry_read(file, e, SIZE_MAX, &b, &r))
+            part_damaged(node, part, e);
     }
     file_release(file);
     buf_free(&page);
@@ -2203,17 +2201,15 @@ static bool compact_copy(struct node *node, struct part *part,
     struct buf b = {0};
     struct record r;
     bool good = true;
+    const struct entry *e = (const void *)page->p;
 
-    for (size_t at = 0; good && at < page->n; at += sizeof(struct entry)) {
-        struct entry e;
-
-        memcpy(&e, page->p + at, sizeof e);
-        good = entry_read(file, &e, SIZE_MAX, &b, &r);
+    for (size_t n = page->n / sizeof *e; good && n > 0; n--, e++) {
+        good = entry_read(file, e, SIZE_MAX, &b, &r);
         if (!good)
-            part_damaged(node, part, &e);
+            part_damaged(node, part, e);
         pthread_mutex_lock(&part->lock);
         good = good && part->next.file != NULL &&
-               part_apply(node, part, &part->next, b.p, &r, e.fingerprint, 0)
+               part_apply(node, part, &part->next, b.p, &r, e->fingerprint, 0)
                        .verdict <= ACCEPT_HELD;
         pthread_mutex_unlock(&part->lock);
     }
@@ -5488,6 +5484,8 @@ static void pull_body(struct op *op) {
     bool good = ask.n >= 32 && get64(ask.p) < node->partitions;
     uint64_t floor = good ? get64(ask.p + 8) : 0;
     struct buf answer = {0}, want = {0}, *record = &op->w->record;
+    const struct entry *e;
+    struct record r;
     struct part *part;
     struct file *file;
 
@@ -5504,19 +5502,15 @@ static void pull_body(struct op *op) {
     buf_word(&answer, pull_choose(node, part, slice_skip(ask, 16), &want));
     file = file_hold(part->log.file);
     pthread_mutex_unlock(&part->lock);
-    for (size_t at = 0; at < want.n; at += sizeof(struct entry)) {
-        struct entry e;
-        struct record r;
-
-        memcpy(&e, want.p + at, sizeof e);
-        if (entry_read(file, &e, SIZE_MAX, record, &r)) {
+    e = (const void *)want.p;
+    for (size_t n = want.n / sizeof *e; n > 0; n--, e++)
+        if (entry_read(file, e, SIZE_MAX, record, &r)) {
             record_seal(record->p, 0);
             buf_add(&answer, record->p, record->n);
         } else {
-            part_damaged(node, part, &e);
+            part_damaged(node, part, e);
             put64(answer.p, 2);
         }
-    }
     file_release(file);
     buf_reset(record, 2 * READ_SIZE);
     replica_says(op, 200, answer.p, answer.n);
