@@ -1332,8 +1332,7 @@ static int log_open(struct node *node, unsigned partition, int flags,
     *fits = memcmp(header, want, LOG_HEADER) == 0;
     for (off_t at = n; *salt == 0 && *fits && at < size; at += n) {
         n = read_at(fd, header, LOG_HEADER, (uint64_t)at);
-        *fits = n > 0 && header[0] == 0 &&
-                memcmp(header, header + 1, (size_t)n - 1) == 0;
+        *fits = n > 0 && memcmp(header, want, (size_t)n) == 0;
     }
     return fd;
 }
@@ -1341,7 +1340,6 @@ static int log_open(struct node *node, unsigned partition, int flags,
 /* Looks at every log's header before a start changes anything, and adds up how
    much there is to read. */
 static void logs_check(struct node *node) {
-    struct stat st = {0};
     uint64_t salt;
     bool fits;
 
@@ -1356,25 +1354,18 @@ static void logs_check(struct node *node) {
                     " of this cluster, in format %d, or its header is damaged; "
                     "nothing was changed",
                     node->flags.data, i, i, node->self.partitions, LOG_FORMAT);
-        if (fstat(fd, &st) == 0)
-            node->load_total += (uint64_t)st.st_size;
+        node->load_total += (uint64_t)lseek(fd, 0, SEEK_END);
         close(fd);
     }
 }
 
-/* Prints a line of -dump; r NULL: a stretch that is no record. */
-static void dump_line(uint64_t offset, const struct record *r, bool good,
-                      uint64_t bytes) {
+/* Prints the line of a record. */
+static void dump_line(uint64_t offset, const struct record *r, bool good) {
+    time_t seconds = (time_t)((r->version >> VERSION_BITS) / 1000000);
     struct buf key = {0};
-    time_t seconds;
     char date[32];
     struct tm tm;
 
-    if (r == NULL) {
-        printf("%" PRIu64 "\tbad\t-\t-\t-\t-\t%" PRIu64 "\n", offset, bytes);
-        return;
-    }
-    seconds = (time_t)((r->version >> VERSION_BITS) / 1000000);
     gmtime_r(&seconds, &tm);
     strftime(date, sizeof date, "%Y-%m-%dT%H:%M:%SZ", &tm);
     buf_key(&key, r->key);
@@ -1387,16 +1378,12 @@ static void dump_line(uint64_t offset, const struct record *r, bool good,
 
 /* -dump: prints what is in a log. */
 static void __attribute__((noreturn)) log_dump(const char *path) {
-    uint64_t at = LOG_HEADER, next, size, salt;
+    uint64_t at = LOG_HEADER, next, salt;
     int fd = open(path, O_RDONLY | O_CLOEXEC);
-    off_t length = fd < 0 ? -1 : lseek(fd, 0, SEEK_END);
-    uint8_t *log = MAP_FAILED;
+    size_t size = (size_t)lseek(fd, 0, SEEK_END); /* none fits -1, nor 0 */
+    const uint8_t *log = mmap(NULL, size, PROT_READ, MAP_SHARED, fd, 0);
     struct record r;
-    bool good;
 
-    size = (uint64_t)length;
-    if (length > 0)
-        log = mmap(NULL, (size_t)size, PROT_READ, MAP_SHARED, fd, 0);
     if (log == MAP_FAILED || size < LOG_HEADER ||
         memcmp(log, LOG_MAGIC, 8) != 0 || get32(log + 8) != LOG_FORMAT ||
         get64(log + 56) != xxh64(log, 56, 0))
@@ -1406,11 +1393,11 @@ static void __attribute__((noreturn)) log_dump(const char *path) {
     for (; at < size; at = next) {
         next = log_search(log, size, salt, at, &r);
         if (next > at) {
-            dump_line(at, NULL, false, next - at);
+            printf("%" PRIu64 "\tbad\t-\t-\t-\t-\t%" PRIu64 "\n", at,
+                   next - at);
             continue;
         }
-        good = r.size <= size - at && record_intact(&r);
-        dump_line(at, &r, good, 0);
+        dump_line(at, &r, r.size <= size - at && record_intact(&r));
         next = r.size < size - at ? at + r.size : size;
     }
     exit(0);
