@@ -2377,18 +2377,16 @@ static void store_load(struct node *node) {
     say("info", "logs read ms=%" PRIu64, now_ms() - began);
 }
 
-/* Syncs what is not yet, and ends the pool. No other thread runs. What was
-   written during a sync that was at work is for the second round. */
+/* Syncs what is not yet, once no sync is at work any more, and ends the pool,
+   which takes what is queued first. No other thread runs. */
 static void store_end(struct node *node) {
-    for (int round = 0; round < 2; round++) {
-        if (node->sync != SYNC_NONE)
-            sync_all(node);
-        for (unsigned i = 0; i < node->partitions; i++) {
-            pthread_mutex_lock(&node->parts[i].lock);
-            sync_idle(&node->parts[i]);
-            pthread_mutex_unlock(&node->parts[i].lock);
-        }
+    for (unsigned i = 0; i < node->partitions; i++) {
+        pthread_mutex_lock(&node->parts[i].lock);
+        sync_idle(&node->parts[i]);
+        pthread_mutex_unlock(&node->parts[i].lock);
     }
+    if (node->sync != SYNC_NONE)
+        sync_all(node);
     close(node->pool_queue[1]);
     for (unsigned i = 0; i < POOL_THREADS; i++)
         pthread_join(node->pool[i], NULL);
