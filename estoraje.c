@@ -6453,8 +6453,8 @@ static void directory_open(struct node *node) {
    that is damaged, what is the matter, and changes nothing. */
 static void __attribute__((noreturn)) directory_inspect(struct node *node) {
     const char *path = node->flags.data = node->flags.check;
-    uint64_t salt, size, records, print, bytes;
-    bool fits, bad = false;
+    uint64_t salt, size, bytes;
+    bool fits, bad = false, damaged;
 
     node->dir_fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     node->super_fd = openat(node->dir_fd, "superblock", O_RDONLY | O_CLOEXEC);
@@ -6470,6 +6470,7 @@ static void __attribute__((noreturn)) directory_inspect(struct node *node) {
         struct part part = {.number = i};
         struct file file = {1, log_open(node, i, O_RDONLY, &salt, &fits), salt};
         struct log *log = &part.log;
+        uint64_t records = 0, print = 0;
 
         if (file.fd < 0)
             continue;
@@ -6480,15 +6481,17 @@ static void __attribute__((noreturn)) directory_inspect(struct node *node) {
         }
         mutex_init(&part.lock);
         log->file = &file;
-        records = salt == 0 ? 0 : part_read(node, &part, &size);
-        for (print = 0;
-             log->used > 0 && part_verify(node, &part, &print, &bytes);)
+        log->end = LOG_HEADER;
+        if (salt != 0) /* else it was not begun */
+            records = part_read(node, &part, &size);
+        while (part_verify(node, &part, &print, &bytes))
             ;
+        damaged = part.unsure > 0 || log->rotten > 0;
+        bad = bad || damaged;
         printf("%03u.log %s records=%" PRIu64 " live=%u live_bytes=%" PRIu64
                " dead_bytes=%" PRIu64 "\n",
-               i, part.unsure + log->rotten > 0 ? "damaged" : "ok", records,
-               log->used, log->live, salt == 0 ? 0 : part_dead_bytes(&part));
-        bad = bad || part.unsure + log->rotten > 0;
+               i, damaged ? "damaged" : "ok", records, log->used, log->live,
+               part_dead_bytes(&part));
         close(file.fd);
         free(log->table);
     }
