@@ -1985,28 +1985,20 @@ static bool mark_open(const struct node *node, int flags) {
     return fd >= 0;
 }
 
-/* Whether the mark of the boot before this one is there. */
-static bool mark_found(const struct node *node) {
-    return mark_open(node, O_RDONLY);
+static void mark_remove(const struct node *node, uint64_t boot) {
+    char name[64];
+
+    mark_name(node, boot, name);
+    shm_unlink(name);
 }
 
 /* Leaves a mark for this boot in place of the one before. Without one the next
    start looks unclean, which is slow but safe. */
 static void mark_make(const struct node *node) {
-    char name[64];
-
     if (!mark_open(node, O_RDWR | O_CREAT))
         say("warning", "no mark in shared memory: if this process is killed, "
                        "the next one takes it for a crash of the machine");
-    mark_name(node, node->self.boot - 1, name);
-    shm_unlink(name);
-}
-
-static void mark_remove(const struct node *node) {
-    char name[64];
-
-    mark_name(node, node->self.boot, name);
-    shm_unlink(name);
+    mark_remove(node, node->self.boot - 1);
 }
 
 /* ---- The pool.
@@ -2090,7 +2082,9 @@ static void sync_part(struct node *node, struct part *part) {
         compact_end(node, part);
     if (error != 0 || (next_error != 0 && part->log.file == next)) {
         log_die(node, part, error != 0 ? error : next_error);
-        mark_remove(node); /* the next start repairs what may be lost */
+        mark_remove(
+            node,
+            node->self.boot); /* the next start repairs what may be lost */
     }
     if (part->log.file == file)
         part->renamed = false;
@@ -6445,7 +6439,7 @@ static void directory_open(struct node *node) {
         self->id = random_id();
         self->clean = 1;
     }
-    node->unclean = !self->clean && !mark_found(node);
+    node->unclean = !self->clean && !mark_open(node, O_RDONLY);
     node->begin_ceiling = self->ceiling;
 }
 
@@ -6781,7 +6775,7 @@ static void node_stop(struct node *node) {
     node->self.clean = node->sync != SYNC_NONE && !node->unclean &&
                        atomic_load(&node->dead_logs) == 0;
     if (super_write(node) == 0 && node->self.clean)
-        mark_remove(node);
+        mark_remove(node, node->self.boot);
 }
 
 int main(int argc, char **argv) {

@@ -2935,18 +2935,18 @@ static void test_mark(void **state) {
 
     node->self.id = random_id();
     node->self.boot = 5;
-    assert_false(mark_found(node));
+    assert_false(mark_open(node, O_RDONLY));
     mark_make(node);
-    assert_true(mark_found(node));
+    assert_true(mark_open(node, O_RDONLY));
     node->self.boot = 6;
-    assert_false(mark_found(node));
+    assert_false(mark_open(node, O_RDONLY));
     mark_make(node);
-    assert_true(mark_found(node));
+    assert_true(mark_open(node, O_RDONLY));
     node->self.boot = 5;
-    assert_false(mark_found(node));
+    assert_false(mark_open(node, O_RDONLY));
     node->self.boot = 6;
-    mark_remove(node);
-    assert_false(mark_found(node));
+    mark_remove(node, node->self.boot);
+    assert_false(mark_open(node, O_RDONLY));
 }
 
 /* Opens a node's directory, in a child. */
