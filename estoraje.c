@@ -6426,11 +6426,10 @@ static void directory_open(struct node *node) {
     if (fcntl(node->lock_fd, F_SETLK, &lock) != 0)
         give_up(1, "the data directory %s is in use by another process", path);
     node->super_fd = openat(node->dir_fd, "superblock", flags, 0666);
-    if (node->super_fd < 0)
-        give_up(1, "cannot open %s/superblock: %s", path, strerror(errno));
     node->reserve_fd = openat(node->dir_fd, "reserve", flags, 0666);
-    if (node->reserve_fd < 0)
-        give_up(1, "cannot open %s/reserve: %s", path, strerror(errno));
+    if (node->super_fd < 0 || node->reserve_fd < 0)
+        give_up(1, "cannot open superblock or reserve in %s: %s", path,
+                strerror(errno));
     known = super_read(node);
     if (known < 0)
         give_up(1, "%s/superblock is damaged or foreign; nothing was changed",
