@@ -587,6 +587,14 @@ static void rest_ms(uint64_t ms) {
     poll(NULL, 0, (int)ms);
 }
 
+/* Rests likewise, but not longer than the node lives. */
+static void node_rest(const struct node *node, uint64_t ms) {
+    uint64_t until = now_ms() + ms;
+
+    while (now_ms() < until && !atomic_load(&node->ended))
+        rest_ms(TICK_MS / 2);
+}
+
 /* Writes one line to stderr in one piece: UTC time, level, text. */
 static void __attribute__((format(printf, 2, 3)))
 say(const char *level, const char *format, ...) {
@@ -5573,7 +5581,7 @@ static uint64_t repair_ask(struct repair *repair, struct part *part,
    the worst of its answers. */
 static int repair_from(struct repair *repair, const struct member *m,
                        struct part *part, uint64_t floor) {
-    uint64_t first = 0, next, last, until, rate = repair->node->flags.move_rate;
+    uint64_t first = 0, next, last, rate = repair->node->flags.move_rate;
     int flags = 0;
     struct caller *k = repair->callers[m->number];
     struct slice answer;
@@ -5596,9 +5604,7 @@ static int repair_from(struct repair *repair, const struct member *m,
             return -1;
         if ((int)get64(answer.p) > flags)
             flags = (int)get64(answer.p);
-        until = now_ms() + (rate == 0 ? 0 : answer.n * 1000 / rate);
-        while (now_ms() < until && !atomic_load(&repair->node->ended))
-            rest_ms(10);
+        node_rest(repair->node, rate == 0 ? 0 : answer.n * 1000 / rate);
         first = next;
     } while (next != 0);
     return flags;
@@ -6650,9 +6656,9 @@ static void *care_run(void *arg) {
             pages -= bytes > 0;
         }
         if (part == NULL)
-            rest_ms(5 * TICK_MS);
+            node_rest(node, 5 * TICK_MS);
         else if (!atomic_load(&node->full))
-            rest_ms(now_ms() - began);
+            node_rest(node, now_ms() - began);
     }
     return NULL;
 }
