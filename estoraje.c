@@ -2007,6 +2007,8 @@ static void mark_make(const struct node *node) {
         say("warning", "no mark in shared memory: if this process is killed, "
                        "the next one takes it for a crash of the machine");
     mark_remove(node, node->self.boot - 1);
+    if (atomic_load(&node->dead_logs) > 0) /* a sync has failed before this */
+        mark_remove(node, node->self.boot);
 }
 
 /* ---- The pool.
@@ -6731,6 +6733,7 @@ static void store_begin(struct node *node) {
     self->clean = node->sync == SYNC_ALWAYS && !node->unclean;
     for (unsigned i = 0; self->clean && i < node->partitions; i++)
         sync_part(node, &node->parts[i]); /* what others left, and it vouches */
+    self->clean = self->clean && atomic_load(&node->dead_logs) == 0;
     identity_save(node);
     atomic_store(&node->peers[node->self.number].said[SAID_DOUBT],
                  node->partitions);
