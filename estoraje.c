@@ -4834,7 +4834,7 @@ static void replica_accept(struct op *op) {
     struct node *node = op->w->node;
     struct record r;
 
-    if (record_parse(op->rec.p, op->rec.n, 0, &r) != 1)
+    if (!record_parse(op->rec.p, op->rec.n, 0, &r))
         die("a record that was verified does not verify");
     op->vote =
         store_accept(node, op->part, op->rec.p, &r, op->fingerprint, false);
@@ -4855,7 +4855,7 @@ static void accept_body(struct op *op) {
     struct record r;
 
     op->attempt_since = op->w->now;
-    if (record_parse(op->rec.p, op->rec.n, 0, &r) == 1 && r.size == op->rec.n &&
+    if (record_parse(op->rec.p, op->rec.n, 0, &r) && r.size == op->rec.n &&
         record_intact(&r) && op_part(op, r.key))
         replica_accept(op);
     else
@@ -5190,7 +5190,7 @@ static bool read_sure(struct op *op) {
 static void read_newest(struct op *op, bool stale) {
     struct record r = {0};
 
-    if (op->version != 0 && record_parse(op->rec.p, op->rec.n, 0, &r) != 1)
+    if (op->version != 0 && !record_parse(op->rec.p, op->rec.n, 0, &r))
         die("a record that was verified does not verify");
     if (stale && (op->version == 0 || r.tombstone))
         answer_error(op, 503,
@@ -5257,7 +5257,7 @@ static void read_answered(struct op *op, unsigned i, unsigned status,
     op->damaged = op->damaged || status == 500;
     if (good && body.n > 8) {
         body = slice_skip(body, 8);
-        good = record_parse(body.p, body.n, 0, &r) == 1 && r.size == body.n &&
+        good = record_parse(body.p, body.n, 0, &r) && r.size == body.n &&
                record_intact(&r) && slice_equal(r.key, op->key);
         if (good && r.version > op->version) {
             op->version = r.version;
@@ -5528,8 +5528,8 @@ static bool repair_store(struct repair *repair, struct part *part,
     for (; records.n > 0; records = slice_skip(records, r.size)) {
         uint64_t print;
 
-        if (record_parse(records.p, records.n, 0, &r) != 1 ||
-            r.size > records.n || !record_intact(&r))
+        if (!record_parse(records.p, records.n, 0, &r) || r.size > records.n ||
+            !record_intact(&r))
             return false;
         print = ring_fingerprint(r.key.p, r.key.n, node->self.hash);
         if (ring_partition(print, node->partitions) != part->number)
