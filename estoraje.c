@@ -314,6 +314,7 @@ struct node {
     int lock_fd;
     int super_fd;
     int reserve_fd;
+    pthread_mutex_t reserve_lock;
     struct identity self;      /* house thread, once it runs */
     bool begun;                /* the superblock has this boot */
     bool unclean;              /* the machine went down under the last boot */
@@ -1210,14 +1211,20 @@ static void log_die(struct node *node, struct part *part, int error) {
 
 #define RESERVE_PART (16u << 10) /* of each partition: it takes whole blocks */
 
+static void reserve_empty(const struct node *node) {
+    if (ftruncate(node->reserve_fd, 0) != 0)
+        say("error", "cannot empty the reserve error=%s", strerror(errno));
+}
+
 /* Gives the reserve away. Others may come here at the same time. */
 static void reserve_use(struct node *node) {
-    if (atomic_exchange(&node->full, true))
-        return;
-    say("error",
-        "the disk is full: only deletes are taken until there is room");
-    if (ftruncate(node->reserve_fd, 0) != 0)
-        say("error", "cannot use the reserve error=%s", strerror(errno));
+    pthread_mutex_lock(&node->reserve_lock);
+    if (!atomic_exchange(&node->full, true)) {
+        say("error",
+            "the disk is full: only deletes are taken until there is room");
+        reserve_empty(node);
+    }
+    pthread_mutex_unlock(&node->reserve_lock);
 }
 
 /* Bytes that the disk has left. */
@@ -1231,14 +1238,14 @@ static uint64_t disk_room(const struct node *node) {
 
 /* Has the reserve as large as it should be, if the disk has as much room again:
    then it is not full any more. A file system that cannot reserve anything does
-   without. For one thread. */
+   without. */
 static void reserve_take(struct node *node) {
     uint64_t want =
         (uint64_t)node->partitions * RESERVE_PART + atomic_load(&node->largest);
     struct statvfs disk;
-    uint64_t there;
     struct stat st;
-    int error;
+    uint64_t there;
+    int error = 0;
 
     if (fstatvfs(node->reserve_fd, &disk) != 0 ||
         fstat(node->reserve_fd, &st) != 0)
@@ -1246,15 +1253,18 @@ static void reserve_take(struct node *node) {
     there = (uint64_t)st.st_blocks * 512;
     if (want > (uint64_t)disk.f_blocks * disk.f_frsize / 8)
         want = (uint64_t)disk.f_blocks * disk.f_frsize / 8;
-    if (there < want) {
+    pthread_mutex_lock(&node->reserve_lock);
+    if (there < want)
         error = disk_room(node) < 2 * (want - there)
                     ? ENOSPC
                     : posix_fallocate(node->reserve_fd, 0, (off_t)want);
-        if (error == ENOSPC || error == EDQUOT)
-            return; /* what is there is better than nothing */
+    if (error != ENOSPC && error != EDQUOT) {
+        if (atomic_exchange(&node->full, false) && atomic_load(&node->loaded))
+            say("info", "there is room on the disk again");
+    } else if (atomic_load(&node->full)) {
+        reserve_empty(node); /* a part of it may be there, the last room */
     }
-    if (atomic_exchange(&node->full, false) && atomic_load(&node->loaded))
-        say("info", "there is room on the disk again");
+    pthread_mutex_unlock(&node->reserve_lock);
 }
 
 /*
@@ -6684,6 +6694,7 @@ static void cluster_begin(struct node *node) {
 static void workers_begin(struct node *node) {
     node->peers = memory(MEMBERS_MAX + 1, sizeof *node->peers);
     mutex_init(&node->view_lock);
+    mutex_init(&node->reserve_lock);
     wake_pipe(node->repair_wake);
     wake_pipe(node->etcd_wake);
     node->worker_count = (unsigned)node->flags.threads;
