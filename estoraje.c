@@ -302,6 +302,7 @@ struct identity {
     uint64_t number; /* of the member; 0: not known yet */
     uint64_t clean;  /* 1: the last process ended well */
     uint64_t alone;  /* 1: it has only run alone */
+    uint64_t logs;   /* 1: the logs of all partitions were begun */
 };
 
 struct node {
@@ -1210,6 +1211,7 @@ static void log_die(struct node *node, struct part *part, int error) {
  * there is room for the reserve and as much again. */
 
 #define RESERVE_PART (16u << 10) /* of each partition: it takes whole blocks */
+#define FULL_ROOM    (1u << 20)  /* a disk with less is full */
 
 static void reserve_empty(const struct node *node) {
     if (ftruncate(node->reserve_fd, 0) != 0)
@@ -1247,13 +1249,13 @@ static void reserve_take(struct node *node) {
     uint64_t there;
     int error = 0;
 
-    if (fstatvfs(node->reserve_fd, &disk) != 0 ||
-        fstat(node->reserve_fd, &st) != 0)
+    if (fstatvfs(node->reserve_fd, &disk) != 0)
         return;
-    there = (uint64_t)st.st_blocks * 512;
     if (want > (uint64_t)disk.f_blocks * disk.f_frsize / 8)
         want = (uint64_t)disk.f_blocks * disk.f_frsize / 8;
     pthread_mutex_lock(&node->reserve_lock);
+    there =
+        fstat(node->reserve_fd, &st) != 0 ? 0 : (uint64_t)st.st_blocks * 512;
     if (there < want)
         error = disk_room(node) < 2 * (want - there)
                     ? ENOSPC
@@ -1277,7 +1279,7 @@ static void reserve_take(struct node *node) {
 static int log_append(struct node *node, struct part *part, struct log *log,
                       uint8_t *record, size_t size) {
     uint64_t sum = get64(record); /* as it is sealed for the network */
-    bool urgent = record[12] != 0 || log != &part->log;
+    bool urgent = record[12] != 0 || log != &part->log, told = false;
     int error;
 
     if (log->end + size + (urgent ? 0 : LOG_SPARE) > node->log_most)
@@ -1286,10 +1288,10 @@ static int log_append(struct node *node, struct part *part, struct log *log,
         return ENOSPC;
     record_seal(record, log->file->salt);
     error = write_at(log->file->fd, record, size, log->end);
-    if (error == ENOSPC || error == EDQUOT) {
+    if (urgent && (error == ENOSPC || error == EDQUOT)) {
+        told = atomic_load(&node->full);
         reserve_use(node);
-        if (urgent)
-            error = write_at(log->file->fd, record, size, log->end);
+        error = write_at(log->file->fd, record, size, log->end);
     }
     put64(record, sum);
     if (error == 0) {
@@ -1297,10 +1299,13 @@ static int log_append(struct node *node, struct part *part, struct log *log,
         part->dirty = true;
         return 0;
     }
-    say("error", "cannot append to a log partition=%u error=%s", part->number,
-        strerror(error));
+    if (!told)
+        say("error", "cannot append to a log partition=%u error=%s",
+            part->number, strerror(error));
     if (ftruncate(log->file->fd, (off_t)log->end) != 0 && log == &part->log)
         log_die(node, part, error);
+    if (error == EDQUOT || (error == ENOSPC && disk_room(node) < FULL_ROOM))
+        reserve_use(node); /* else it was only too large for what is left */
     return error;
 }
 
@@ -1355,22 +1360,35 @@ static int log_open(struct node *node, unsigned partition, int flags,
     return fd;
 }
 
+/* Whether a log has to be there that is not, or has nothing in it. */
+static bool log_lost(const struct node *node, unsigned partition, int fd,
+                     uint64_t salt) {
+    return node->self.logs != 0 && partition < node->self.partitions &&
+           (fd < 0 || salt == 0);
+}
+
 /* Looks at every log's header before a start changes anything, and adds up how
    much there is to read. */
 static void logs_check(struct node *node) {
-    uint64_t salt;
-    bool fits;
+    uint64_t salt = 0;
+    bool fits = true;
 
     for (unsigned i = 0; i < PARTITIONS_MAX; i++) {
         int fd = log_open(node, i, O_RDONLY, &salt, &fits);
 
+        if (log_lost(node, i, fd, salt) && !node->flags.accept_damage)
+            give_up(1,
+                    "%s/%03u.log is missing or empty, and was not: put it back "
+                    "from a backup, or do without it with -acceptDamage; "
+                    "nothing was changed",
+                    node->flags.data, i);
         if (fd < 0)
             continue;
         if (!fits)
             give_up(1,
                     "%s/%03u.log is not a log of partition %u of %" PRIu64
-                    " of this cluster, in format %d, or its header is damaged; "
-                    "nothing was changed",
+                    " of this cluster, in format %d, or its header is damaged: "
+                    "put it back from a backup; nothing was changed",
                     node->flags.data, i, i, node->self.partitions, LOG_FORMAT);
         node->load_total += (uint64_t)lseek(fd, 0, SEEK_END);
         close(fd);
@@ -1651,6 +1669,162 @@ static bool ceiling_allows(struct node *node, uint64_t version) {
     return false;
 }
 
+/* ---- How the process before this one ended.
+ *
+ * A mark in POSIX shared memory outlives a process and not the machine. Its
+ * name has the boot number of the process that made it, which takes it away
+ * when it ends well, or when a sync fails. So if the superblock says that the last process did not
+ * end well, and the mark is not there, the machine went down with it, and what
+ * was not synced may be lost. */
+
+static void mark_name(const struct node *node, uint64_t boot, char name[64]) {
+    snprintf(name, 64, "/estoraje-%016" PRIx64 "-%" PRIu64, node->self.id,
+             boot);
+}
+
+/* Opens this boot's mark, or makes it, as flags say. Whether that went well. */
+static bool mark_open(const struct node *node, int flags) {
+    char name[64];
+    int fd;
+
+    mark_name(node, node->self.boot, name);
+    fd = shm_open(name, flags, 0600);
+    if (fd >= 0)
+        close(fd);
+    return fd >= 0;
+}
+
+static void mark_remove(const struct node *node, uint64_t boot) {
+    char name[64];
+
+    mark_name(node, boot, name);
+    shm_unlink(name);
+}
+
+/* Leaves a mark for this boot in place of the one before. Without one the next
+   start looks unclean, which is slow but safe. */
+static void mark_make(const struct node *node) {
+    if (!mark_open(node, O_RDWR | O_CREAT))
+        say("warning", "no mark in shared memory: if this process is killed, "
+                       "the next one takes it for a crash of the machine");
+    mark_remove(node, node->self.boot - 1);
+    if (atomic_load(&node->dead_logs) > 0) /* a sync has failed before this */
+        mark_remove(node, node->self.boot);
+}
+
+/* ---- The superblock: two slots of 512 bytes, written in turn, each with a
+ * sequence number and a sum. The higher good one counts, so that a write that
+ * is torn leaves the one before. A slot is the numbers of struct identity, of 8
+ * bytes each, zeros, and at 504 the sum of what is before. */
+
+#define SUPER_SIZE    512
+#define SUPER_MAGIC   UINT64_C(0x707573726f747365) /* "estorsup" */
+#define SUPER_NUMBERS (sizeof(struct identity) / sizeof(uint64_t))
+
+/* Writes the superblock and has it on the disk. 0 or an errno: then the slot
+   that is still good is left alone by the next try, too. */
+static int super_write(struct node *node) {
+    struct identity *self = &node->self;
+    uint64_t numbers[SUPER_NUMBERS];
+    uint8_t p[SUPER_SIZE] = {0};
+    int error;
+
+    self->magic = SUPER_MAGIC;
+    self->format = LOG_FORMAT;
+    self->sequence++;
+    memcpy(numbers, self, sizeof numbers);
+    for (size_t i = 0; i < SUPER_NUMBERS; i++)
+        put64(p + 8 * i, numbers[i]);
+    put64(p + 504, xxh64(p, 504, 0));
+    error =
+        write_at(node->super_fd, p, sizeof p, self->sequence % 2 * SUPER_SIZE);
+    if (error == 0 && fsync(node->super_fd) != 0)
+        error = errno;
+    if (error != 0)
+        self->sequence--;
+    return error;
+}
+
+/* Reads the superblock. 1: there is one; 0: the file is new, or all that the
+   first write has left is zeros; -1: damaged. */
+static int super_read(struct node *node) {
+    static const uint8_t zeros[2 * SUPER_SIZE];
+    uint8_t slots[2 * SUPER_SIZE] = {0};
+    uint64_t numbers[SUPER_NUMBERS];
+    ssize_t n = read_at(node->super_fd, slots, sizeof slots, 0);
+
+    for (const uint8_t *p = slots; p < slots + sizeof slots; p += SUPER_SIZE) {
+        for (size_t i = 0; i < SUPER_NUMBERS; i++)
+            numbers[i] = get64(p + 8 * i);
+        if (numbers[0] == SUPER_MAGIC && numbers[1] == LOG_FORMAT &&
+            numbers[2] > node->self.sequence &&
+            get64(p + 504) == xxh64(p, 504, 0))
+            memcpy(&node->self, numbers, sizeof numbers);
+    }
+    if (node->self.sequence > 0)
+        return 1;
+    return n >= 0 && memcmp(slots, zeros, sizeof slots) == 0 ? 0 : -1;
+}
+
+/* Writes the superblock at a start, which ends if that cannot be done. */
+static void identity_save(struct node *node) {
+    int error = super_write(node);
+
+    if (error != 0 || fsync(node->dir_fd) != 0)
+        give_up(1, "cannot write %s/superblock: %s", node->flags.data,
+                strerror(error != 0 ? error : errno));
+}
+
+/* Claims the directory for this process: the boot number is on the disk before
+   anybody is told of it. Main does it, however often it comes here. */
+static void identity_begin(struct node *node) {
+    if (node->begun)
+        return;
+    node->begun = true;
+    node->self.boot++;
+    identity_save(node);
+    if (!node->unclean) /* else when that is made good */
+        mark_make(node);
+}
+
+/* At a start, before a log loses what it may have promised: until that is made
+   good each start after this one is unclean. Threads of the pool come here. */
+static void identity_forget(struct node *node) {
+    pthread_mutex_lock(&node->view_lock);
+    mark_remove(node, node->self.boot);
+    if (node->self.clean) {
+        node->self.clean = 0;
+        identity_save(node);
+    }
+    pthread_mutex_unlock(&node->view_lock);
+}
+
+/* Raises the ceiling where it is near and there are writes, or where someone
+   waits for it. The house thread's. */
+static void ceiling_raise(struct node *node) {
+    uint64_t physical = VERSION_TIME(now_us());
+    uint64_t clock = atomic_load(&node->clock);
+    uint64_t second = VERSION_TIME(1000000), next = physical + 2 * second;
+    uint64_t margin = clock > physical ? second / 40 : second;
+    int error;
+
+    if (!atomic_exchange(&node->ceiling_short, false) &&
+        (clock + margin < node->self.ceiling || clock + second < physical))
+        return;
+    if (next < clock + second / 20) /* the clock is ahead, as after a start: */
+        next = clock + second / 20; /* restarts must not run it away */
+    node->self.ceiling = next;
+    error = super_write(node);
+    if (error != 0 && error != node->super_error)
+        say("error", "cannot write the superblock: writes wait error=%s",
+            strerror(error));
+    node->super_error = error;
+    if (error == 0)
+        atomic_store(&node->ceiling, node->self.ceiling);
+    else
+        atomic_store(&node->ceiling_short, true);
+}
+
 /* ---- Writing: one rule, wherever a record comes from */
 
 /*
@@ -1689,6 +1863,9 @@ static struct accepted part_apply(struct node *node, struct part *part,
         a.above = floor;
     } else if (outside && clock_too_far(r->version) && !clock_too_far(a.held)) {
         a.verdict = ACCEPT_AHEAD;
+    } else if (outside && !a.existed && r->tombstone &&
+               atomic_load(&node->full)) {
+        a.verdict = ACCEPT_FULL; /* it would take room and make none */
     } else if (room && (bytes == NULL ||
                         log_append(node, part, log, bytes, r->size) == 0)) {
         log_index(log, e, at, entry_of(print, r, log->end - r->size));
@@ -1756,7 +1933,9 @@ static void log_complain(const struct node *node, const struct part *part,
  * Puts what is in the log into the index, and has log.end behind it. What does
  * not verify, a header or a value, is the torn tail if no record follows it.
  * Otherwise it is damage: if only a value is rotten, reading it will find that
- * out, and only that key has it. How many records there are.
+ * out, and only that key has it. A tail that was surely torn is the begin of a
+ * record that is longer; any other may have been rot, and has part->recovering
+ * set. How many records there are.
  */
 static uint64_t log_replay(struct node *node, struct part *part,
                            const uint8_t *bytes, uint64_t size) {
@@ -1769,10 +1948,8 @@ static uint64_t log_replay(struct node *node, struct part *part,
         next = size;
         if (r.size < size - at)
             next = log_search(bytes, size, salt, at + r.size, &after);
-        if (next == size && (r.size > size - at || !record_intact(&r))) {
-            part->recovering = r.size <= size - at; /* not torn, but rotten */
+        if (next == size && (r.size > size - at || !record_intact(&r)))
             break;
-        }
         if (at > part->log.end) {
             log_complain(node, part, "error", "damaged: records may be lost",
                          part->log.end, at - part->log.end);
@@ -1795,6 +1972,11 @@ static uint64_t log_replay(struct node *node, struct part *part,
             told = next;
         }
     }
+    at = part->log.end;
+    part->recovering =
+        at < size &&
+        !(record_parse(bytes + at, (size_t)(size - at), salt, &r) &&
+          r.size > size - at);
     return records;
 }
 
@@ -1829,20 +2011,30 @@ static uint64_t part_read(struct node *node, struct part *part,
 static void part_load(struct node *node, struct part *part) {
     uint64_t salt = 0, size;
     char name[16];
-    bool fits = false;
+    bool fits = false, lost, begun;
     int fd = log_open(node, part->number, O_RDWR | O_CREAT, &salt, &fits);
 
     log_name(name, part->number, true);
     if (!fits || (unlinkat(node->dir_fd, name, 0) != 0 && errno != ENOENT))
         give_up(1, "cannot use %s/%03u.log, or remove %s", node->flags.data,
                 part->number, name);
+    lost = log_lost(node, part->number, fd, salt);
+    if (lost)
+        identity_forget(node);
     part->log.file = file_new(fd, salt);
-    if (salt == 0 && !log_begin(node, part->number, part->log.file))
+    if (salt == 0) /* one of a start that was cut short may not be synced yet */
+        begun = log_begin(node, part->number, part->log.file);
+    else
+        begun = node->self.logs != 0 || fsync(fd) == 0;
+    if (!begun)
         give_up(1, "cannot begin %s/%03u.log: %s", node->flags.data,
                 part->number, strerror(errno));
     part_read(node, part, &size);
     part->dirty =
         part->log.end > LOG_HEADER; /* kill -9 left it to us to sync */
+    if (part->recovering)
+        identity_forget(node);
+    part->recovering = part->recovering || lost;
     if (part->log.end < size &&
         (ftruncate(fd, (off_t)part->log.end) != 0 || fsync(fd) != 0))
         give_up(1, "cannot cut the torn tail of %s/%03u.log: %s",
@@ -1976,49 +2168,6 @@ static bool part_verify(struct node *node, struct part *part, uint64_t *print,
     buf_free(&page);
     buf_free(&b);
     return more;
-}
-
-/* ---- How the process before this one ended.
- *
- * A mark in POSIX shared memory outlives a process and not the machine. Its
- * name has the boot number of the process that made it, which takes it away
- * when it ends well, or when a sync fails. So if the superblock says that the last process did not
- * end well, and the mark is not there, the machine went down with it, and what
- * was not synced may be lost. */
-
-static void mark_name(const struct node *node, uint64_t boot, char name[64]) {
-    snprintf(name, 64, "/estoraje-%016" PRIx64 "-%" PRIu64, node->self.id,
-             boot);
-}
-
-/* Opens this boot's mark, or makes it, as flags say. Whether that went well. */
-static bool mark_open(const struct node *node, int flags) {
-    char name[64];
-    int fd;
-
-    mark_name(node, node->self.boot, name);
-    fd = shm_open(name, flags, 0600);
-    if (fd >= 0)
-        close(fd);
-    return fd >= 0;
-}
-
-static void mark_remove(const struct node *node, uint64_t boot) {
-    char name[64];
-
-    mark_name(node, boot, name);
-    shm_unlink(name);
-}
-
-/* Leaves a mark for this boot in place of the one before. Without one the next
-   start looks unclean, which is slow but safe. */
-static void mark_make(const struct node *node) {
-    if (!mark_open(node, O_RDWR | O_CREAT))
-        say("warning", "no mark in shared memory: if this process is killed, "
-                       "the next one takes it for a crash of the machine");
-    mark_remove(node, node->self.boot - 1);
-    if (atomic_load(&node->dead_logs) > 0) /* a sync has failed before this */
-        mark_remove(node, node->self.boot);
 }
 
 /* ---- The pool.
@@ -2305,6 +2454,7 @@ static void part_give_up(struct node *node, struct part *part) {
         return;
     part->unsure = 0;
     part->recovering = true;
+    identity_forget(node);
     if (!part_compact(node, part))
         give_up(1,
                 "cannot write %s/%03u.log anew without what is damaged: is "
@@ -2404,107 +2554,6 @@ static void store_end(struct node *node) {
     close(node->pool_queue[1]);
     for (unsigned i = 0; i < POOL_THREADS; i++)
         pthread_join(node->pool[i], NULL);
-}
-
-/* ---- The superblock: two slots of 512 bytes, written in turn, each with a
- * sequence number and a sum. The higher good one counts, so that a write that
- * is torn leaves the one before. A slot is the numbers of struct identity, of 8
- * bytes each, zeros, and at 504 the sum of what is before. */
-
-#define SUPER_SIZE    512
-#define SUPER_MAGIC   UINT64_C(0x707573726f747365) /* "estorsup" */
-#define SUPER_NUMBERS (sizeof(struct identity) / sizeof(uint64_t))
-
-/* Writes the superblock and has it on the disk. 0 or an errno: then the slot
-   that is still good is left alone by the next try, too. */
-static int super_write(struct node *node) {
-    struct identity *self = &node->self;
-    uint64_t numbers[SUPER_NUMBERS];
-    uint8_t p[SUPER_SIZE] = {0};
-    int error;
-
-    self->magic = SUPER_MAGIC;
-    self->format = LOG_FORMAT;
-    self->sequence++;
-    memcpy(numbers, self, sizeof numbers);
-    for (size_t i = 0; i < SUPER_NUMBERS; i++)
-        put64(p + 8 * i, numbers[i]);
-    put64(p + 504, xxh64(p, 504, 0));
-    error =
-        write_at(node->super_fd, p, sizeof p, self->sequence % 2 * SUPER_SIZE);
-    if (error == 0 && fsync(node->super_fd) != 0)
-        error = errno;
-    if (error != 0)
-        self->sequence--;
-    return error;
-}
-
-/* Reads the superblock. 1: there is one; 0: the file is new, or all that the
-   first write has left is zeros; -1: damaged. */
-static int super_read(struct node *node) {
-    static const uint8_t zeros[2 * SUPER_SIZE];
-    uint8_t slots[2 * SUPER_SIZE] = {0};
-    uint64_t numbers[SUPER_NUMBERS];
-    ssize_t n = read_at(node->super_fd, slots, sizeof slots, 0);
-
-    for (const uint8_t *p = slots; p < slots + sizeof slots; p += SUPER_SIZE) {
-        for (size_t i = 0; i < SUPER_NUMBERS; i++)
-            numbers[i] = get64(p + 8 * i);
-        if (numbers[0] == SUPER_MAGIC && numbers[1] == LOG_FORMAT &&
-            numbers[2] > node->self.sequence &&
-            get64(p + 504) == xxh64(p, 504, 0))
-            memcpy(&node->self, numbers, sizeof numbers);
-    }
-    if (node->self.sequence > 0)
-        return 1;
-    return n >= 0 && memcmp(slots, zeros, sizeof slots) == 0 ? 0 : -1;
-}
-
-/* Writes the superblock at a start, which ends if that cannot be done. */
-static void identity_save(struct node *node) {
-    int error = super_write(node);
-
-    if (error != 0 || fsync(node->dir_fd) != 0)
-        give_up(1, "cannot write %s/superblock: %s", node->flags.data,
-                strerror(error != 0 ? error : errno));
-}
-
-/* Claims the directory for this process: the boot number is on the disk before
-   anybody is told of it. Main does it, however often it comes here. */
-static void identity_begin(struct node *node) {
-    if (node->begun)
-        return;
-    node->begun = true;
-    node->self.boot++;
-    identity_save(node);
-    if (!node->unclean) /* else when that is made good */
-        mark_make(node);
-}
-
-/* Raises the ceiling where it is near and there are writes, or where someone
-   waits for it. The house thread's. */
-static void ceiling_raise(struct node *node) {
-    uint64_t physical = VERSION_TIME(now_us());
-    uint64_t clock = atomic_load(&node->clock);
-    uint64_t second = VERSION_TIME(1000000), next = physical + 2 * second;
-    uint64_t margin = clock > physical ? second / 40 : second;
-    int error;
-
-    if (!atomic_exchange(&node->ceiling_short, false) &&
-        (clock + margin < node->self.ceiling || clock + second < physical))
-        return;
-    if (next < clock + second / 20) /* the clock is ahead, as after a start: */
-        next = clock + second / 20; /* restarts must not run it away */
-    node->self.ceiling = next;
-    error = super_write(node);
-    if (error != 0 && error != node->super_error)
-        say("error", "cannot write the superblock: writes wait error=%s",
-            strerror(error));
-    node->super_error = error;
-    if (error == 0)
-        atomic_store(&node->ceiling, node->self.ceiling);
-    else
-        atomic_store(&node->ceiling_short, true);
 }
 
 /* ---------------------------------------------------------- HTTP as text
@@ -6464,8 +6513,8 @@ static void directory_open(struct node *node) {
    that is damaged, what is the matter, and changes nothing. */
 static void __attribute__((noreturn)) directory_inspect(struct node *node) {
     const char *path = node->flags.data = node->flags.check;
-    uint64_t salt, size, bytes;
-    bool fits, bad = false, damaged;
+    uint64_t salt = 0, size, bytes;
+    bool fits = true, bad = false, damaged;
 
     node->dir_fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     node->super_fd = openat(node->dir_fd, "superblock", O_RDONLY | O_CLOEXEC);
@@ -6479,17 +6528,19 @@ static void __attribute__((noreturn)) directory_inspect(struct node *node) {
     wake_pipe(node->repair_wake);
     for (unsigned i = 0; i < PARTITIONS_MAX; i++) {
         struct part part = {.number = i};
-        struct file file = {1, log_open(node, i, O_RDONLY, &salt, &fits), salt};
+        int fd = log_open(node, i, O_RDONLY, &salt, &fits);
+        struct file file = {1, fd, salt};
         struct log *log = &part.log;
         uint64_t records = 0, print = 0;
+        bool lost = log_lost(node, i, fd, salt);
 
-        if (file.fd < 0)
+        if (lost || (fd >= 0 && !fits))
+            printf("%03u.log %s\n", i,
+                   lost ? "damaged: missing or empty"
+                        : "foreign, or its header is damaged");
+        bad = bad || lost || (fd >= 0 && !fits);
+        if (fd < 0 || lost || !fits)
             continue;
-        if (!fits) {
-            printf("%03u.log foreign, or its header is damaged\n", i);
-            bad = true;
-            continue;
-        }
         mutex_init(&part.lock);
         log->file = &file;
         log->end = LOG_HEADER;
@@ -6711,7 +6762,7 @@ static void workers_begin(struct node *node) {
 static void store_begin(struct node *node) {
     struct view *view = view_hold(node);
     struct identity *self = &node->self;
-    bool first = self->cluster == 0;
+    bool first = self->cluster == 0, forgets = false;
 
     self->cluster = view->cluster;
     memcpy(self->hash, view->hash, sizeof self->hash);
@@ -6726,10 +6777,11 @@ static void store_begin(struct node *node) {
     if (first) /* logs must not be there before whose they are is known */
         identity_save(node);
     store_load(node);
+    self->logs = 1;
     if (node->unclean)
         say("warning", "the machine went down while this node ran: what it "
                        "wrote last may be lost, and is repaired first");
-    if (node->unclean && view->count == 1) {
+    if (view->count == 1) {
         node->unclean = false; /* nobody could make it good */
         mark_make(node);
     }
@@ -6739,7 +6791,9 @@ static void store_begin(struct node *node) {
         part->recovering =
             view->count > 1 &&
             (node->unclean || part->recovering || part->unsure > 0);
+        forgets = forgets || part->recovering;
     }
+    node->unclean = forgets;
     view_release(view);
     self->clean = node->sync == SYNC_ALWAYS && !node->unclean;
     for (unsigned i = 0; self->clean && i < node->partitions; i++)

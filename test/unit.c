@@ -1030,7 +1030,8 @@ static void test_log_torn(void **state) {
         assert_int_equal(part->log.keys, whole ? 4 : 3);
         after = file_bytes(node, "000.log");
         assert_int_equal(after.n, part->log.end);
-        assert_false(part->recovering);
+        assert_int_equal(part->recovering, /* its length is not known */
+                         n > last && n < last + record_meta(log.p + last));
         buf_free(&after);
         part_set(node, part, "d", "new", 2048);
         part = part_again(node, 0);
@@ -1564,7 +1565,9 @@ static void test_log_reserve(void **state) {
         assert_int_equal(world.room, RESERVE_PART); /* nothing of it is used */
     }
     part_set(node, part, "a", NULL, 2048);
-    part_set(node, part, "never", NULL, 2048);
+    assert_int_equal(
+        part_put(node, part, slice_of("never"), NULL, 2048, false).verdict,
+        ACCEPT_FULL); /* it would make no room */
     assert_true(world.room < RESERVE_PART);
     world.room = 2 * RESERVE_PART - 1;
     reserve_take(node);
@@ -1578,7 +1581,7 @@ static void test_log_reserve(void **state) {
     assert_false(part->dead);
     part = part_again(node, 0);
     part_expect(node, part, "a", FOUND, "-");
-    part_expect(node, part, "never", FOUND, "-");
+    part_expect(node, part, "never", ABSENT, "");
     part_expect(node, part, "b", FOUND, "value");
 }
 
@@ -1594,6 +1597,8 @@ static void test_log_reserve_deletes(void **state) {
         atomic_store(&node->full, false);
         part = part_again(node, 0);
         part_set(node, part, "a", "value", 1024);
+        part_set(node, part, "b", "value", 1024);
+        part_set(node, part, "c", "value", 1024);
         world.room = room;
         world.reserve = 100;
         world.reserve_fd = node->reserve_fd;
@@ -1607,8 +1612,7 @@ static void test_log_reserve_deletes(void **state) {
         part = part_again(node, 0);
         part_expect(node, part, "a", FOUND, "-");
         part_expect(node, part, "b", FOUND, "-");
-        part_expect(node, part, "c", ABSENT, "");
-        assert_int_equal(part->log.used, 2);
+        part_expect(node, part, "c", FOUND, "value");
     }
 }
 
