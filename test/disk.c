@@ -1521,6 +1521,42 @@ static void rot_hides_keys(void) {
     cluster_check(s);
 }
 
+/* The last record of a log is rotten when a node starts, and is cut off. Of those
+   that are there no other has it: it cannot be known whether the key is absent,
+   however often the node starts, until the third is back. */
+static void rot_outlives_starts(void) {
+    static const char late[] = "written while one of three was away";
+    struct server *s = nodes[0];
+
+    part("a rotten last record, cut off, and more starts");
+    server_stop(nodes[2]);
+    put(s->port, "/late", late);
+    server_stop(s);
+    server_stop(nodes[1]);
+    value_spoil(s->dir, late, strlen(late), 3);
+    server_start(s);
+    server_start(nodes[2]);
+    server_ready(nodes[2]);
+    for (int turn = 0; turn < 3; turn++) {
+        server_ready(s);
+        for (int i = 0; i < NODES; i += 2)
+            check(status_of(nodes[i]->port, "GET", "/late") == 503,
+                  "start %d, node %d: it is known", turn + 1, i);
+        if (turn == 0)
+            server_kill(s);
+        else
+            server_stop(s);
+        server_start(s);
+    }
+    server_ready(s);
+    again(nodes[1]);
+    for (int i = 0; i < NODES; i++)
+        wait_until(status_of(nodes[i]->port, "GET", "/late") == 200, LIMIT_MS,
+                   "it does not come back");
+    check_value(s->port, "/late", late);
+    cluster_check(s);
+}
+
 /* Rotten bytes on one owner are never seen by a client, and are made good. */
 static void test_cluster_rot(void **state) {
     char target[16], value[64];
@@ -1534,6 +1570,7 @@ static void test_cluster_rot(void **state) {
     rot_is_read();
     rot_is_scrubbed();
     rot_hides_keys();
+    rot_outlives_starts();
     for (int i = 0; i < NODES; i++)
         server_stop(nodes[i]);
 }
