@@ -337,7 +337,8 @@ struct node {
     uint64_t load_total;
     atomic_ullong load_began, load_done;
     atomic_uint dead_logs;
-    atomic_uint damaged; /* partitions with damage, a second ago at most */
+    atomic_uint
+        damaged; /* partitions with damage, when the care thread looked */
     atomic_ullong body_bytes;
 
     /* Syncing. */
@@ -1441,6 +1442,11 @@ static void __attribute__((noreturn)) log_dump(const char *path) {
 
 /* ------------------------------------------------------------- The store
  *
+ * What a node keeps, a partition at a time: the index of a log, the clock, the
+ * mark and the superblock that tell one start from another, the one rule by
+ * which records are written, reading and what happens to a record that is
+ * rotten, the syncs, compaction, and the reading of all logs at a start.
+ *
  * The index of a partition is a table sorted by fingerprint, with gaps: an
  * entry's home is its fingerprint scaled to the number of slots, and it stands
  * at home or behind it, in order, with no gap between (linear probing that
@@ -2251,9 +2257,8 @@ static void sync_part(struct node *node, struct part *part) {
         compact_end(node, part);
     if (error != 0 || (next_error != 0 && part->log.file == next)) {
         log_die(node, part, error != 0 ? error : next_error);
-        mark_remove(
-            node,
-            node->self.boot); /* the next start repairs what may be lost */
+        /* The next start repairs what may be lost. */
+        mark_remove(node, node->self.boot);
     }
     if (part->log.file == file)
         part->renamed = false;
