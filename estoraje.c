@@ -2535,6 +2535,8 @@ static void store_load(struct node *node) {
     }
     while (atomic_load(&node->parts_read) < node->partitions) {
         rest_ms(1);
+        if (stop_requested)
+            exit(node->exit_code); /* nothing is under way that kill -9 harms */
         if (now_ms() < tell)
             continue;
         load_text(node, text);
