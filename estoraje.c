@@ -203,6 +203,14 @@ struct log {
     uint32_t rotten; /* entries that are marked as damaged */
 };
 
+/* What was promised to the coordinator of a consistent write: that nothing
+   lower is taken for this key. */
+struct promise {
+    uint64_t fingerprint;
+    uint64_t version;
+};
+#define PROMISES 64 /* of one partition, at a time */
+
 /* One partition: its log, and what is known of its other replicas. All of it
    is under the lock, file contents aside. */
 struct part {
@@ -219,7 +227,11 @@ struct part {
                          any key that is absent or stands before it */
     uint64_t rest_until; /* ms: no compaction before, the last one failed */
     /* Replication. */
-    uint64_t floor;   /* versions below are refused */
+    uint64_t floor; /* versions below are refused, of all keys */
+    struct promise promises[PROMISES]; /* and of single ones */
+    unsigned promised;                 /* so many */
+    struct op *turns; /* consistent operations, at work or waiting for the one
+                         before on their key */
     uint64_t doubts;  /* causes of doubt so far */
     uint64_t cleared; /* value of doubts at the begin of the last good round */
     bool recovering;  /* after an unclean start: what it says does not count */
@@ -451,13 +463,23 @@ struct link {
 
 /* What the store says to a record that is to be accepted. */
 enum verdict {
-    ACCEPT_OK,     /* stored, or that very version was */
-    ACCEPT_HELD,   /* a higher version is held */
-    ACCEPT_FLOOR,  /* below the floor */
-    ACCEPT_AHEAD,  /* its clock is wild */
-    ACCEPT_FULL,   /* no room on the disk or in memory */
-    ACCEPT_DEAD,   /* the log takes nothing more */
-    ACCEPT_CEILING /* try again when the ceiling is higher */
+    ACCEPT_OK,      /* stored, or that very version was */
+    ACCEPT_HELD,    /* a higher version is held */
+    ACCEPT_FLOOR,   /* below the floor */
+    ACCEPT_AHEAD,   /* its clock is wild */
+    ACCEPT_FULL,    /* no room on the disk or in memory */
+    ACCEPT_DEAD,    /* the log takes nothing more */
+    ACCEPT_DAMAGED, /* what is held cannot be said */
+    ACCEPT_CEILING  /* try again when the ceiling is higher */
+};
+
+/* How a record comes to the store, and so which promises bind it. */
+enum how {
+    HOW_PLAIN,    /* first-hand: not below the floor */
+    HOW_PROMISED, /* first-hand: exactly what its key was promised */
+    HOW_REPAIR,   /* from another owner: not below the floor, either */
+    HOW_MAJORITY  /* the same, and a majority of the owners holds it: no promise
+                     stands in the way of what is decided */
 };
 
 struct accepted {
@@ -1892,17 +1914,139 @@ static void compact_end(struct node *node, struct part *part) {
     part->next = (struct log){0};
 }
 
+/* ---- Promises.
+ *
+ * The floor of a key is the highest version promised for it, and never goes
+ * down: what was read under a promise stays the newest until the promised
+ * version is written, or fails. It lives in memory. When the table is full the
+ * lowest promise is folded into the floor of the whole partition, which keeps
+ * the promise but not for whom it was: its version is refused then, since
+ * another key's would look the same. At a start the partition's floor is the
+ * ceiling, above all that the processes before have promised: a floor that was
+ * forgotten would let an older operation succeed beside a newer one that has
+ * read without it. */
+
+/* The promise for a key; NULL: there is none, or it was folded. Under the
+   partition's lock, like all of these. */
+static struct promise *promise_find(struct part *part, uint64_t print) {
+    struct promise *p = part->promises, *end = p + part->promised;
+
+    while (p < end && p->fingerprint != print)
+        p++;
+    return p < end && p->version > part->floor ? p : NULL;
+}
+
+/* The floor of a key. */
+static uint64_t promise_floor(struct part *part, uint64_t print) {
+    const struct promise *p = promise_find(part, print);
+
+    return p != NULL ? p->version : part->floor;
+}
+
+/* Makes room for one promise more: those below the floor are folded already,
+   else the lowest is. One of a wild clock would refuse everything; it is only
+   made where there is one replica, and can be dropped. */
+static void promise_fold(struct part *part) {
+    struct promise *lowest = part->promises;
+
+    for (struct promise *p = lowest; p < part->promises + part->promised; p++)
+        if (p->version < lowest->version)
+            lowest = p;
+    if (lowest->version > part->floor && !clock_too_far(lowest->version))
+        part->floor = lowest->version;
+    *lowest = part->promises[--part->promised];
+}
+
+/* Promises a version to the coordinator of a key, above all that was. */
+static void promise_make(struct part *part, uint64_t print, uint64_t version) {
+    struct promise *p = part->promises, *end = p + part->promised;
+
+    while (p < end && p->fingerprint != print)
+        p++;
+    part->promised += p == end;
+    *p = (struct promise){print, version};
+}
+
+/* A record of a key was stored: it is held now, and a promise up to its version
+   is kept by that. */
+static void promise_keep(struct part *part, uint64_t print, uint64_t version) {
+    struct promise *p = promise_find(part, print);
+
+    if (p != NULL && p->version <= version)
+        *p = part->promises[--part->promised];
+}
+
 /*
- * The one way in from outside: a client's write, a peer's, a repair. The record
- * was verified by whoever received it. Repair comes with `repair` set and
- * passes the floor, without a look at who else holds that version: a floor
- * guards promises, of which there are none yet. With the first promise it has
- * to ask for a majority here, or, with four replicas and more, what was pulled
- * below a floor that an unclean start has raised could count.
+ * Promises a version for a key, if it is above what is held and what was
+ * promised: a duplicate is refused, or two coordinators could take one promise
+ * for theirs. Version 0 promises nothing. Either way says what is held: a.held,
+ * and if that is not 0 *entry and *file, held for the caller. Like an accepted
+ * version a promised one is below the ceiling: so the next process, whose floor
+ * that is, keeps the promise.
  */
+static struct accepted store_prepare(struct node *node, struct part *part,
+                                     uint64_t version, uint64_t print,
+                                     struct slice key, struct entry *entry,
+                                     struct file **file) {
+    struct accepted a = {.verdict = ACCEPT_CEILING};
+    bool far = clock_too_far(version);
+    const struct entry *e;
+    uint32_t at;
+
+    *file = NULL;
+    clock_see(node, version);
+    if (!far && !ceiling_allows(node, version))
+        return a;
+    pthread_mutex_lock(&part->lock);
+    e = log_find(node, &part->log, print, key, &at);
+    if (e != NULL) {
+        a.held = e->version;
+        a.existed = !entry_tombstone(e);
+        *entry = *e;
+        *file = file_hold(part->log.file);
+    }
+    if (part->promised == PROMISES)
+        promise_fold(part);
+    a.verdict = ACCEPT_OK;
+    a.above = promise_floor(part, print);
+    if (part->unsure > (e != NULL ? entry_offset(e) : 0)) {
+        a.verdict = ACCEPT_DAMAGED;
+    } else if (version == 0) {
+        ;
+    } else if (part->dead) {
+        a.verdict = ACCEPT_DEAD;
+    } else if (version <= a.held) {
+        a.verdict = ACCEPT_HELD;
+        a.above = a.held;
+    } else if (version <= a.above) {
+        a.verdict = ACCEPT_FLOOR;
+    } else if (far && node->etcd != NULL) {
+        a.verdict = ACCEPT_AHEAD; /* no ceiling could keep it */
+    } else {
+        promise_make(part, print, version);
+    }
+    pthread_mutex_unlock(&part->lock);
+    return a;
+}
+
+/* The lowest version that a record may have which comes so, below what is held
+   aside. A promised one has to be the one promised, and no other. */
+static uint64_t part_least(struct part *part, const struct record *r,
+                           uint64_t print, enum how how) {
+    const struct promise *p = promise_find(part, print);
+
+    if (how == HOW_MAJORITY)
+        return 0;
+    if (how == HOW_PROMISED)
+        return p != NULL && p->version == r->version ? 0 : r->version + 1;
+    return promise_floor(part, print);
+}
+
+/* The one way in from outside: a client's write, a peer's, a repair. The record
+   was verified by whoever received it. */
 static struct accepted store_accept(struct node *node, struct part *part,
                                     uint8_t *bytes, const struct record *r,
-                                    uint64_t print, bool repair) {
+                                    uint64_t print, enum how how) {
     struct accepted a = {.verdict = ACCEPT_CEILING};
 
     clock_see(node, r->version); /* first: the ceiling follows the clock */
@@ -1910,11 +2054,14 @@ static struct accepted store_accept(struct node *node, struct part *part,
         return a;
     pthread_mutex_lock(&part->lock);
     a = part_apply(node, part, &part->log, bytes, r, print,
-                   repair ? 0 : part->floor);
-    if (a.verdict == ACCEPT_OK && part->next.file != NULL &&
-        part_apply(node, part, &part->next, bytes, r, print, 0).verdict !=
-            ACCEPT_OK)
-        compact_end(node, part);
+                   part_least(part, r, print, how));
+    if (a.verdict == ACCEPT_OK) {
+        promise_keep(part, print, r->version);
+        if (part->next.file != NULL &&
+            part_apply(node, part, &part->next, bytes, r, print, 0).verdict !=
+                ACCEPT_OK)
+            compact_end(node, part);
+    }
     pthread_mutex_unlock(&part->lock);
     return a;
 }
@@ -4903,7 +5050,7 @@ static void replica_accept(struct op *op) {
     if (!record_parse(op->rec.p, op->rec.n, 0, &r))
         die("a record that was verified does not verify");
     op->vote =
-        store_accept(node, op->part, op->rec.p, &r, op->fingerprint, false);
+        store_accept(node, op->part, op->rec.p, &r, op->fingerprint, HOW_PLAIN);
     if (op->vote.verdict == ACCEPT_CEILING &&
         op->w->now - op->attempt_since < CALL_MS) {
         op_due(op, replica_accept);
@@ -5601,7 +5748,7 @@ static bool repair_store(struct repair *repair, struct part *part,
         if (ring_partition(print, node->partitions) != part->number)
             return false;
         while (a = store_accept(node, part, (uint8_t *)(uintptr_t)records.p, &r,
-                                print, true),
+                                print, HOW_MAJORITY),
                a.verdict == ACCEPT_CEILING && !atomic_load(&node->ended))
             rest_ms(10);
         if (a.verdict != ACCEPT_OK && a.verdict != ACCEPT_HELD)

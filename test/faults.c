@@ -1019,7 +1019,7 @@ static enum verdict key_accept(unsigned k, uint64_t version) {
     key_record(k, version, &b);
     assert_true(record_parse(b.p, b.n, 0, &r));
     for (int i = 0; i < 3 && a.verdict == ACCEPT_CEILING; i++) {
-        a = store_accept(node, part, b.p, &r, print, false);
+        a = store_accept(node, part, b.p, &r, print, HOW_PLAIN);
         if (a.verdict == ACCEPT_CEILING)
             house_turn();
     }

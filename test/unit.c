@@ -419,7 +419,7 @@ static struct accepted record_send(struct node *node, struct part *part,
     assert_true(record_parse(b->p, b->n, 0, &r));
     a = store_accept(node, part, b->p, &r,
                      ring_fingerprint(r.key.p, r.key.n, node->self.hash),
-                     repair);
+                     repair ? HOW_MAJORITY : HOW_PLAIN);
     assert_true(record_parse(b->p, b->n, 0, &r)); /* sealed as before */
     return a;
 }
