@@ -29,7 +29,7 @@
  * after a loss of power, with -sync second, at most the last second of one
  * machine, which the others make good; with -sync always, nothing. What is not:
  * two plain writes at the same moment are ordered, but either may be seen
- * first; `?consistent` is not built yet; nothing is encrypted.
+ * first, unless `?consistent` is asked for; nothing is encrypted.
  *
  * Threads: -threads workers, each a poll() loop with connections of its own; a
  * pool that reads and syncs logs; one that speaks with etcd, one that repairs,
@@ -502,6 +502,16 @@ enum answer {
 #define ANSWER_COUNTS (ANSWER_OK | ANSWER_SURE)
 #define ANSWER_WELL   (ANSWER_LAME | ANSWER_COUNTS)
 
+/* Where a consistent operation is; see "Consistent operations". */
+enum phase {
+    PHASE_NONE,    /* it is a plain one */
+    PHASE_ROUTE,   /* sent to the owner that does it */
+    PHASE_TURN,    /* waits there for those before it */
+    PHASE_LOOK,    /* asks what the owners hold */
+    PHASE_PROMISE, /* asks that, and for a promise */
+    PHASE_WRITE    /* has a record stored by those that promised */
+};
+
 /* One request at work, from its head until it is answered and no call to a
    peer is left. Its worker's own, but for the fields of a wait. */
 struct op {
@@ -523,9 +533,9 @@ struct op {
     uint64_t body_most;    /* bytes of a body that are allowed */
     uint64_t body_counted; /* of body_bytes */
 
-    struct slice key;    /* in key_bytes */
-    struct slice path;   /* the route's star; gone with the head */
-    char condition[256]; /* If-None-Match of a read */
+    struct slice key;  /* in key_bytes */
+    struct slice path; /* the route's star; gone with the head */
+    char if_match[256], if_none_match[256]; /* "": there was none */
     uint64_t fingerprint;
     size_t value_at; /* where the value in rec begins */
 
@@ -545,6 +555,28 @@ struct op {
     uint64_t existed_version, highest, version, etag;
     uint64_t attempt_since, majority_since;
 
+    /* The same of a consistent operation. */
+    enum phase phase;
+    bool consistent; /* it was asked for */
+    bool forwarded;  /* by another node, which has the client */
+    bool reads;      /* GET or HEAD */
+    bool settles;    /* what is stored is the newest, not the client's record */
+    bool tried;      /* the client's record was sent */
+    bool turn;       /* it is this one's: in part->turns, under its lock */
+    bool jumped;     /* it had its turn before older ones */
+    bool brief;      /* a forwarded HEAD: the value is not wanted */
+    uint64_t promised;           /* bit i: owner i has answered in this round */
+    uint64_t held[REPLICAS_MAX]; /* version that it held then */
+    uint64_t began;              /* ms */
+    uint64_t next_at;            /* no further round before */
+    uint64_t newest, newest_etag; /* held by those that count; 0: absent */
+    bool newest_tombstone;
+    uint64_t first_etag;  /* of the newest, before the client's was sent */
+    uint64_t here;        /* version of entry, which this node holds */
+    struct entry entry;   /* and where its record is in file */
+    struct file *file;    /* held; NULL: here is 0 */
+    struct op *turn_next; /* in part->turns, under its lock */
+
     /* Waiting for a sync; under the partition's lock, then in the inbox. */
     struct op *wait_next;
     int wait_result;
@@ -552,6 +584,7 @@ struct op {
 
     /* Not cleared when an operation is used again. */
     struct buf rec;  /* the record written, or the newest one read */
+    struct buf old;  /* the newest record that other owners hold */
     struct buf text; /* the answer, until those before it are complete */
     uint8_t key_bytes[KEY_MAX];
 };
@@ -576,8 +609,10 @@ struct worker {
     struct buf input;  /* memory for who reads next */
     struct buf record; /* a record read from a log */
     struct op *free_ops;
-    struct link links[MEMBERS_MAX + 1]; /* by number; [0] unused */
-    struct link beats[MEMBERS_MAX + 1]; /* worker 0's: for heartbeats */
+    struct link links[MEMBERS_MAX + 1];  /* by number; [0] unused */
+    struct link routes[MEMBERS_MAX + 1]; /* for what another node is to do:
+                                            it takes longer than an answer */
+    struct link beats[MEMBERS_MAX + 1];  /* worker 0's: for heartbeats */
     uint64_t beat_at;
     uint64_t accept_at; /* no new connection before */
     unsigned turn;      /* of round-robins */
@@ -2344,7 +2379,7 @@ static void pool_enqueue(struct node *node, struct part *part) {
 }
 
 /* Hands operations whose wait is over, a list, back to their workers. */
-static void sync_post(struct op *list, int result) {
+static void ops_post(struct op *list, int result) {
     while (list != NULL) {
         struct op *op = list;
         struct worker *w = op->w;
@@ -2416,7 +2451,7 @@ static void sync_part(struct node *node, struct part *part) {
     pthread_mutex_unlock(&part->lock);
     file_release(file);
     file_release(next);
-    sync_post(waiters, dead ? EIO : 0);
+    ops_post(waiters, dead ? EIO : 0);
 }
 
 /* Waits until no sync of a partition is queued or at work. With its lock held,
@@ -3023,20 +3058,68 @@ static ssize_t percent_decode(struct slice s, uint8_t *to, size_t room) {
     return (ssize_t)n;
 }
 
-/* Whether an etag is in the list of an If-None-Match; weak ones compare as
-   strong ones there (RFC 9110, 13.1.2). */
-static bool etag_listed(struct slice list, uint64_t etag) {
+/* Takes the next entity tag off a list (RFC 9110, 5.6.1 and 8.8.3). 1: it is
+   in *tag; 0: that was the end; -1: what comes is none. */
+static int etag_next(struct slice *rest, struct slice *tag) {
+    size_t n;
+
+    while (rest->n > 0 && strchr(", \t", *rest->p) != NULL)
+        *rest = slice_skip(*rest, 1);
+    if (rest->n == 0)
+        return 0;
+    n = slice_begins(*rest, "W/") ? 2 : 0;
+    if (n == rest->n || rest->p[n] != '"')
+        return -1;
+    for (n++; n < rest->n && rest->p[n] > ' ' && rest->p[n] != '"'; n++)
+        if (rest->p[n] == 127)
+            return -1;
+    if (n == rest->n || rest->p[n] != '"')
+        return -1;
+    *tag = (struct slice){rest->p, n + 1};
+    *rest = slice_skip(*rest, n + 1);
+    n = rest->n;
+    *rest = slice_trim(*rest);
+    return rest->n == 0 || *rest->p == ',' ? 1 : -1;
+}
+
+/* Whether a field is "*" or a list of entity tags. */
+static bool etags_fine(struct slice list) {
+    struct slice tag;
+    bool any = slice_is(list, "*");
+    int more = any ? 0 : 1;
+
+    while (more > 0 && (more = etag_next(&list, &tag)) > 0)
+        any = true;
+    return any && more == 0;
+}
+
+/* Whether an etag is in a list that is fine. weak: W/ makes no difference, as
+   in If-None-Match; in If-Match such a tag is equal to none (RFC 9110, 13.1).
+   No etag, 0, is in no list, not even in "*". */
+static bool etag_listed(struct slice list, uint64_t etag, bool weak) {
     struct slice one;
     char text[24];
 
     snprintf(text, sizeof text, "\"%016" PRIx64 "\"", etag);
-    while (list_next(&list, &one)) {
-        if (slice_begins(one, "W/"))
+    if (etag != 0 && slice_is(list, "*"))
+        return true;
+    while (etag != 0 && etag_next(&list, &one) > 0) {
+        if (weak && slice_begins(one, "W/"))
             one = slice_skip(one, 2);
-        if (slice_is(one, "*") || slice_is(one, text))
+        if (slice_is(one, text))
             return true;
     }
     return false;
+}
+
+/* Whether the conditions of a request let it go on where the key has an etag;
+   0: it is absent. */
+static bool op_may(const struct op *op, uint64_t etag) {
+    struct slice match = slice_of(op->if_match);
+    struct slice none = slice_of(op->if_none_match);
+
+    return (match.n == 0 || etag_listed(match, etag, false)) &&
+           (none.n == 0 || !etag_listed(none, etag, true));
 }
 
 /* What stands behind HTTP/1.1 in a status line, and the field that some
@@ -3046,7 +3129,8 @@ static struct slice status_text(unsigned status) {
         "200 OK;201 Created;204 No Content;404 Not Found;304 Not Modified;"
         "400 Bad Request;401 Unauthorized\r\nWWW-Authenticate: Bearer;"
         "403 Forbidden;405 Method Not Allowed;409 Conflict;"
-        "413 Content Too Large;414 URI Too Long;417 Expectation Failed;"
+        "412 Precondition Failed;413 Content Too Large;414 URI Too Long;417 "
+        "Expectation Failed;"
         "431 Request Header Fields Too Large;501 Not Implemented;"
         "503 Service Unavailable\r\nRetry-After: 1;504 Gateway Timeout;"
         "505 HTTP Version Not Supported;507 Insufficient Storage;";
@@ -3185,6 +3269,7 @@ static void op_release(struct op *op) {
     if (op->body_counted > 0)
         atomic_fetch_sub(&op->w->node->body_bytes, op->body_counted);
     buf_reset(&op->rec, READ_SIZE / 8);
+    buf_reset(&op->old, READ_SIZE / 8);
     buf_reset(&op->text, READ_SIZE / 8);
     op->next = op->w->free_ops;
     op->w->free_ops = op;
@@ -4813,6 +4898,9 @@ static void *etcd_run(void *arg) {
  *
  *     POST /_peer/accept     a record; the answer is a vote
  *     POST /_peer/read       a key; the answer is a record, or none
+ *     POST /_peer/prepare    see "Consistent operations" below
+ *     POST /_peer/promised   a record; like accept, but only as promised
+ *     POST /_peer/consistent a whole operation
  *     POST /_peer/heartbeat  see "heartbeats" below
  *     POST /_peer/pull       see "Repair"
  *
@@ -5041,16 +5129,18 @@ static void replica_vote(struct op *op) {
     replica_says(op, 200, vote, sizeof vote);
 }
 
-/* Stores op->rec, which is verified, and votes. It waits for the ceiling, but
-   not for ever. */
+/* Stores op->rec, or what is to be settled, which is verified, and votes. It
+   waits for the ceiling, but not for ever. */
 static void replica_accept(struct op *op) {
     struct node *node = op->w->node;
+    struct buf *bytes = op->settles ? &op->old : &op->rec;
     struct record r;
 
-    if (!record_parse(op->rec.p, op->rec.n, 0, &r))
+    if (!record_parse(bytes->p, bytes->n, 0, &r))
         die("a record that was verified does not verify");
     op->vote =
-        store_accept(node, op->part, op->rec.p, &r, op->fingerprint, HOW_PLAIN);
+        store_accept(node, op->part, bytes->p, &r, op->fingerprint,
+                     op->phase == PHASE_WRITE ? HOW_PROMISED : HOW_PLAIN);
     if (op->vote.verdict == ACCEPT_CEILING &&
         op->w->now - op->attempt_since < CALL_MS) {
         op_due(op, replica_accept);
@@ -5073,6 +5163,12 @@ static void accept_body(struct op *op) {
         replica_accept(op);
     else
         answer_error(op, 400, "not a record of a partition owned here");
+}
+
+/* A peer's record has arrived that this replica has promised to store. */
+static void promised_body(struct op *op) {
+    op->phase = PHASE_WRITE;
+    accept_body(op);
 }
 
 /* Says what this replica holds of a key: what its word is worth, 8 bytes, and
@@ -5128,8 +5224,10 @@ static void op_owners(struct op *op) {
 /* Asks one of the owners, another node than this. */
 static void op_call(struct op *op, unsigned owner, const char *path,
                     struct slice body) {
-    bool sent = link_call(op->w, op->w->links, op->owners[owner], path, body,
-                          op, owner);
+    struct link *links =
+        op->phase == PHASE_ROUTE ? op->w->routes : op->w->links;
+    bool sent =
+        link_call(op->w, links, op->owners[owner], path, body, op, owner);
 
     op->answers[owner] = sent ? ANSWER_WAIT : ANSWER_FAILED;
     op->calls += sent;
@@ -5152,12 +5250,11 @@ static void answer_etag(struct buf *out, uint64_t etag) {
     buf_text(out, "\"");
 }
 
-/* Success: a majority has the write, and nobody alive was left out. An owner
-   that has missed it is told with the next heartbeat, and repairs; this node
-   itself does so at once, but what it waits to have synced it has. */
-static void write_done(struct op *op) {
+/* An owner that has missed a write is told with the next heartbeat, and
+   repairs; this node itself does so at once, but what it waits to have synced
+   it has. */
+static void write_missed(struct op *op) {
     struct node *node = op->w->node;
-    struct buf *out;
 
     for (unsigned i = 0; i < op->count; i++) {
         struct peer *peer = &node->peers[op->owners[i]];
@@ -5171,16 +5268,30 @@ static void write_done(struct op *op) {
                             UINT64_C(1) << op->partition % 64);
         atomic_store(&peer->missed_any, true);
     }
-    out = answer_begin(op, op->remove && !op->existed  ? 404
-                           : op->remove || op->existed ? 204
-                                                       : 201);
+}
+
+/* Answers a write that is done. */
+static void write_answer(struct op *op) {
+    struct buf *out = answer_begin(op, op->remove && !op->existed  ? 404
+                                       : op->remove || op->existed ? 204
+                                                                   : 201);
+
     if (!op->remove)
         answer_etag(out, op->etag);
     answer_body(op, NULL, 0);
 }
 
-/* Failure, and what can be said of it. */
+/* Success: a majority has the write, and nobody alive was left out. */
+static void write_done(struct op *op) {
+    write_missed(op);
+    write_answer(op);
+}
+
+/* Failure, and what can be said of it. What some have stored the others are
+   told of: so that all are equal again, whichever it comes to. */
 static void write_failed(struct op *op) {
+    if (op->reached)
+        write_missed(op);
     if (op->reached)
         answer_error(op, 504,
                      "outcome unknown: some replicas have the write "
@@ -5327,15 +5438,27 @@ static void write_begin(struct op *op) {
         write_attempt(op);
 }
 
+#define REFUSED                                                              \
+    "the condition of If-Match or If-None-Match does not hold: nothing was " \
+    "done; read the key for its ETag"
+
 /* Answers a read with a record; a version of 0: there is none. The value is in
    r, or, file not being NULL, is sent from the file: c->stream_... says what. */
 static void read_answer(struct op *op, const struct record *r, bool stale,
                         struct file *file) {
     struct conn *c = op->c;
     bool present = r->version != 0 && !r->tombstone;
-    bool unchanged = present && etag_listed(slice_of(op->condition), r->etag);
-    struct buf *out = answer_begin(op, !present ? 404 : unchanged ? 304 : 200);
+    struct slice none = slice_of(op->if_none_match);
+    bool unchanged = present && etag_listed(none, r->etag, true);
+    struct buf *out;
 
+    if (op->if_match[0] != '\0' &&
+        !etag_listed(slice_of(op->if_match), present ? r->etag : 0, false)) {
+        file_release(file);
+        answer_error(op, 412, REFUSED);
+        return;
+    }
+    out = answer_begin(op, !present ? 404 : unchanged ? 304 : 200);
     if (stale)
         buf_text(out, "\r\nEstoraje-Stale: true");
     if (present) {
@@ -5363,39 +5486,51 @@ static void read_answer(struct op *op, const struct record *r, bool stale,
     conn_touch(c);
 }
 
-/* Answers from this node's own replica, which is not in doubt. false: it is
-   damaged there. A large value is verified here, as after the head of the
-   answer it is too late, and again block by block when it is sent. No HEAD
-   needs it. */
-static bool read_sure(struct op *op) {
+/* Bytes of a record that are read at once for an answer. A large value is sent
+   from the file; no HEAD needs one. */
+static size_t read_most(const struct op *op) {
+    return op->head ? RECORD_HEADER + KEY_MAX + TYPE_MAX : BLOCK + READ_SIZE;
+}
+
+/* Answers with a record of this node's own, of which read_most() bytes are in
+   w->record, and all of it in a file, which is let go. A large value is verified
+   here, as after the head of the answer it is too late, and again block by block
+   when it is sent. false: it is damaged, and was not sent. */
+static bool read_file(struct op *op, const struct record *r, struct file *file,
+                      const struct entry *entry) {
     struct worker *w = op->w;
     struct conn *c = op->c;
-    struct record r = {0};
-    struct file *file = NULL;
-    size_t most =
-        op->head ? RECORD_HEADER + KEY_MAX + TYPE_MAX : BLOCK + READ_SIZE;
-    enum found found =
-        store_read(w->node, op->part, op->fingerprint, op->key, most,
-                   &w->record, &r, &file, &c->stream_entry);
 
-    if (found != FOUND && found != ABSENT)
-        return false;
-    if (found == ABSENT) {
-        r = (struct record){0};
-    } else if (w->record.n >= r.size) {
+    if (w->record.n >= r->size) {
         file_release(file);
         file = NULL;
     } else {
-        c->stream_at =
-            entry_offset(&c->stream_entry) + record_meta(w->record.p);
-        if (!op->head && !value_intact(file, &r, c->stream_at, w->scratch)) {
-            part_damaged(w->node, op->part, &c->stream_entry);
+        c->stream_entry = *entry;
+        c->stream_at = entry_offset(entry) + record_meta(w->record.p);
+        if (!op->head && !value_intact(file, r, c->stream_at, w->scratch)) {
+            part_damaged(w->node, op->part, entry);
             file_release(file);
             return false;
         }
     }
-    read_answer(op, &r, false, file);
+    read_answer(op, r, false, file);
     return true;
+}
+
+/* Answers from this node's own replica, which is not in doubt. false: it is
+   damaged there. */
+static bool read_sure(struct op *op) {
+    struct worker *w = op->w;
+    struct record r = {0};
+    struct file *file = NULL;
+    struct entry entry;
+    enum found found = store_read(w->node, op->part, op->fingerprint, op->key,
+                                  read_most(op), &w->record, &r, &file, &entry);
+
+    if (found == ABSENT)
+        read_answer(op, &(struct record){0}, false, NULL);
+    return found == ABSENT ||
+           (found == FOUND && read_file(op, &r, file, &entry));
 }
 
 /* Answers with the newest record that has come, in op->rec. stale: of fewer
@@ -5495,6 +5630,714 @@ static void read_begin(struct op *op) {
         replica_read(op, op->key);
     else
         read_judge(op);
+}
+
+/* ---- Consistent operations.
+ *
+ * One key is one register of CASPaxos (Rystsov, 2018), without a leader. Who
+ * writes takes a version and has a majority of the owners promise it: that they
+ * store nothing lower from then on, and what they hold now. The newest of that
+ * is what the write is conditional on, and what it replaces; then the record is
+ * stored, under that version, by those that promised. Two majorities have an
+ * owner in common, so of two such writes one sees the other, or fails it.
+ *
+ *     prepare   version, or 0 to look only; a version that the asker has; key
+ *               answers verdict 1, tombstone 1, worth 1, 0 5; version held;
+ *               what the next has to be above; etag; then the record held, if
+ *               the asker has another
+ *     consistent  1 reads, 2 is a HEAD, 4 is a DELETE; lengths of If-Match and
+ *               If-None-Match, a byte each; these; then the key or the record
+ *               answers status 8, etag 8, then the record or a line of text
+ *
+ * A read looks at what the owners hold, and answers with what a majority holds
+ * in one version. If there is none a write was cut short, or is under way: then
+ * which is the newest may depend on whom one asks, so it is settled, by a
+ * consistent write of the newest with its own etag, before anybody is told.
+ *
+ * Operations on one key would fail each other all the time. So they go to the
+ * first of its owners that lives, and are done there one at a time. Where two
+ * nodes take different ones for the first, they do fail each other, and are
+ * safe all the same. */
+
+#define CONSISTENT_MS     5000 /* for all rounds of an operation */
+#define CONSISTENT_ROUNDS 12
+#define FORWARD_READ      1
+#define FORWARD_HEAD      2
+#define FORWARD_DELETE    4
+#define PREPARED_SIZE     32
+
+/* What a replica answers to a prepare. */
+struct prepared {
+    uint8_t verdict; /* enum verdict */
+    bool tombstone;
+    uint8_t worth; /* enum answer */
+    uint64_t held, above, etag;
+};
+
+/* Has this node's replica promise a version, and say what it holds. *entry and
+   *file are of that, as store_prepare() says; its record, of which as much is
+   read as `most` says, is in w->record. */
+static struct prepared replica_prepare(struct op *op, uint64_t version,
+                                       uint64_t known, struct entry *entry,
+                                       struct file **file) {
+    struct worker *w = op->w;
+    struct prepared p = {.worth = (uint8_t)part_worth(w->node, op->part)};
+    struct accepted a = store_prepare(w->node, op->part, version,
+                                      op->fingerprint, op->key, entry, file);
+    bool whole = op->answered == NULL && a.held != known;
+    struct record r;
+
+    p.verdict = (uint8_t)a.verdict;
+    p.held = a.held;
+    p.above = a.above;
+    if (*file == NULL)
+        return p;
+    if (entry_read(*file, entry, whole ? SIZE_MAX : 0, &w->record, &r)) {
+        p.etag = r.etag;
+        p.tombstone = r.tombstone;
+    } else {
+        part_damaged(w->node, op->part, entry);
+        p.verdict = ACCEPT_DAMAGED;
+    }
+    return p;
+}
+
+/* A peer asks for a promise, or looks. It waits for the ceiling, but not for
+   ever. */
+static void prepare_body(struct op *op) {
+    struct slice ask = buf_slice(&op->rec);
+    struct buf answer = {0}, *record = &op->w->record;
+    struct entry entry;
+    struct prepared p;
+    struct file *file;
+
+    if (op->attempt_since == 0)
+        op->attempt_since = op->w->now;
+    op->key = slice_skip(ask, ask.n < 16 ? ask.n : 16);
+    if (op->key.n == 0 || op->key.n > KEY_MAX || !op_part(op, op->key)) {
+        answer_error(op, 400, "not a key of a partition owned here");
+        return;
+    }
+    p = replica_prepare(op, get64(ask.p), get64(ask.p + 8), &entry, &file);
+    if (p.verdict == ACCEPT_CEILING &&
+        op->w->now - op->attempt_since < CALL_MS) {
+        op_due(op, prepare_body);
+        return;
+    }
+    buf_zero(&answer, PREPARED_SIZE);
+    answer.p[0] = p.verdict;
+    answer.p[1] = p.tombstone;
+    answer.p[2] = p.worth;
+    put64(answer.p + 8, p.held);
+    put64(answer.p + 16, p.above);
+    put64(answer.p + 24, p.etag);
+    if (file != NULL && p.verdict != ACCEPT_DAMAGED &&
+        p.held != get64(ask.p + 8)) {
+        record_seal(record->p, 0);
+        buf_add(&answer, record->p, record->n);
+    }
+    file_release(file);
+    buf_reset(record, 2 * READ_SIZE);
+    replica_says(op, 200, answer.p, answer.n);
+    buf_free(&answer);
+}
+
+/* ---- The turns of a key */
+
+static void consistent_start(struct op *op);
+
+/* Lets the next operation on the key, whose etag is this now or 0, have its
+   turn. An older one goes first; but of those that can succeed only on what was just written one may jump the
+   queue, every other time: among many that compare and set, most have lost
+   already, and to let them find out first would have the others lose as well. */
+static void turn_give(struct op *op, uint64_t etag) {
+    struct op **at, *oldest = NULL, *next = NULL;
+
+    file_release(op->file);
+    op->file = NULL;
+    if (op->part == NULL || op->phase <= PHASE_ROUTE)
+        return;
+    pthread_mutex_lock(&op->part->lock);
+    for (at = &op->part->turns; *at != op; at = &(*at)->turn_next)
+        ;
+    *at = op->turn_next;
+    for (struct op *o = op->turn ? op->part->turns : NULL; o != NULL;
+         o = o->turn_next) {
+        if (o->fingerprint != op->fingerprint)
+            continue;
+        if (oldest == NULL)
+            oldest = o;
+        if (next == NULL && !op->jumped && o->if_match[0] != '\0' &&
+            etag_listed(slice_of(o->if_match), etag, false))
+            next = o;
+    }
+    if (next == NULL)
+        next = oldest;
+    if (next != NULL) {
+        next->jumped = next != oldest;
+        next->turn = true;
+    }
+    pthread_mutex_unlock(&op->part->lock);
+    op->phase = PHASE_NONE;
+    if (next != NULL)
+        ops_post(next, 0);
+}
+
+/* Puts an operation behind those on its key, and begins it if there are none. */
+static void turn_take(struct op *op) {
+    struct op **at = &op->part->turns;
+
+    op->phase = PHASE_TURN;
+    op->resume = consistent_start;
+    pthread_mutex_lock(&op->part->lock);
+    op->turn = true;
+    for (; *at != NULL; at = &(*at)->turn_next)
+        if ((*at)->fingerprint == op->fingerprint)
+            op->turn = false;
+    *at = op;
+    op->turn_next = NULL;
+    op->parked = !op->turn;
+    pthread_mutex_unlock(&op->part->lock);
+    if (!op->parked)
+        consistent_start(op);
+}
+
+/* ---- How a consistent operation ends: a reading with a record, a write with
+   its etag, either with a line of text. Before that the next has its turn. */
+
+/* Tells the node that has the client. */
+static void forward_answer(struct op *op, unsigned status, uint64_t etag,
+                           const void *p, size_t n) {
+    struct buf answer = {0};
+
+    put64(buf_grow(&answer, 8), status);
+    put64(buf_grow(&answer, 8), etag);
+    buf_add(&answer, p, n);
+    answer_begin(op, 200);
+    answer_body(op, answer.p, answer.n);
+    buf_free(&answer);
+}
+
+/* Ends with an error, a line of text. */
+static void consistent_error(struct op *op, unsigned status, const char *text) {
+    turn_give(op, op->newest_etag);
+    if (op->forwarded)
+        forward_answer(op, status, 0, text, strlen(text));
+    else
+        answer_error(op, status, "%s", text);
+}
+
+/* Ends without success. */
+static void consistent_failed(struct op *op) {
+    if (op->tried && op->reached && op->phase != PHASE_ROUTE)
+        write_missed(op);
+    if (op->tried && op->reached)
+        consistent_error(op, 504,
+                         "outcome unknown: some replicas may have the write, "
+                         "and a majority has not said so; read the key");
+    else if (op->damaged)
+        consistent_error(op, 500,
+                         "damaged: the value fails its checksum, and no "
+                         "majority of replicas has it");
+    else if (op->full)
+        consistent_error(op, 507,
+                         "no room left on the disk: nothing was stored; "
+                         "delete something, or make room");
+    else if (op->reads)
+        consistent_error(op, 503,
+                         "a majority of the key's owners cannot be asked now: "
+                         "try again, or read without ?consistent");
+    else
+        consistent_error(op, 503,
+                         "not applied: a majority of the key's owners cannot "
+                         "be reached or cannot store it now");
+}
+
+/* Ends a write that is done. */
+static void consistent_written(struct op *op) {
+    turn_give(op, op->etag);
+    if (!op->forwarded)
+        write_answer(op);
+    else
+        forward_answer(op, op->existed ? 204 : 201, op->etag, NULL, 0);
+}
+
+/* Ends a read with a record, all of which is there; version 0: none. */
+static void consistent_record(struct op *op, const struct record *r) {
+    const uint8_t *p = r->version == 0 ? NULL : r->key.p - RECORD_HEADER;
+
+    turn_give(op, r->etag);
+    if (!op->forwarded)
+        read_answer(op, r, false, NULL);
+    else
+        forward_answer(op, 200, 0, p,
+                       p == NULL   ? 0
+                       : op->brief ? record_meta(p)
+                                   : r->size);
+}
+
+/* Ends a read with the record that this node holds. false: it is damaged. */
+static bool consistent_here(struct op *op) {
+    struct worker *w = op->w;
+    struct file *file = op->file;
+    size_t most = op->brief ? 0 : op->forwarded ? SIZE_MAX : read_most(op);
+    struct record r;
+
+    if (!entry_read(file, &op->entry, most, &w->record, &r)) {
+        part_damaged(w->node, op->part, &op->entry);
+        return false;
+    }
+    if (op->forwarded) {
+        record_seal(w->record.p, 0);
+        consistent_record(op, &r);
+        buf_reset(&w->record, 2 * READ_SIZE);
+        return true;
+    }
+    op->file = NULL;
+    if (!read_file(op, &r, file, &op->entry))
+        return false;
+    turn_give(op, r.etag);
+    return true;
+}
+
+/* ---- The rounds */
+
+static void consistent_round(struct op *op);
+static void consistent_judge(struct op *op);
+
+/* Another round: at once, or after a while that grows, by chance, so that two
+   nodes which fail each other do so no more. */
+static void consistent_again(struct op *op) {
+    struct worker *w = op->w;
+
+    op->attempt++; /* answers to this round are void, and so is its version */
+    op->version = 0;
+    if ((op->damaged && op->count == 1) || w->now - op->began > CONSISTENT_MS ||
+        op->attempt > CONSISTENT_ROUNDS) {
+        consistent_failed(op);
+        return;
+    }
+    op->next_at = op->attempt < 3 ? 0 : w->now + jitter(10 * op->attempt);
+    consistent_round(op);
+}
+
+/* How many of the owners that count hold a version. */
+static unsigned consistent_count(const struct op *op, uint64_t version) {
+    unsigned n = 0;
+
+    for (unsigned i = 0; i < op->count; i++)
+        n += (op->promised >> i & 1) != 0 && op->held[i] == version &&
+             (op->answers[i] & ANSWER_COUNTS) != 0;
+    return n;
+}
+
+/* What an owner answered to a prepare. Only the word of those counts that are
+   not recovering, and the newest is the newest that those hold. What was
+   promised to somebody else has the next round above it. */
+static void consistent_note(struct op *op, unsigned i,
+                            const struct prepared *p) {
+    op->answers[i] = ANSWER_FAILED;
+    if (p->verdict == ACCEPT_OK) {
+        op->answers[i] = p->worth;
+        op->promised |= UINT64_C(1) << i;
+        op->held[i] = p->held;
+        if ((p->worth & ANSWER_COUNTS) != 0 && p->held > op->newest &&
+            op->phase != PHASE_WRITE) {
+            op->newest = p->held;
+            op->newest_etag = p->etag;
+            op->newest_tombstone = p->tombstone;
+        }
+    } else if (p->verdict == ACCEPT_HELD || p->verdict == ACCEPT_FLOOR) {
+        clock_see(op->w->node, p->above);
+        if (p->above > op->highest)
+            op->highest = p->above;
+    } else if (p->verdict == ACCEPT_DAMAGED) {
+        op->damaged = true;
+    }
+}
+
+/* Has a record stored as it was promised: by an owner that is another node. */
+static void consistent_send(struct op *op, unsigned i) {
+    op_call(op, i, "promised", buf_slice(op->settles ? &op->old : &op->rec));
+}
+
+/* Has the client's record, or the newest as it is, stored by all that have
+   promised, this node last. They are to say so in this same round. */
+static void consistent_store(struct op *op) {
+    struct buf *bytes = op->settles ? &op->old : &op->rec;
+
+    record_stamp(bytes->p, op->version,
+                 op->settles ? op->newest_etag : op->etag);
+    op->phase = PHASE_WRITE;
+    op->majority_since = 0;
+    op->attempt_since = op->w->now;
+    op_due(op, consistent_judge);
+    for (unsigned i = 0; i < op->count; i++)
+        if ((op->promised >> i & 1) != 0 && i != op->mine)
+            consistent_send(op, i);
+    if ((op->promised >> op->mine & 1) != 0) {
+        op->answers[op->mine] = ANSWER_WAIT;
+        replica_accept(op);
+    } else {
+        consistent_judge(op);
+    }
+}
+
+/* Writes the newest once more: then a majority holds it in one version. */
+static void consistent_settle(struct op *op) {
+    struct record r = {0};
+
+    op->settles = true;
+    if (op->phase == PHASE_LOOK) {
+        consistent_again(op);
+        return;
+    }
+    if (op->newest == op->here &&
+        !entry_read(op->file, &op->entry, SIZE_MAX, &op->old, &r)) {
+        part_damaged(op->w->node, op->part, &op->entry);
+        consistent_again(op);
+        return;
+    }
+    if (op->newest == op->here)
+        record_seal(op->old.p, 0);
+    if (!record_parse(op->old.p, op->old.n, 0, &r) || r.version != op->newest)
+        consistent_again(op);
+    else
+        consistent_store(op);
+}
+
+/* Answers a read, or a write whose condition does not hold, with the newest. */
+static void consistent_tell(struct op *op) {
+    struct record r = {0};
+
+    if (!op->reads)
+        consistent_error(op, 412, REFUSED);
+    else if (op->newest == 0)
+        consistent_record(op, &r);
+    else if (op->newest == op->here && !consistent_here(op))
+        consistent_again(op);
+    else if (op->newest != op->here &&
+             (!record_parse(op->old.p, op->old.n, 0, &r) ||
+              r.version != op->newest))
+        consistent_again(op);
+    else if (op->newest != op->here)
+        consistent_record(op, &r);
+}
+
+/*
+ * A majority has promised: what is to be written? If the client's record was
+ * sent before, and fell short, it may be what another operation has gone on
+ * from: it is written again only where the newest is still what it was read
+ * from, or is that record. A condition that does not hold is told only when a
+ * majority holds what it does not hold for: else what the client is told of
+ * might never have been.
+ */
+static void consistent_decide(struct op *op) {
+    bool present = op->newest != 0 && !op->newest_tombstone;
+    bool ours = op->tried && op->newest_etag == op->etag;
+
+    if (op->tried && !ours && op->newest_etag != op->first_etag) {
+        consistent_failed(op);
+    } else if (!op->reads &&
+               (op->tried || op_may(op, present ? op->newest_etag : 0))) {
+        if (!op->tried) {
+            op->existed = present;
+            op->first_etag = op->newest_etag;
+        }
+        op->tried = true;
+        op->settles = false;
+        consistent_store(op);
+    } else if (consistent_count(op, op->newest) >= op->quorum) {
+        consistent_tell(op);
+    } else {
+        consistent_settle(op);
+    }
+}
+
+/* What the answers so far amount to. */
+static void consistent_judge(struct op *op) {
+    struct worker *w = op->w;
+    unsigned oks = op_count(op, ANSWER_COUNTS, false);
+    unsigned waiting = op_count(op, ANSWER_WAIT, false);
+    bool hope = op->parked ||
+                (waiting > 0 && oks + waiting >= op->quorum && !op_stalled(op));
+
+    if (op->phase == PHASE_LOOK && oks >= op->quorum &&
+        consistent_count(op, op->newest) >= op->quorum) {
+        consistent_tell(op);
+    } else if (op->phase == PHASE_LOOK && oks >= op->quorum &&
+               (op_count(op, ANSWER_WAIT, true) == 0 ||
+                w->now - op->attempt_since >= ASK_MS)) {
+        consistent_settle(op);
+    } else if (op->phase == PHASE_PROMISE && oks >= op->quorum) {
+        consistent_decide(op);
+    } else if (op->phase == PHASE_WRITE && oks >= op->quorum) {
+        if (op->majority_since == 0)
+            op->majority_since = w->now;
+        if (op_count(op, ANSWER_WAIT, true) > 0 &&
+            w->now - op->majority_since < GRACE_MS) {
+            op_due(op, consistent_judge);
+            return;
+        }
+        write_missed(op);
+        if (!op->settles) {
+            consistent_written(op);
+            return;
+        }
+        op->here = 0; /* what was settled is in op->old */
+        op->newest = op->version;
+        consistent_tell(op);
+    } else if (hope) {
+        op_due(op, consistent_judge);
+    } else {
+        consistent_again(op);
+    }
+}
+
+/* Takes what an owner answered to a prepare: a record, if there is one, is kept
+   as long as it is the newest that has come. false: it makes no sense. */
+static bool consistent_prepared(struct op *op, unsigned i, struct slice body) {
+    struct prepared p;
+    struct record r;
+
+    if (body.n < PREPARED_SIZE)
+        return false;
+    p = (struct prepared){body.p[0],          body.p[1] != 0,
+                          body.p[2],          get64(body.p + 8),
+                          get64(body.p + 16), get64(body.p + 24)};
+    body = slice_skip(body, PREPARED_SIZE);
+    if (body.n > 0) {
+        if (!record_parse(body.p, body.n, 0, &r) || r.size != body.n ||
+            !record_intact(&r) || !slice_equal(r.key, op->key) ||
+            r.version != p.held)
+            return false;
+        if (op->phase != PHASE_WRITE && p.held >= op->newest &&
+            (p.worth & ANSWER_COUNTS) != 0) {
+            op->old.n = 0;
+            buf_add(&op->old, body.p, body.n);
+        }
+    } else if (p.verdict == ACCEPT_OK && p.held != 0 && p.held != op->here) {
+        return false;
+    }
+    consistent_note(op, i, &p);
+    return true;
+}
+
+/*
+ * An owner's answer has come, or its link has failed. The first of one is to
+ * the prepare, the second to the record: who promises when that is under way
+ * gets it at once. Only those that said ok to the record count then, and of all
+ * owners, or two majorities might have nobody in common.
+ */
+static void consistent_answered(struct op *op, unsigned i, unsigned status,
+                                struct slice body) {
+    if ((op->promised >> i & 1) == 0) {
+        if (status != 200 || !consistent_prepared(op, i, body))
+            op->answers[i] = ANSWER_FAILED;
+        else if (op->phase == PHASE_WRITE && (op->promised >> i & 1) != 0)
+            consistent_send(op, i);
+    } else {
+        bool voted = status == 200 && body.n == VOTE_SIZE;
+        int verdict = voted ? body.p[0] : ACCEPT_DEAD;
+
+        op->answers[i] = verdict == ACCEPT_OK ? body.p[2] : ANSWER_FAILED;
+        op->reached = op->reached || verdict == ACCEPT_OK || status == 0 ||
+                      (voted && body.p[3]);
+        op->full = op->full || verdict == ACCEPT_FULL;
+        if ((verdict == ACCEPT_HELD || verdict == ACCEPT_FLOOR) &&
+            get64(body.p + 16) > op->highest) {
+            op->highest = get64(body.p + 16);
+            clock_see(op->w->node, op->highest);
+        }
+    }
+    consistent_judge(op);
+}
+
+/* One round: all owners are asked what they hold, and, but for a first look,
+   for a promise. */
+static void consistent_round(struct op *op) {
+    struct worker *w = op->w;
+    bool looks = op->reads && !op->settles;
+    struct buf ask = {0};
+    struct prepared p;
+
+    op_owners(op);
+    if (op->mine == op->count || op_count(op, ANSWER_NONE, true) < op->quorum) {
+        consistent_failed(op);
+        return;
+    }
+    if (!looks && op->version <= op->highest)
+        op->version = clock_version(w->node, op->highest);
+    if (w->now < op->next_at ||
+        (!looks && !ceiling_allows(w->node, op->version) &&
+         !clock_too_far(op->version) && w->now - op->began < CONSISTENT_MS)) {
+        op_due(op, consistent_round);
+        return;
+    }
+    if (op->etag == 0)
+        op->etag = op->version;
+    op->phase = looks ? PHASE_LOOK : PHASE_PROMISE;
+    op->attempt_since = w->now;
+    op->promised = op->highest = op->newest = op->newest_etag = 0;
+    op->newest_tombstone = op->damaged = false;
+    op->old.n = 0;
+    file_release(op->file);
+    p = replica_prepare(op, looks ? 0 : op->version, 0, &op->entry, &op->file);
+    op->here = op->file != NULL && p.verdict != ACCEPT_DAMAGED &&
+                       !entry_damaged(&op->entry)
+                   ? p.held
+                   : 0;
+    consistent_note(op, op->mine, &p);
+    op->damaged = op->damaged || (op->file != NULL && op->here == 0);
+    put64(buf_grow(&ask, 8), looks ? 0 : op->version);
+    put64(buf_grow(&ask, 8), op->here);
+    buf_add(&ask, op->key.p, op->key.n);
+    for (unsigned i = 0; i < op->count; i++)
+        if (i != op->mine)
+            op_call(op, i, "prepare", buf_slice(&ask));
+    buf_free(&ask);
+    consistent_judge(op);
+}
+
+/* Its turn has come. */
+static void consistent_start(struct op *op) {
+    const struct worker *w = op->w;
+
+    op->answered = consistent_answered;
+    op->attempt++;
+    if (clock_wrong(w->node, w->view) && !op->reads)
+        consistent_error(op, 503,
+                         "not applied: this node's clock is far ahead of the "
+                         "others': set it");
+    else if (w->now - op->began > CONSISTENT_MS)
+        consistent_failed(op);
+    else
+        consistent_round(op);
+}
+
+/* ---- The way to the owner that does it */
+
+/* The node that was asked has answered, or its link has failed. A write may
+   have been done then; a read is asked of the next. */
+static void forward_answered(struct op *op, unsigned i, unsigned status,
+                             struct slice body);
+
+/* Sends an operation to the first owner that lives and was not asked yet, or
+   begins it if that is this node. */
+static void consistent_route(struct op *op) {
+    struct buf b = {0};
+
+    buf_zero(&b, 3);
+    b.p[0] = (uint8_t)((op->reads ? FORWARD_READ : 0) |
+                       (op->head ? FORWARD_HEAD : 0) |
+                       (op->remove ? FORWARD_DELETE : 0));
+    b.p[1] = (uint8_t)strlen(op->if_match);
+    b.p[2] = (uint8_t)strlen(op->if_none_match);
+    buf_text(&b, op->if_match);
+    buf_text(&b, op->if_none_match);
+    if (op->reads)
+        buf_add(&b, op->key.p, op->key.n);
+    else
+        buf_add(&b, op->rec.p, op->rec.n);
+    op->answered = forward_answered;
+    for (unsigned i = 0; i < op->count; i++) {
+        if (op->answers[i] != ANSWER_NONE ||
+            !member_alive(op->w->node, op->owners[i]))
+            continue;
+        if (i == op->mine) {
+            buf_free(&b);
+            turn_take(op);
+            return;
+        }
+        op_call(op, i, "consistent", buf_slice(&b));
+        if (op->answers[i] == ANSWER_WAIT)
+            break;
+    }
+    buf_free(&b);
+    if (op_count(op, ANSWER_WAIT, false) == 0)
+        consistent_failed(op);
+}
+
+static void forward_answered(struct op *op, unsigned i, unsigned status,
+                             struct slice body) {
+    uint64_t said = status == 200 && body.n >= 16 ? get64(body.p) : 0;
+    struct slice rest = slice_skip(body, said != 0 ? 16 : 0);
+    struct record r = {0};
+
+    op->answers[i] = ANSWER_FAILED;
+    if (said >= 400) {
+        answer_error(op, (unsigned)said, "%.*s", (int)rest.n,
+                     (const char *)rest.p);
+    } else if (said != 0 && op->reads &&
+               (rest.n == 0 ||
+                (record_parse(rest.p, rest.n, 0, &r) &&
+                 slice_equal(r.key, op->key) &&
+                 (op->head || (r.size == rest.n && record_intact(&r)))))) {
+        read_answer(op, &r, false, NULL);
+    } else if (said != 0 && !op->reads) {
+        op->existed = said == 204;
+        op->etag = get64(body.p + 8);
+        write_answer(op);
+    } else if (op->reads || status >= 400) {
+        consistent_route(op); /* it was not begun */
+    } else {
+        op->tried = op->reached = true;
+        consistent_failed(op);
+    }
+}
+
+/* Begins an operation of a client, whose body has arrived. */
+static void consistent_begin(struct op *op) {
+    op->consistent = true;
+    op->began = op->w->now;
+    op->phase = PHASE_ROUTE;
+    if (!op->reads) {
+        record_end(&op->rec, op->value_at);
+        record_stamp(op->rec.p, 1, 1); /* for the way; it gets its own later */
+    }
+    op_part(op, op->key);
+    op_owners(op);
+    consistent_route(op);
+}
+
+/* A whole operation has arrived from another node, or from this one's repair:
+   it is done here, whoever this node takes for the first owner. */
+static void consistent_body(struct op *op) {
+    struct slice ask = buf_slice(&op->rec), text;
+    struct record r;
+    bool good = ask.n > 3;
+    size_t skip = 3;
+
+    op->reads = good && (ask.p[0] & FORWARD_READ) != 0;
+    op->brief = good && (ask.p[0] & FORWARD_HEAD) != 0;
+    op->remove = good && (ask.p[0] & FORWARD_DELETE) != 0;
+    for (int i = 1; good && i < 3; i++) {
+        text = slice_skip(ask, skip < ask.n ? skip : ask.n);
+        good = text.n > ask.p[i];
+        text.n = ask.p[i];
+        good =
+            good && slice_copy(text, i == 1 ? op->if_match : op->if_none_match,
+                               sizeof op->if_match);
+        skip += ask.p[i];
+    }
+    if (good && !op->reads) {
+        op->rec.n -= skip;
+        memmove(op->rec.p, op->rec.p + skip, op->rec.n);
+        good = record_parse(op->rec.p, op->rec.n, 0, &r) &&
+               r.size == op->rec.n && record_intact(&r);
+        ask = r.key;
+    } else if (good) {
+        ask = slice_skip(ask, skip);
+    }
+    if (!good || ask.n > KEY_MAX || !op_part(op, ask)) {
+        answer_error(op, 400, "not an operation on a key that is owned here");
+        return;
+    }
+    memcpy(op->key_bytes, ask.p, ask.n);
+    op->key = (struct slice){op->key_bytes, ask.n};
+    op->consistent = op->forwarded = true;
+    op->began = op->w->now;
+    turn_take(op);
 }
 
 /* ---- Heartbeats.
@@ -5610,6 +6453,7 @@ static void worker_beat(struct worker *w) {
         unsigned number = w->view->member[i].number;
 
         link_check(w, &w->links[number]);
+        link_check(w, &w->routes[number]);
         link_check(w, &w->beats[number]);
         if (w->index == 0 && i != w->view->me &&
             (due || (member_alive(node, number)
@@ -6130,6 +6974,10 @@ static const struct route {
     {CONN_CLIENT, "*", ALLOW_ALL, false, NULL, NULL, NULL},
     {CONN_PEER, "/_peer/accept", "POST", false, NULL, NULL, accept_body},
     {CONN_PEER, "/_peer/read", "POST", false, NULL, NULL, read_body},
+    {CONN_PEER, "/_peer/prepare", "POST", false, NULL, NULL, prepare_body},
+    {CONN_PEER, "/_peer/promised", "POST", false, NULL, NULL, promised_body},
+    {CONN_PEER, "/_peer/consistent", "POST", false, NULL, NULL,
+     consistent_body},
     {CONN_PEER, "/_peer/heartbeat", "POST", false, NULL, NULL, beat_body},
     {CONN_PEER, "/_peer/pull", "POST", false, NULL, NULL, pull_body},
     {CONN_PEER, "/_nodes/*", "DELETE", true, UNBUILT, NULL, NULL},
@@ -6161,16 +7009,27 @@ static bool word_in(struct slice word, const char *list) {
     return false;
 }
 
-/* All that a query can ask for is still to be built. */
-static const char *query_check(struct slice query) {
-    bool asks = query.n > 0;
+/* Takes what a query asks for, of the path of a key or another. Most of it is
+   still to be built. */
+static const char *query_check(struct op *op, struct slice query, bool key) {
+    bool unbuilt = false;
     struct slice one, name;
 
-    while (slice_next(&query, '&', &one))
+    while (slice_next(&query, '&', &one)) {
+        bool valued = !slice_is(one, "consistent");
+
         if (!slice_next(&one, '=', &name) ||
             !word_in(name, "consistent,list,prefix,limit,cursor,explain,force"))
             return "400 a query parameter is not known";
-    return asks ? "501 what this query asks for is not built yet" : NULL;
+        if (!slice_is(name, "consistent"))
+            unbuilt = true;
+        else if (valued || !key)
+            return "400 consistent stands alone, without a value, and behind "
+                   "the path of a key";
+        else
+            op->consistent = true;
+    }
+    return unbuilt ? "501 what this query asks for is not built yet" : NULL;
 }
 
 /* The refusal of a node that is starting, until the next one of this worker. */
@@ -6208,12 +7067,13 @@ static const char *route_check(struct op *op, const struct http *h,
     }
     if (!r->early && (op->w->view == NULL || !atomic_load(&node->loaded)))
         return starting_text(op);
-    return query_check(query);
+    return query_check(op, query, r->port == CONN_CLIENT && r->path[0] == '*');
 }
 
 /* Begins a request for a key. */
 static const char *key_begin(struct op *op, const struct http *h) {
     bool get = slice_is(h->method, "GET"), read = get || op->head;
+    void (*begin)(struct op *);
     struct slice type = h->type;
     const char *refusal;
 
@@ -6226,14 +7086,27 @@ static const char *key_begin(struct op *op, const struct http *h) {
         return refusal;
     if (get && h->range.p != NULL)
         return "501 Range is not built yet: leave it out for the whole value";
-    if (h->if_match.p != NULL || (!read && h->if_none_match.p != NULL))
-        return "501 If-Match, and If-None-Match on writes, are not built yet";
+    if ((h->if_match.p != NULL && !etags_fine(h->if_match)) ||
+        (h->if_none_match.p != NULL && !etags_fine(h->if_none_match)))
+        return "400 If-Match and If-None-Match have * or entity tags, like "
+               "\"0123456789abcdef\", with commas between";
+    if (!slice_copy(h->if_match, op->if_match, sizeof op->if_match) ||
+        !slice_copy(h->if_none_match, op->if_none_match,
+                    sizeof op->if_none_match))
+        return "400 If-Match or If-None-Match is over 255 bytes: send fewer "
+               "tags";
+    op->reads = read;
     if (read) {
-        if (!slice_copy(h->if_none_match, op->condition, sizeof op->condition))
-            return "400 If-None-Match is over 255 bytes: send fewer tags";
-        read_begin(op);
+        if (op->consistent)
+            consistent_begin(op);
+        else
+            read_begin(op);
         return NULL;
     }
+    begin =
+        op->consistent || h->if_match.p != NULL || h->if_none_match.p != NULL
+            ? consistent_begin
+            : write_begin;
     if (op->remove ||
         slice_is_nocase(type, "application/x-www-form-urlencoded"))
         type.n = 0;
@@ -6242,9 +7115,9 @@ static const char *key_begin(struct op *op, const struct http *h) {
     op->body_most = op->w->node->flags.max_value;
     op->value_at = record_begin(&op->rec, op->key, type, op->remove);
     if (op->remove)
-        write_begin(op);
+        begin(op);
     else
-        op->body = write_begin;
+        op->body = begin;
     return NULL;
 }
 

@@ -622,21 +622,58 @@ static const struct call unbuilt_calls[] = {
     {"GET", "/?list", NULL, NULL, 501, NULL, {NULL}},
     {"GET", "/?list&prefix=u&limit=10", NULL, NULL, 501, NULL, {NULL}},
     {"GET", "/u?explain", NULL, NULL, 501, NULL, {NULL}},
-    {"GET", "/u?consistent", NULL, NULL, 501, NULL, {NULL}},
-    {"PUT", "/u?consistent", NULL, "x", 501, NULL, {NULL}},
-    {"DELETE", "/u?consistent", NULL, NULL, 501, NULL, {NULL}},
     {"GET", "/_metrics", NULL, NULL, 501, NULL, {NULL}},
     {"GET", "/_ring", NULL, NULL, 501, NULL, {NULL}},
-    {"PUT", "/u", "If-Match: *\r\n", "x", 501, NULL, {NULL}},
-    {"PUT", "/u", "If-Match: \"1\"\r\n", "x", 501, NULL, {NULL}},
-    {"POST", "/u", "If-None-Match: *\r\n", "x", 501, NULL, {NULL}},
-    {"DELETE", "/u", "If-Match: \"1\"\r\n", NULL, 501, NULL, {NULL}},
     {"GET", "/u", NULL, NULL, 200, "value", {NULL}},
+};
+
+/* Consistent operations and conditions, on a node alone. An etag that the
+   table cannot know is that of no record. */
+#define IM "If-Match: "
+#define IN "If-None-Match: "
+#define NO "\"0000000000000001\""
+static const struct call consistent_calls[] = {
+    {"GET", "/c?consistent", NULL, NULL, 404, "", {NULL}},
+    {"DELETE", "/c?consistent", NULL, NULL, 404, "", {NULL}},
+    {"PUT", "/c?consistent", NULL, "one", 201, "", {"ETag: \"*"}},
+    {"POST", "/c?consistent", NULL, "two", 204, NULL, {"ETag: \"*"}},
+    {"GET", "/c?consistent", NULL, NULL, 200, "two", {"ETag: \"*"}},
+    {"HEAD", "/c?consistent", NULL, NULL, 200, "", {"Content-Length: 3"}},
+    {"GET", "/c?consistent", IN "*\r\n", NULL, 304, "", {NULL}},
+    {"GET", "/c", IM NO "\r\n", NULL, 412, NULL, {NULL}},
+    {"GET", "/c", IM "*\r\n", NULL, 200, "two", {NULL}},
+    {"GET", "/none", IM "*\r\n", NULL, 412, NULL, {NULL}},
+    {"PUT", "/c", IN "*\r\n", "x", 412, NULL, {NULL}},
+    {"PUT", "/c", IM NO "\r\n", "x", 412, NULL, {NULL}},
+    {"PUT", "/c", IM "W/" NO "\r\n", "x", 412, NULL, {NULL}},
+    {"DELETE", "/c", IM NO "\r\n", NULL, 412, NULL, {NULL}},
+    {"DELETE", "/c", IN "*\r\n", NULL, 412, NULL, {NULL}},
+    {"GET", "/c", NULL, NULL, 200, "two", {NULL}},
+    {"PUT", "/c", IN NO "\r\n", "three", 204, NULL, {NULL}},
+    {"PUT", "/c", IM "*\r\n" IN NO "\r\n", "four", 204, NULL, {NULL}},
+    {"PUT", "/c", IM "*\r\n" IN "*\r\n", "x", 412, NULL, {NULL}},
+    {"PUT", "/none", IM "*\r\n", "x", 412, NULL, {NULL}},
+    {"DELETE", "/none", IM "*\r\n", NULL, 412, NULL, {NULL}},
+    {"PUT", "/c", IM "abc\r\n", "x", 400, NULL, {NULL}},
+    {"PUT", "/c", IM "\"a\r\n", "x", 400, NULL, {NULL}},
+    {"PUT", "/c", IM "\"a\" \"b\"\r\n", "x", 400, NULL, {NULL}},
+    {"PUT", "/c", IM "*, \"a\"\r\n", "x", 400, NULL, {NULL}},
+    {"PUT", "/c", IM "\r\n", "x", 400, NULL, {NULL}},
+    {"GET", "/c", IN "abc\r\n", NULL, 400, NULL, {NULL}},
+    {"GET", "/c?consistent=1", NULL, NULL, 400, NULL, {NULL}},
+    {"GET", "/c?consistent&nothing", NULL, NULL, 400, NULL, {NULL}},
+    {"GET", "/?consistent", NULL, NULL, 400, NULL, {NULL}},
+    {"GET", "/_health?consistent", NULL, NULL, 400, NULL, {NULL}},
+    {"DELETE", "/c", IM "*\r\n", NULL, 204, "", {NULL}},
+    {"PUT", "/c", IN "*\r\n", "five", 201, NULL, {"ETag: \"*"}},
+    {"DELETE", "/c?consistent", NULL, NULL, 204, "", {NULL}},
+    {"GET", "/c", NULL, NULL, 404, "", {NULL}},
 };
 
 static void test_values(void **state) {
     (void)state;
     calls_run(api->port, value_calls, COUNT(value_calls));
+    calls_run(api->port, consistent_calls, COUNT(consistent_calls));
 }
 
 static void test_keys(void **state) {

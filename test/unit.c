@@ -3703,38 +3703,54 @@ static void test_lists(void **state) {
     assert_false(list_has((struct slice){NULL, 0}, "close"));
 }
 
-/* Whether an etag is in an If-None-Match. */
+/* Lists of entity tags: which are any, and whether an etag is in one, as
+   If-Match and as If-None-Match ask. */
 static void test_etags(void **state) {
     static const struct {
         const char *list;
-        bool listed;
+        bool fine, strong, weak;
     } rows[] = {
-        {"\"00000000000000ab\"", true},
-        {"W/\"00000000000000ab\"", true},
-        {"\"x\", \"00000000000000ab\" ", true},
-        {"\"00000000000000AB\"", false},
-        {"*", true},
-        {"\"x\",*", true},
-        {"", false},
-        {"\"", false},
-        {"W/", false},
-        {"W/\"", false},
-        {"00000000000000ab", false},
-        {"\"00000000000000ab", false},
-        {"\"00000000000000ac\"", false},
-        {"\"000000000000000ab\"", false},
-        {"\"0000000000000ab\"", false},
-        {"\"0x000000000000ab\"", false},
-        {"w/\"00000000000000ab\"", false},
-        {"'00000000000000ab'", false},
+        {"\"00000000000000ab\"", true, true, true},
+        {"W/\"00000000000000ab\"", true, false, true},
+        {"\"x\", \"00000000000000ab\" ", true, true, true},
+        {"\"x\",\"00000000000000ab\"", true, true, true},
+        {", ,\"x\"\t,,W/\"00000000000000ab\" ,", true, false, true},
+        {"\"a,b\", \"00000000000000ab\"", true, true, true},
+        {"\"a,\"00000000000000ab\"", false, false, false},
+        {"\"\"", true, false, false},
+        {"\"\x80\"", true, false, false},
+        {"\"a b\"", false, false, false},
+        {"\"a\x7f\"", false, false, false},
+        {"\"00000000000000AB\"", true, false, false},
+        {"*", true, true, true},
+        {"\"x\",*", false, false, false},
+        {"*,\"x\"", false, false, false},
+        {"\"a\" \"b\"", false, false, false},
+        {"", false, false, false},
+        {",", false, false, false},
+        {"\"", false, false, false},
+        {"W/", false, false, false},
+        {"W/\"", false, false, false},
+        {"W\"a\"", false, false, false},
+        {"00000000000000ab", false, false, false},
+        {"\"00000000000000ab", false, false, false},
+        {"\"00000000000000ac\"", true, false, false},
+        {"\"000000000000000ab\"", true, false, false},
+        {"\"0000000000000ab\"", true, false, false},
+        {"w/\"00000000000000ab\"", false, false, false},
+        {"'00000000000000ab'", false, false, false},
     };
 
     (void)state;
     for (size_t i = 0; i < COUNT(rows); i++) {
         size_t n = strlen(rows[i].list);
         uint8_t *copy = copy_of(rows[i].list, n);
+        struct slice list = {copy, n};
 
-        if (etag_listed((struct slice){copy, n}, 0xab) != rows[i].listed)
+        if (etags_fine(list) != rows[i].fine ||
+            etag_listed(list, 0xab, false) != rows[i].strong ||
+            etag_listed(list, 0xab, true) != rows[i].weak ||
+            etag_listed(list, 0, true))
             fail_msg("%s", rows[i].list);
         free(copy);
     }
@@ -3751,16 +3767,32 @@ static void test_methods_queries(void **state) {
         {"nope", 400},
         {"nope=1", 400},
         {"=1", 400},
+        {"consistent", 0},
+        {"consistent=", 400},
+        {"consistent=1", 400},
         {"consistent&nope", 400},
         {"nope&consistent", 400},
         {"consistentx", 400},
         {"list,prefix", 400},
     };
 
+    struct op *op = memory(1, sizeof *op);
+
     (void)state;
-    for (size_t i = 0; i < COUNT(rows); i++)
-        assert_int_equal(refusal_status(query_check(slice_of(rows[i].query))),
+    for (size_t i = 0; i < COUNT(rows); i++) {
+        struct slice query = slice_of(rows[i].query);
+
+        op->consistent = false;
+        assert_int_equal(refusal_status(query_check(op, query, true)),
                          rows[i].status);
+        if (rows[i].status == 0)
+            assert_int_equal(op->consistent, query.n > 0);
+    }
+    op->consistent = false;
+    assert_int_equal(
+        refusal_status(query_check(op, slice_of("consistent"), false)), 400);
+    assert_false(op->consistent);
+    free(op);
     assert_true(word_in(slice_of("DELETE"), ALLOW_ALL));
     assert_false(word_in(slice_of("delete"), ALLOW_ALL));
     assert_false(word_in(slice_of("DELETES"), ALLOW_ALL));
