@@ -3548,10 +3548,11 @@ static void conn_flush(struct conn *c) {
             break; /* a link is not connected yet: poll() will tell */
         if (n < 0 && errno != EINTR)
             conn_kill(c);
-        if (n > 0) {
+        if (n > 0)
             c->out.at += (size_t)n;
-            c->since = c->w->now;
-        }
+        if (n > 0 && (c->kind != CONN_LINK || conn_unsent(c) > 0))
+            c->since = c->w->now; /* what the kernel takes of a call at once
+                                     says nothing about the peer */
     }
     buf_drop(&c->out, 4 * READ_SIZE);
 }
