@@ -119,9 +119,12 @@
 #define RETRY_MS          100   /* until a link, or accept(), is tried again */
 #define CALL_MS           10000 /* for an answer of a peer */
 #define ATTEMPTS          3
-#define TICK_MS           20         /* while operations are at work */
-#define CLOCK_AHEAD       60         /* seconds, at most */
-#define PAGE_BYTES        (1u << 20) /* of a pull */
+#define TICK_MS           20          /* while operations are at work */
+#define CLOCK_AHEAD       60          /* seconds, at most */
+#define PAGE_BYTES        (1u << 20)  /* of a pull */
+#define LIST_MOST         (64u << 10) /* entries of a list, or about */
+#define ROUND_MS          240000      /* from one round of repair to the next */
+#define TOMBSTONE_OLD     900         /* seconds: then it counts as absent */
 
 /* etcd. */
 #define LEASE_TTL     "10" /* seconds */
@@ -188,6 +191,8 @@ struct entry {
 #define ENTRY_TOMBSTONE UINT32_C(0x80000000)
 #define ENTRY_DAMAGED   UINT32_C(0x40000000) /* it was read, and is rotten */
 
+#define BUCKETS 256 /* of a partition, for its digest */
+
 /* A log and its index: where in it the newest record of each key is. */
 struct log {
     struct file *file; /* NULL until it is loaded */
@@ -196,11 +201,12 @@ struct log {
     uint32_t slots; /* where an entry's home can be; more lie behind */
     uint32_t total; /* slots and the run-over behind them */
     uint32_t used;
-    uint64_t keys;   /* entries that are no tombstones */
-    uint64_t bytes;  /* of those keys' records */
-    uint64_t live;   /* of the records of all entries */
-    uint64_t sum;    /* of entry_sum() of those: equal logs have equal ones */
-    uint32_t rotten; /* entries that are marked as damaged */
+    uint64_t keys;  /* entries that are no tombstones */
+    uint64_t bytes; /* of those keys' records */
+    uint64_t live;  /* of the records of all entries */
+    uint64_t sum;   /* of entry_sum() of those: equal logs have equal ones */
+    uint64_t sums[BUCKETS]; /* of the keys alone, a bucket each */
+    uint32_t rotten;        /* entries that are marked as damaged */
 };
 
 /* What was promised to the coordinator of a consistent write: that nothing
@@ -230,11 +236,12 @@ struct part {
     uint64_t floor; /* versions below are refused, of all keys */
     struct promise promises[PROMISES]; /* and of single ones */
     unsigned promised;                 /* so many */
-    struct op *turns; /* consistent operations, at work or waiting for the one
+    struct op *turns;  /* consistent operations, at work or waiting for the one
                          before on their key */
-    uint64_t doubts;  /* causes of doubt so far */
-    uint64_t cleared; /* value of doubts at the begin of the last good round */
-    bool recovering;  /* after an unclean start: what it says does not count */
+    uint64_t doubts;   /* causes of doubt so far */
+    uint64_t cleared;  /* value of doubts at the begin of the last good round */
+    uint64_t round_at; /* ms: the next round of repair, doubt or not */
+    bool recovering;   /* after an unclean start: what it says does not count */
     /* Syncing. */
     bool dirty;         /* it has records that no sync has begun to cover */
     bool queued;        /* in pool_queue, or at work */
@@ -1520,6 +1527,56 @@ static void __attribute__((noreturn)) log_dump(const char *path) {
 #define TABLE_SLOTS       32                  /* the smallest */
 #define TABLE_LEFT(slots) (64 + (slots) / 64) /* run-over behind the slots */
 
+static uint64_t entry_offset(const struct entry *e) {
+    return (uint64_t)e->offset * 8;
+}
+
+static size_t entry_size(const struct entry *e) {
+    return (size_t)(e->size & ~(ENTRY_TOMBSTONE | ENTRY_DAMAGED)) * 8;
+}
+
+static bool entry_tombstone(const struct entry *e) {
+    return (e->size & ENTRY_TOMBSTONE) != 0;
+}
+
+static bool entry_damaged(const struct entry *e) {
+    return (e->size & ENTRY_DAMAGED) != 0;
+}
+
+/* What an entry adds to the sum of its log: a hash of its key and version. */
+static uint64_t entry_sum(const struct entry *e) {
+    const uint64_t pair[2] = {e->fingerprint, e->version};
+
+    return xxh64((const uint8_t *)pair, sizeof pair, 0);
+}
+
+/* The bucket of a fingerprint: the bits below those of its partition, so that a
+   bucket is a range of the table. */
+static unsigned bucket_of(const struct node *node, uint64_t print) {
+    return (unsigned)(print * node->partitions >> 56);
+}
+
+/* The lowest fingerprint in a bucket of a partition. */
+static uint64_t bucket_print(const struct node *node, unsigned partition,
+                             unsigned bucket) {
+    uint64_t last = UINT64_MAX / node->partitions;
+
+    return partition * (last + 1) + bucket * (last / BUCKETS + 1);
+}
+
+/* Adds an entry to what is counted of a log, or (sign: -1) takes it away. */
+static void log_count(const struct node *node, struct log *log,
+                      const struct entry *e, int sign) {
+    uint64_t by = (uint64_t)sign, value = !entry_tombstone(e);
+
+    log->rotten += (uint32_t)sign * entry_damaged(e);
+    log->sum += by * entry_sum(e);
+    log->live += by * entry_size(e);
+    log->keys += by * value;
+    log->bytes += by * value * entry_size(e);
+    log->sums[bucket_of(node, e->fingerprint)] += by * value * entry_sum(e);
+}
+
 /* The first slot, from the one where an entry would like to stand, that is
    empty or whose fingerprint is not below; log->total: there is none. */
 static uint32_t table_seek(const struct node *node, const struct log *log,
@@ -1569,22 +1626,6 @@ static bool table_room(const struct node *node, struct log *log) {
             table_put(log, table_seek(node, log, old[i].fingerprint), old[i]);
     free(old);
     return true;
-}
-
-static uint64_t entry_offset(const struct entry *e) {
-    return (uint64_t)e->offset * 8;
-}
-
-static size_t entry_size(const struct entry *e) {
-    return (size_t)(e->size & ~(ENTRY_TOMBSTONE | ENTRY_DAMAGED)) * 8;
-}
-
-static bool entry_tombstone(const struct entry *e) {
-    return (e->size & ENTRY_TOMBSTONE) != 0;
-}
-
-static bool entry_damaged(const struct entry *e) {
-    return (e->size & ENTRY_DAMAGED) != 0;
 }
 
 /* The entry of a record at an offset. */
@@ -1641,28 +1682,13 @@ static struct entry *log_find(const struct node *node, struct log *log,
     return e;
 }
 
-/* What an entry adds to the sum of its log: a hash of its key and version. */
-static uint64_t entry_sum(const struct entry *e) {
-    const uint64_t pair[2] = {e->fingerprint, e->version};
-
-    return xxh64((const uint8_t *)pair, sizeof pair, 0);
-}
-
 /* Points the index at a record that is in the log; old and at are of
    log_find(), and table_room() came before it. */
-static void log_index(struct log *log, struct entry *old, uint32_t at,
-                      struct entry new) {
-    if (old != NULL) {
-        log->rotten -= entry_damaged(old);
-        log->sum -= entry_sum(old);
-        log->live -= entry_size(old);
-        log->keys -= !entry_tombstone(old);
-        log->bytes -= entry_tombstone(old) ? 0 : entry_size(old);
-    }
-    log->sum += entry_sum(&new);
-    log->live += entry_size(&new);
-    log->keys += !entry_tombstone(&new);
-    log->bytes += entry_tombstone(&new) ? 0 : entry_size(&new);
+static void log_index(const struct node *node, struct log *log,
+                      struct entry *old, uint32_t at, struct entry new) {
+    if (old != NULL)
+        log_count(node, log, old, -1);
+    log_count(node, log, &new, 1);
     if (old != NULL)
         *old = new;
     else
@@ -1931,7 +1957,7 @@ static struct accepted part_apply(struct node *node, struct part *part,
         a.verdict = ACCEPT_FULL; /* it would take room and make none */
     } else if (room && (bytes == NULL ||
                         log_append(node, part, log, bytes, r->size) == 0)) {
-        log_index(log, e, at, entry_of(print, r, log->end - r->size));
+        log_index(node, log, e, at, entry_of(print, r, log->end - r->size));
     } else {
         a.verdict = part->dead ? ACCEPT_DEAD : ACCEPT_FULL;
     }
@@ -2713,6 +2739,7 @@ static void store_load(struct node *node) {
         part->number = i;
         part->floor = node->self.ceiling;
         part->doubts = 1;
+        part->round_at = began + ROUND_MS;
         pool_enqueue(node, part);
     }
     while (atomic_load(&node->parts_read) < node->partitions) {
@@ -4553,6 +4580,16 @@ static void doubt_part(struct node *node, unsigned number) {
     wake_write(node->repair_wake[1]);
 }
 
+/* Has an owner told, with the next heartbeat, that it has missed a write. */
+static void peer_missed(struct node *node, unsigned number,
+                        unsigned partition) {
+    struct peer *peer = &node->peers[number];
+
+    atomic_fetch_or(&peer->missed[partition / 64], UINT64_C(1)
+                                                       << partition % 64);
+    atomic_store(&peer->missed_any, true);
+}
+
 /* Raises doubt about all. A node that is alone has nobody to miss. */
 static void doubt_all(struct node *node, const char *cause) {
     struct view *view = view_hold(node);
@@ -4903,7 +4940,8 @@ static void *etcd_run(void *arg) {
  *     POST /_peer/promised   a record; like accept, but only as promised
  *     POST /_peer/consistent a whole operation
  *     POST /_peer/heartbeat  see "heartbeats" below
- *     POST /_peer/pull       see "Repair"
+ *     POST /_peer/digest, list, pull
+ *                            see "Repair"
  *
  * Each request says, in the field Estoraje, of which cluster, epoch, member,
  * data directory and boot it is. What does not fit is refused unread.
@@ -5251,24 +5289,19 @@ static void answer_etag(struct buf *out, uint64_t etag) {
     buf_text(out, "\"");
 }
 
-/* An owner that has missed a write is told with the next heartbeat, and
-   repairs; this node itself does so at once, but what it waits to have synced
-   it has. */
+/* Notes who has missed a write that some have. An owner is told with the next
+   heartbeat, and repairs; this node itself does so at once, but what it waits
+   to have synced it has. */
 static void write_missed(struct op *op) {
     struct node *node = op->w->node;
 
-    for (unsigned i = 0; i < op->count; i++) {
-        struct peer *peer = &node->peers[op->owners[i]];
-
+    for (unsigned i = 0; i < op->count; i++)
         if (op->answers[i] & ANSWER_WELL || (i == op->mine && op->parked))
             continue;
-        if (i == op->mine)
+        else if (i == op->mine)
             doubt_part(node, op->partition);
         else
-            atomic_fetch_or(&peer->missed[op->partition / 64],
-                            UINT64_C(1) << op->partition % 64);
-        atomic_store(&peer->missed_any, true);
-    }
+            peer_missed(node, op->owners[i], op->partition);
 }
 
 /* Answers a write that is done. */
@@ -5291,15 +5324,14 @@ static void write_done(struct op *op) {
 /* Failure, and what can be said of it. What some have stored the others are
    told of: so that all are equal again, whichever it comes to. */
 static void write_failed(struct op *op) {
-    if (op->reached)
-        write_missed(op);
-    if (op->reached)
+    if (op->reached) {
+        write_missed(op); /* else the replicas differ until the next round */
         answer_error(op, 504,
                      "outcome unknown: some replicas have the write "
                      "but not a majority of the %u owners; read the key, or "
                      "write it again",
                      op->count);
-    else if (op->full)
+    } else if (op->full)
         answer_error(op, 507,
                      "no room left on the disk: nothing was stored; "
                      "delete something, or make room");
@@ -6469,15 +6501,27 @@ static void worker_beat(struct worker *w) {
 /* ---------------------------------------------------------------- Repair
  *
  * A round of repair brings one partition up to date and ends the doubt about
- * it: the other owners are told what is held here, fingerprint and version,
- * and answer with what is newer there. It is a round when a majority of the
- * owners, this one among them, has taken part. One thread does it, in blocking
- * code. A pull covers a range of fingerprints; its numbers are of 8 bytes:
+ * it. It is one when a majority of the owners, this one among them, has taken
+ * part. One thread does it, in blocking code; who is asked never waits. First
+ * the owners' digests are compared: a partition is cut into 256 buckets by
+ * fingerprint, and a bucket's sum is that of a hash of each key's fingerprint
+ * and version. Replicas that are equal are done with that. Of the buckets that
+ * differ all owners are asked for a list, then it is decided what is missing
+ * here, and that is pulled. In these calls a number has 8 bytes:
  *
- *     pull  partition, floor, first, last, then what the asker has from first
- *           to last: pairs of fingerprint and version
- *           answers 1 if recovering, 2 if damage may hide something, else 0;
- *           the fingerprint from which to go on or 0; then records
+ *     digest  partition, floor, cutoff
+ *             answers what it says is worth, entries, sum of all buckets
+ *     list    partition, cutoff, first and last bucket, the asker's sum of each
+ *             answers what it says is worth; a bit for each bucket, set if it
+ *             differs, 32 bytes; the entries of these, in order
+ *     pull    partition, fingerprints in order
+ *             answers what it says is worth, how many fingerprints it was for,
+ *             and their records
+ *
+ * A tombstone below the cutoff counts as absent, so that owners which dropped
+ * it at different times are equal; lists name it all the same, or an owner with
+ * an older value would keep that. The asker sends the cutoff, since two clocks
+ * would make two, and a difference where there is none.
  *
  * After an unclean start a replica may have lost what it had accepted, and must
  * not be counted until it has made that good: it is recovering. It has its
@@ -6486,101 +6530,346 @@ static void worker_beat(struct worker *w) {
  * without being seen; then it repairs with these.
  */
 
+/* What the word of a replica is worth in a round. */
+enum word {
+    WORD_GOOD,
+    WORD_LAME,  /* it is recovering */
+    WORD_HIDES, /* damage may hide something */
+    WORD_NONE   /* it did not answer */
+};
+
+#define PULL_MOST  4096 /* fingerprints at once; their records take pages */
+#define LIST_HEAD  (8 + BUCKETS / 8)
+#define LIST_ENTRY 17 /* fingerprint, version, and a byte of marks */
+#define LIST_TOMB  1
+#define LIST_BAD   2 /* it is rotten: nobody counts on it */
+
 static void buf_word(struct buf *b, uint64_t x) {
     put64(buf_grow(b, 8), x);
 }
 
-/* Puts into want the entries of records that the asker lacks, or has only older
-   ones of, up to about a page of records. Where two keys here share a
-   fingerprint it gets both: its pairs do not tell them apart. The fingerprint
-   from which to go on; under the partition's lock. */
-static uint64_t pull_choose(const struct node *node, struct part *part,
-                            struct slice range, struct buf *want) {
-    uint64_t last = get64(range.p + 8), bytes = 0;
+/*
+ * The sum of each bucket, and of all. Tombstones from the cutoff on are added
+ * here, which takes a look at each entry, but only where there are some. What
+ * is rotten has a sum of its own: to leave it out would hide it behind a
+ * tombstone that counts as absent, and it would never be healed. Under the
+ * partition's lock.
+ */
+static uint64_t part_digest(const struct node *node, const struct part *part,
+                            uint64_t cutoff, uint64_t sums[BUCKETS]) {
     const struct log *log = &part->log;
-    uint32_t at = table_seek(node, log, get64(range.p));
-    struct slice has = slice_skip(range, 16);
+    bool plain = log->used == log->keys && log->rotten == 0;
+    uint64_t all = 0;
 
-    for (; at < log->total && log->table[at].fingerprint <= last; at++) {
+    memcpy(sums, log->sums, sizeof log->sums);
+    for (uint32_t at = 0; !plain && at < log->total; at++) {
+        struct entry e = log->table[at];
+        uint64_t *sum = &sums[bucket_of(node, e.fingerprint)];
+
+        if (e.version == 0)
+            continue;
+        if (entry_tombstone(&e) && e.version >= cutoff)
+            *sum += entry_sum(&e);
+        if (entry_damaged(&e)) {
+            e.version = ~e.version;
+            *sum += entry_sum(&e);
+        }
+    }
+    for (unsigned i = 0; i < BUCKETS; i++)
+        all += sums[i];
+    return all;
+}
+
+/* Whether a bucket's bit is set. */
+static bool bucket_in(const uint8_t *map, unsigned bucket) {
+    return map[bucket / 8] >> bucket % 8 & 1;
+}
+
+/* Appends the entries of those buckets from first to last that are in a map.
+   Under the partition's lock. */
+static void list_add(const struct node *node, const struct part *part,
+                     unsigned first, unsigned last, const uint8_t *map,
+                     struct buf *list) {
+    const struct log *log = &part->log;
+    uint32_t at =
+        table_seek(node, log, bucket_print(node, part->number, first));
+
+    for (; at < log->total; at++) {
         const struct entry *e = &log->table[at];
-        uint64_t print = e->fingerprint;
-        bool again = entry_at(log, at - 1, print) != NULL;
+        unsigned bucket = bucket_of(node, e->fingerprint);
 
         if (e->version == 0)
             continue;
-        if (bytes > PAGE_BYTES && !again)
-            return print;
-        while (has.n >= 16 && get64(has.p) < print)
-            has = slice_skip(has, 16);
-        if (has.n < 16 || get64(has.p) != print || again ||
-            get64(has.p + 8) < e->version ||
-            entry_at(log, at + 1, print) != NULL) {
-            buf_add(want, e, sizeof *e);
-            bytes += entry_size(e);
-        }
+        if (bucket > last)
+            break;
+        if (!bucket_in(map, bucket))
+            continue;
+        buf_word(list, e->fingerprint);
+        buf_word(list, e->version);
+        *buf_grow(list, 1) = (uint8_t)((entry_tombstone(e) ? LIST_TOMB : 0) |
+                                       (entry_damaged(e) ? LIST_BAD : 0));
     }
-    return last + 1;
 }
 
-/* Answers a pull. A floor is a promise: it has to be below the ceiling, which
-   outlives the process. What is damaged here is left out, and must be had from
-   another owner: without it, this one's word is not complete. */
-static void pull_body(struct op *op) {
+/* What this replica's own word is worth. Under the partition's lock. */
+static enum word part_word(const struct part *part) {
+    return part->unsure > 0   ? WORD_HIDES
+           : part->recovering ? WORD_LAME
+                              : WORD_GOOD;
+}
+
+/* The partition that a call is about; NULL: the call is refused. */
+static struct part *ask_part(struct op *op, bool good) {
+    struct slice ask = buf_slice(&op->rec);
+
+    if (good && get64(ask.p) < op->w->node->partitions)
+        return &op->w->node->parts[get64(ask.p)];
+    answer_error(op, 400, "not a call that repair makes");
+    return NULL;
+}
+
+/* Answers a digest. A floor is a promise: it has to be below the ceiling, which
+   outlives the process. It is raised under the same lock under which the sums
+   are taken, or a write could slip in between that is in neither. */
+static void digest_body(struct op *op) {
     struct node *node = op->w->node;
     struct slice ask = buf_slice(&op->rec);
-    bool good = ask.n >= 32 && get64(ask.p) < node->partitions;
-    uint64_t floor = good ? get64(ask.p + 8) : 0;
-    struct buf answer = {0}, want = {0}, *record = &op->w->record;
-    const struct entry *e;
-    struct record r;
-    struct part *part;
-    struct file *file;
+    struct part *part = ask_part(op, ask.n == 24);
+    uint64_t floor = part != NULL ? get64(ask.p + 8) : 0, sums[BUCKETS];
+    struct buf answer = {0};
 
+    if (part == NULL)
+        return;
     clock_see(node, floor); /* first: the ceiling follows the clock */
-    if (!good || clock_too_far(floor) || !ceiling_allows(node, floor)) {
-        answer_error(op, 503, "not a pull from a partition, or not now");
+    if (clock_too_far(floor) || !ceiling_allows(node, floor)) {
+        answer_error(op, 503, "the floor is above the ceiling here: try again");
         return;
     }
-    part = &node->parts[get64(ask.p)];
     pthread_mutex_lock(&part->lock);
     if (floor > part->floor)
         part->floor = floor;
-    buf_word(&answer, part->unsure > 0 ? 2 : part->recovering ? 1 : 0);
-    buf_word(&answer, pull_choose(node, part, slice_skip(ask, 16), &want));
-    file = file_hold(part->log.file);
+    buf_word(&answer, part_word(part));
+    buf_word(&answer, part->log.used);
+    buf_word(&answer, part_digest(node, part, get64(ask.p + 16), sums));
     pthread_mutex_unlock(&part->lock);
-    e = (const void *)want.p;
-    for (size_t n = want.n / sizeof *e; n > 0; n--, e++)
-        if (entry_read(file, e, SIZE_MAX, record, &r)) {
-            record_seal(record->p, 0);
-            buf_add(&answer, record->p, record->n);
-        } else {
-            part_damaged(node, part, e);
-            put64(answer.p, 2);
-        }
-    file_release(file);
-    buf_reset(record, 2 * READ_SIZE);
     replica_says(op, 200, answer.p, answer.n);
     buf_free(&answer);
-    buf_free(&want);
 }
 
-/* What the repair thread has: a caller for each member it has spoken to. */
+/* Answers a list. */
+static void list_body(struct op *op) {
+    struct slice ask = buf_slice(&op->rec);
+    bool good = ask.n >= 40 && get64(ask.p + 16) <= get64(ask.p + 24) &&
+                get64(ask.p + 24) < BUCKETS &&
+                ask.n == 40 + 8 * (get64(ask.p + 24) - get64(ask.p + 16));
+    struct part *part = ask_part(op, good);
+    uint8_t head[LIST_HEAD] = {0}, *map = head + 8;
+    uint64_t sums[BUCKETS];
+    struct buf answer = {0};
+    unsigned first, last;
+
+    if (part == NULL)
+        return;
+    first = (unsigned)get64(ask.p + 16);
+    last = (unsigned)get64(ask.p + 24);
+    pthread_mutex_lock(&part->lock);
+    put64(head, part_word(part));
+    part_digest(op->w->node, part, get64(ask.p + 8), sums);
+    for (unsigned i = first; i <= last; i++)
+        if (sums[i] != get64(ask.p + 32 + 8 * (i - first)))
+            map[i / 8] |= (uint8_t)(1u << i % 8);
+    buf_add(&answer, head, sizeof head);
+    list_add(op->w->node, part, first, last, map, &answer);
+    pthread_mutex_unlock(&part->lock);
+    replica_says(op, 200, answer.p, answer.n);
+    buf_free(&answer);
+}
+
+/* Appends the records that have a fingerprint, of whatever keys. false: one is
+   damaged, and left out. */
+static bool pull_print(struct op *op, struct part *part, uint64_t print,
+                       struct buf *answer) {
+    struct node *node = op->w->node;
+    struct buf *record = &op->w->record;
+    struct file *file;
+    struct entry e;
+    struct record r;
+    bool good = true, unsure;
+
+    for (unsigned n = 0; part_place(node, part, print, n, &e, &file, &unsure);
+         n++) {
+        if (entry_read(file, &e, SIZE_MAX, record, &r)) {
+            record_seal(record->p, 0);
+            buf_add(answer, record->p, record->n);
+        } else {
+            part_damaged(node, part, &e);
+            good = false;
+        }
+        file_release(file);
+    }
+    return good;
+}
+
+/* Answers a pull: at least one fingerprint, and about a page of records. What
+   is damaged here must be had from another owner. */
+static void pull_body(struct op *op) {
+    struct slice ask = buf_slice(&op->rec);
+    struct part *part = ask_part(op, ask.n >= 16 && ask.n % 8 == 0);
+    struct buf answer = {0};
+    size_t at = 8;
+
+    if (part == NULL)
+        return;
+    buf_zero(&answer, 16);
+    pthread_mutex_lock(&part->lock);
+    put64(answer.p, part_word(part));
+    pthread_mutex_unlock(&part->lock);
+    for (; at < ask.n && answer.n < PAGE_BYTES; at += 8)
+        if (!pull_print(op, part, get64(ask.p + at), &answer))
+            put64(answer.p, WORD_HIDES);
+    put64(answer.p + 8, at / 8 - 1);
+    buf_reset(&op->w->record, 2 * READ_SIZE);
+    replica_says(op, 200, answer.p, answer.n);
+    buf_free(&answer);
+}
+
+/* ---- The asker. */
+
+/* A record to be pulled. */
+struct want {
+    uint64_t fingerprint;
+    uint64_t version; /* as it was listed */
+    enum how how;     /* that version may come */
+};
+
+/* Another owner, in a round. */
+struct other {
+    const struct member *m;
+    enum word word; /* the worst that it said */
+    uint64_t entries;
+    bool differs;
+    uint8_t map[BUCKETS / 8]; /* buckets of the range in which it differs */
+    struct slice list;        /* what it has in these, in its caller's reply */
+    struct buf wants;         /* struct want each, to be pulled from it */
+};
+
+/* What a replica has of one fingerprint. */
+struct claim {
+    unsigned n;       /* entries; more than 1: keys share it */
+    uint64_t version; /* of the newest, 0: none */
+    uint64_t sum;     /* of all versions */
+    unsigned marks;
+};
+
+/* What the repair thread has: a caller for each member it has spoken to, what
+   it did in this pass, and the round under way. */
 struct repair {
     struct node *node;
     struct view *view;
     struct caller *callers[MEMBERS_MAX + 1]; /* by number */
-    struct buf intro;
-    struct buf ask;  /* a pull's body */
-    uint64_t pulled; /* records, in this pass */
+    struct buf fields, ask;                  /* of a call */
+    uint64_t records, bytes, settled;
+    uint64_t tell_at;
+    struct part *part;
+    struct other others[REPLICAS_MAX];
+    unsigned count;  /* of them */
+    unsigned owners; /* that is one more */
+    uint64_t floor;  /* for the others; 0: this replica is not recovering */
+    uint64_t cutoff;
+    uint64_t entries; /* here */
+    uint64_t sums[BUCKETS];
+    struct buf mine; /* a list */
+    bool whole;      /* all others took part, well or lame */
+    bool failed;     /* something is still missing here */
+    bool needed;     /* some old tombstone is */
 };
 
-/* Stores pulled records. They have passed the floor of an owner, and are
-   ordered by version alone. false: one is malformed or cannot be stored. */
-static bool repair_store(struct repair *repair, struct part *part,
-                         struct slice records) {
+/* Calls a member, not faster than -moveRate. true: the answer, of that size at
+   least, is in its caller's reply. */
+static bool repair_call(struct repair *repair, const struct member *m,
+                        const char *path, size_t least) {
     struct node *node = repair->node;
-    struct accepted a;
+    uint64_t rate = node->flags.move_rate;
+    struct caller *k = repair->callers[m->number];
+    bool good;
+
+    if (k == NULL) {
+        k = repair->callers[m->number] = memory(1, sizeof *k);
+        k->fd = -1;
+    }
+    caller_aim(k, m->host, m->peer_port);
+    repair->fields.n = 0;
+    intro_text(&repair->fields, node, repair->view);
+    buf_zero(&repair->fields, 1);
+    good = caller_call(k, path, (const char *)repair->fields.p,
+                       buf_slice(&repair->ask), CALL_MS) == 200 &&
+           k->reply.n >= least;
+    if (!good)
+        return false;
+    repair->bytes += k->reply.n;
+    node_rest(node, rate == 0 ? 0 : k->reply.n * 1000 / rate);
+    return true;
+}
+
+/* Calls an owner, whose answer begins with what its word is worth. One that
+   does not answer well has no part in the round any more. */
+static bool other_call(struct repair *repair, struct other *other,
+                       const char *path, size_t least) {
+    uint64_t word = WORD_NONE;
+
+    if (repair_call(repair, other->m, path, least))
+        word = get64(repair->callers[other->m->number]->reply.p);
+    if (word > other->word)
+        other->word = word < WORD_NONE ? (enum word)word : WORD_NONE;
+    return word < WORD_NONE;
+}
+
+/* Begins a call about the partition of the round. */
+static void repair_ask(struct repair *repair) {
+    repair->ask.n = 0;
+    buf_word(&repair->ask, repair->part->number);
+}
+
+/* Has the key of a record settled, which is below the floor here and on no
+   majority: whether it is to be is not for this replica to say. A promise that
+   was made here may have been counted by an operation that has not seen it. */
+static bool repair_settle(struct repair *repair, struct slice key) {
+    static const uint8_t head[3] = {1, 0, 0}; /* a read, with no conditions */
+
+    repair->ask.n = 0;
+    buf_add(&repair->ask, head, sizeof head);
+    buf_add(&repair->ask, key.p, key.n);
+    return repair_call(repair, &repair->view->member[repair->view->me],
+                       "/_peer/consistent", 0);
+}
+
+/* Stores a pulled record; waits for the ceiling. */
+static enum verdict repair_accept(struct repair *repair, struct slice record,
+                                  const struct record *r, uint64_t print,
+                                  enum how how) {
+    struct node *node = repair->node;
+    enum verdict verdict;
+
+    while (verdict = store_accept(node, repair->part,
+                                  (uint8_t *)(uintptr_t)record.p, r, print, how)
+                         .verdict,
+           verdict == ACCEPT_CEILING && !atomic_load(&node->ended))
+        rest_ms(10);
+    return verdict;
+}
+
+/*
+ * Stores pulled records, which come in the order in which they were wanted. One
+ * that is newer by now than was listed is not what a majority has: the floor
+ * counts. A settled key is written by its coordinator, so the record is tried
+ * again to see if it is held then: a majority may be without this replica.
+ * false: one is missing or malformed, or cannot be stored.
+ */
+static bool repair_store(struct repair *repair, const struct want *want,
+                         const struct want *end, struct slice records) {
+    struct node *node = repair->node;
+    const struct want *now = NULL;
+    enum verdict verdict;
     struct record r;
 
     for (; records.n > 0; records = slice_skip(records, r.size)) {
@@ -6590,164 +6879,422 @@ static bool repair_store(struct repair *repair, struct part *part,
             !record_intact(&r))
             return false;
         print = ring_fingerprint(r.key.p, r.key.n, node->self.hash);
-        if (ring_partition(print, node->partitions) != part->number)
+        if (want < end && want->fingerprint == print)
+            now = want++;
+        if (now == NULL || now->fingerprint != print)
             return false;
-        while (a = store_accept(node, part, (uint8_t *)(uintptr_t)records.p, &r,
-                                print, HOW_MAJORITY),
-               a.verdict == ACCEPT_CEILING && !atomic_load(&node->ended))
-            rest_ms(10);
-        if (a.verdict != ACCEPT_OK && a.verdict != ACCEPT_HELD)
-            return false;
-        repair->pulled++;
-    }
-    return true;
-}
-
-/* Puts into repair->ask a pull of what is newer elsewhere, of fingerprints from
-   `first` on. The last one that it covers. */
-static uint64_t repair_ask(struct repair *repair, struct part *part,
-                           uint64_t floor, uint64_t first) {
-    const struct log *log = &part->log;
-    struct buf *ask = &repair->ask;
-    uint64_t last = UINT64_MAX;
-
-    ask->n = 0;
-    buf_word(ask, part->number);
-    buf_word(ask, floor);
-    buf_word(ask, first);
-    buf_word(ask, last);
-    pthread_mutex_lock(&part->lock);
-    for (uint32_t at = table_seek(repair->node, log, first); at < log->total;
-         at++) {
-        const struct entry *e = &log->table[at];
-
-        if (e->version == 0)
-            continue;
-        if (ask->n > PAGE_BYTES &&
-            entry_at(log, at - 1, e->fingerprint) == NULL) {
-            last = e->fingerprint - 1;
-            break;
+        verdict =
+            repair_accept(repair, records, &r, print,
+                          r.version == now->version ? now->how : HOW_REPAIR);
+        if (verdict == ACCEPT_FLOOR && repair_settle(repair, r.key)) {
+            verdict = repair_accept(repair, records, &r, print, HOW_REPAIR);
+            repair->settled += verdict != ACCEPT_FLOOR;
         }
-        buf_word(ask, e->fingerprint);
-        buf_word(ask, entry_damaged(e) ? 0 : e->version);
+        if (verdict != ACCEPT_OK && verdict != ACCEPT_HELD)
+            return false;
+        repair->records++;
     }
-    pthread_mutex_unlock(&part->lock);
-    put64(ask->p + 24, last);
-    return last;
+    return want == end;
 }
 
-/* Takes over from one owner all that is newer there, not faster than -moveRate,
-   and raises its floor. -1: that could not be done; else what it says of itself,
-   the worst of its answers. */
-static int repair_from(struct repair *repair, const struct member *m,
-                       struct part *part, uint64_t floor) {
-    uint64_t first = 0, next, last, rate = repair->node->flags.move_rate;
-    int flags = 0;
-    struct caller *k = repair->callers[m->number];
-    struct slice answer;
+/* Each second of a pass that takes long: how far it is. */
+static void repair_tell(struct repair *repair) {
+    if (now_ms() < repair->tell_at)
+        return;
+    repair->tell_at = now_ms() + 1000;
+    say("info",
+        "repair is at work percent=%u records=%" PRIu64 " bytes=%" PRIu64,
+        repair->part->number * 100 / repair->node->partitions, repair->records,
+        repair->bytes);
+}
 
-    if (k == NULL) {
-        k = repair->callers[m->number] = memory(1, sizeof *k);
-        k->fd = -1;
+/* Pulls what is wanted from an owner. */
+static void repair_pull(struct repair *repair, struct other *other) {
+    const struct want *want = (const void *)other->wants.p;
+    const struct want *end = want + other->wants.n / sizeof *want;
+
+    while (want < end && !repair->failed) {
+        const struct buf *reply;
+        uint64_t n = 0;
+
+        repair_ask(repair);
+        for (const struct want *w = want; w < end && w < want + PULL_MOST; w++)
+            buf_word(&repair->ask, w->fingerprint);
+        if (other_call(repair, other, "/_peer/pull", 16)) {
+            reply = &repair->callers[other->m->number]->reply;
+            n = get64(reply->p + 8);
+        }
+        if (n == 0 || n > (uint64_t)(end - want) ||
+            !repair_store(repair, want, want + n,
+                          (struct slice){reply->p + 16, reply->n - 16}))
+            repair->failed = true;
+        else
+            want += n;
+        repair_tell(repair);
     }
-    caller_aim(k, m->host, m->peer_port);
-    do {
-        last = repair_ask(repair, part, floor, first);
-        if (caller_call(k, "/_peer/pull", (const char *)repair->intro.p,
-                        buf_slice(&repair->ask), CALL_MS) != 200 ||
-            k->reply.n < 16)
-            return -1;
-        answer = buf_slice(&k->reply);
-        next = get64(answer.p + 8);
-        if (next - 1 < first || next - 1 > last ||
-            !repair_store(repair, part, slice_skip(answer, 16)))
-            return -1;
-        if ((int)get64(answer.p) > flags)
-            flags = (int)get64(answer.p);
-        node_rest(repair->node, rate == 0 ? 0 : answer.n * 1000 / rate);
-        first = next;
-    } while (next != 0);
-    return flags;
+    other->wants.n = 0;
+}
+
+/* Takes what a list says of a fingerprint off its front. */
+static struct claim claim_take(struct slice *list, uint64_t print) {
+    struct claim c = {0};
+
+    for (; list->n >= LIST_ENTRY && get64(list->p) == print;
+         *list = slice_skip(*list, LIST_ENTRY)) {
+        uint64_t version = get64(list->p + 8);
+
+        if (c.n++ == 0 || version > c.version) {
+            c.version = version;
+            c.marks = list->p[16];
+        }
+        c.sum += version;
+    }
+    return c;
+}
+
+/* Whether a claim is of a tombstone that counts as absent, or of nothing. */
+static bool claim_absent(const struct repair *repair, const struct claim *c) {
+    return c->n == 0 || (c->marks == LIST_TOMB && c->version < repair->cutoff);
+}
+
+/* Notes that a record is wanted from an owner. */
+static void repair_want(struct other *other, uint64_t print, uint64_t version,
+                        enum how how) {
+    struct want want = {print, version, how};
+
+    buf_add(&other->wants, &want, sizeof want);
+}
+
+/* What follows for an owner from the newest that anybody has of a fingerprint.
+   It is told what it lacks, else it learns of it with its own next round only.
+   Not while that is so new that it may be on its way: two replicas under load
+   would have each other repair for ever. */
+static void other_judge(struct repair *repair, struct other *other,
+                        const struct claim *c, const struct claim *newest) {
+    uint64_t settled = VERSION_TIME(now_us() - LOST_MS * UINT64_C(1000));
+    bool lacks = c->version < newest->version && !(c->marks & LIST_BAD) &&
+                 !(claim_absent(repair, c) && claim_absent(repair, newest));
+
+    if (c->marks & LIST_BAD && c->version > newest->version)
+        other->word = WORD_HIDES; /* and nobody has it whole */
+    if (lacks && other->word == WORD_GOOD && newest->version < settled)
+        peer_missed(repair->node, other->m->number, repair->part->number);
+}
+
+/* Two keys have one fingerprint, and versions do not tell them apart: what is
+   not the same is pulled, all of it, and each key's versions decide. */
+static void repair_collide(struct repair *repair, uint64_t print,
+                           const struct claim *mine,
+                           const struct claim *claims) {
+    repair->needed = true;
+    for (unsigned i = 0; i < repair->count; i++) {
+        struct other *other = &repair->others[i];
+
+        if (!bucket_in(other->map, bucket_of(repair->node, print)) ||
+            (claims[i].n == mine->n && claims[i].sum == mine->sum))
+            continue;
+        if (claims[i].n > 0)
+            repair_want(other, print, 0, HOW_REPAIR);
+        if (other->word == WORD_GOOD)
+            peer_missed(repair->node, other->m->number, repair->part->number);
+    }
+}
+
+/*
+ * How a version may come that is newest. What a majority of the owners holds is
+ * decided, and no promise stands in its way. A replica that recovers takes what
+ * is newest among all owners, too: each has refused, from before it was asked,
+ * what this one may have promised and forgotten, so nothing of that can still
+ * succeed unseen; and to have it settled could mean to wait for others that
+ * recover, and wait for this one. All else is bound by the floor.
+ */
+static enum how repair_how(const struct repair *repair, unsigned holders) {
+    return holders > repair->owners / 2 || (repair->floor > 0 && repair->whole)
+               ? HOW_MAJORITY
+               : HOW_REPAIR;
+}
+
+/* Decides about one fingerprint, the first of what is left of the lists; an
+   owner whose bucket does not differ has what is here, and no list of it. */
+static void repair_decide(struct repair *repair, struct slice *list,
+                          uint64_t print) {
+    struct claim mine = claim_take(list, print), claims[REPLICAS_MAX];
+    struct claim newest = mine.marks & LIST_BAD ? (struct claim){0} : mine;
+    unsigned bucket = bucket_of(repair->node, print), holders = 0;
+    struct other *from = NULL;
+    bool collide = mine.n > 1;
+
+    for (unsigned i = 0; i < repair->count; i++) {
+        struct claim *c = &claims[i];
+
+        *c = claim_take(&repair->others[i].list, print);
+        collide = collide || c->n > 1;
+        if (c->n == 0 || c->marks & LIST_BAD || c->version < newest.version)
+            continue;
+        if (c->version > newest.version) {
+            newest = *c;
+            holders = 0;
+            from = &repair->others[i];
+        }
+        holders++;
+    }
+    if (collide) {
+        repair_collide(repair, print, &mine, claims);
+        return;
+    }
+    for (unsigned i = 0; i < repair->count; i++) {
+        const struct claim *c = &claims[i];
+
+        if (!bucket_in(repair->others[i].map, bucket))
+            continue;
+        other_judge(repair, &repair->others[i], c, &newest);
+        if (mine.n > 0 && c->n > 0 && claim_absent(repair, &mine) &&
+            !(c->marks & LIST_TOMB) && c->version <= mine.version)
+            repair->needed = true;
+    }
+    if (from == NULL || newest.version < mine.version ||
+        (claim_absent(repair, &newest) && claim_absent(repair, &mine)))
+        return;
+    if (newest.marks & LIST_TOMB)
+        repair->needed = true; /* it is new here, whoever else lacks it */
+    repair_want(from, print, newest.version, repair_how(repair, holders));
+}
+
+/* Goes over lists side by side, and decides about each fingerprint. */
+static void repair_merge(struct repair *repair, struct slice list) {
+    for (;;) {
+        bool any = list.n > 0;
+        uint64_t print = any ? get64(list.p) : UINT64_MAX;
+
+        for (unsigned i = 0; i < repair->count; i++) {
+            struct slice other = repair->others[i].list;
+
+            if (other.n > 0 && get64(other.p) <= print)
+                print = get64(other.p);
+            any = any || other.n > 0;
+        }
+        if (!any)
+            return;
+        repair_decide(repair, &list, print);
+    }
+}
+
+/* Asks an owner for the list of a range of buckets. Nothing of it, nor of what
+   it says of buckets outside, is left if the answer is not one. */
+static void other_list(struct repair *repair, struct other *other,
+                       unsigned first, unsigned last) {
+    const struct buf *reply;
+
+    memset(other->map, 0, sizeof other->map);
+    other->list.n = 0;
+    if (!other->differs || other->word == WORD_NONE)
+        return;
+    repair_ask(repair);
+    buf_word(&repair->ask, repair->cutoff);
+    buf_word(&repair->ask, first);
+    buf_word(&repair->ask, last);
+    for (unsigned i = first; i <= last; i++)
+        buf_word(&repair->ask, repair->sums[i]);
+    if (!other_call(repair, other, "/_peer/list", LIST_HEAD))
+        return;
+    reply = &repair->callers[other->m->number]->reply;
+    if ((reply->n - LIST_HEAD) % LIST_ENTRY != 0) {
+        other->word = WORD_NONE;
+        return;
+    }
+    memcpy(other->map, reply->p + 8, sizeof other->map);
+    other->list = (struct slice){reply->p + LIST_HEAD, reply->n - LIST_HEAD};
+}
+
+/* Compares a range of buckets with all owners that differ, and takes over what
+   is newer there. What is here is listed last: what arrives meanwhile need not
+   be pulled. */
+static void repair_range(struct repair *repair, unsigned first, unsigned last) {
+    struct part *part = repair->part;
+    uint8_t map[BUCKETS / 8] = {0};
+
+    repair->whole = true;
+    for (unsigned i = 0; i < repair->count; i++) {
+        struct other *other = &repair->others[i];
+
+        other_list(repair, other, first, last);
+        for (size_t k = 0; k < sizeof map; k++)
+            map[k] |= other->map[k];
+        repair->whole = repair->whole && other->word <= WORD_LAME;
+    }
+    repair->mine.n = 0;
+    pthread_mutex_lock(&part->lock);
+    list_add(repair->node, part, first, last, map, &repair->mine);
+    pthread_mutex_unlock(&part->lock);
+    repair_merge(repair, buf_slice(&repair->mine));
+    for (unsigned i = 0; i < repair->count; i++)
+        repair_pull(repair, &repair->others[i]);
+}
+
+/* Asks an owner for its digest, and raises its floor. */
+static void other_digest(struct repair *repair, struct other *other,
+                         uint64_t mine) {
+    const struct buf *reply;
+
+    repair_ask(repair);
+    buf_word(&repair->ask, repair->floor);
+    buf_word(&repair->ask, repair->cutoff);
+    if (!other_call(repair, other, "/_peer/digest", 24))
+        return;
+    reply = &repair->callers[other->m->number]->reply;
+    other->entries = get64(reply->p + 8);
+    other->differs = get64(reply->p + 16) != mine;
+}
+
+/* Compares the partition with its other owners, and takes over what is newer
+   there: first the digests of all, since their floors are to be raised before
+   anything is decided; then ranges of buckets of which a list is not too long.
+   mine: the sum of all buckets here. */
+static void repair_compare(struct repair *repair, uint64_t mine) {
+    uint64_t most = repair->entries, step;
+    bool differs = false;
+
+    for (unsigned i = 0; i < repair->count; i++) {
+        struct other *other = &repair->others[i];
+
+        if (member_alive(repair->node, other->m->number))
+            other_digest(repair, other, mine);
+        differs = differs || other->differs;
+        most = other->entries > most ? other->entries : most;
+    }
+    step = most > LIST_MOST ? (uint64_t)BUCKETS * LIST_MOST / most : BUCKETS;
+    step = step > 0 ? step : 1;
+    for (uint64_t first = 0; differs && first < BUCKETS && !repair->failed;
+         first += step)
+        repair_range(
+            repair, (unsigned)first,
+            (unsigned)(first + step < BUCKETS ? first + step : BUCKETS) - 1);
+}
+
+/* Whether enough owners took part in the round. */
+static bool repair_enough(const struct repair *repair) {
+    unsigned good = 0, lame = 0, need = repair->owners / 2; /* and this one */
+
+    for (unsigned i = 0; i < repair->count; i++) {
+        good += repair->others[i].word == WORD_GOOD;
+        lame += repair->others[i].word == WORD_LAME;
+    }
+    if (repair->floor > 0) { /* no majority is to be without one of these */
+        need = (repair->owners + 1) / 2;
+        if (lame > 0 || need > repair->count)
+            need = repair->count;
+        good += lame;
+    }
+    return good >= need;
 }
 
 /* One round about one partition: it ends the doubt that there was before, if
-   enough owners took part in it. Whether they did. */
+   enough owners took part in it, and nothing is missing here any more. Whether
+   that is so. */
 static bool repair_part(struct repair *repair, struct part *part) {
     struct node *node = repair->node;
-    unsigned count, done = 0, recovering = 0, need;
+    const struct view *view = repair->view;
     const unsigned *owners =
-        ring_owners(repair->view->ring, part->number, &count);
-    uint64_t doubts;
-    bool unclean;
+        ring_owners(view->ring, part->number, &repair->owners);
+    uint64_t doubts, mine;
+    bool good;
 
+    repair->part = part;
+    repair->count = 0;
+    repair->failed = repair->needed = false;
+    repair->cutoff = VERSION_TIME(now_us() - TOMBSTONE_OLD * UINT64_C(1000000));
+    for (unsigned i = 0; i < repair->owners; i++)
+        if (owners[i] != view->me) {
+            struct other *other = &repair->others[repair->count++];
+            struct buf wants = other->wants;
+
+            *other = (struct other){.m = &view->member[owners[i]],
+                                    .word = WORD_GOOD,
+                                    .wants = wants};
+            if (!member_alive(node, other->m->number))
+                other->word = WORD_NONE;
+        }
     pthread_mutex_lock(&part->lock);
     doubts = part->doubts;
-    unclean = part->recovering;
+    repair->floor = part->recovering ? node->begin_ceiling + 1 : 0;
+    repair->entries = part->log.used;
+    mine = part_digest(node, part, repair->cutoff, repair->sums);
     pthread_mutex_unlock(&part->lock);
-    for (unsigned i = 0; i < count; i++) {
-        const struct member *m = &repair->view->member[owners[i]];
-        int flags;
-
-        if (owners[i] == repair->view->me || !member_alive(node, m->number))
-            continue;
-        flags =
-            repair_from(repair, m, part, unclean ? node->begin_ceiling + 1 : 0);
-        done += flags == 0;
-        recovering += flags == 1;
-    }
-    need = count / 2; /* with this one a majority */
-    if (unclean) {
-        need = (count + 1) / 2; /* none can be found without one of these */
-        if (recovering > 0 || need > count - 1)
-            need = count - 1;
-        done += recovering;
-    }
-    if (done < need)
-        return false;
+    repair_compare(repair, mine);
+    good = !repair->failed && repair_enough(repair);
     pthread_mutex_lock(&part->lock);
-    part->cleared = doubts;
-    part->recovering = false;
-    if (count > 1) {
+    part->round_at = now_ms() + jitter(ROUND_MS);
+    if (good) {
+        part->cleared = doubts;
+        part->recovering = false;
+    }
+    if (good && repair->count > 0) {
         part->rewrite = part->rewrite || part->unsure > 0;
         part->unsure = 0;
     }
     pthread_mutex_unlock(&part->lock);
-    return true;
+    repair_tell(repair);
+    return good;
 }
 
-/* Goes over all partitions owned here and repairs those in doubt. How many are
-   left. Counts, on the way, what the heartbeats tell. */
+/* What the heartbeats tell of this node, but for its doubts. How many of the
+   partitions that it owns are in doubt; of them as many are recovering. */
+static unsigned repair_count(struct repair *repair, unsigned *recovering) {
+    struct node *node = repair->node;
+    struct peer *me = &node->peers[node->self.number];
+    unsigned doubted = 0, owned = 0;
+    uint64_t keys = 0, bytes = 0;
+
+    *recovering = 0;
+    for (unsigned i = 0; i < node->partitions; i++) {
+        struct part *part = &node->parts[i];
+
+        if (!view_owns(repair->view, i, (unsigned)node->self.number))
+            continue;
+        pthread_mutex_lock(&part->lock);
+        doubted += part->doubts != part->cleared || part->recovering;
+        *recovering += part->recovering;
+        keys += part->log.keys;
+        bytes += part->log.bytes;
+        pthread_mutex_unlock(&part->lock);
+        owned++;
+    }
+    atomic_store(&me->said[SAID_OWNED], owned);
+    atomic_store(&me->said[SAID_KEYS], keys);
+    atomic_store(&me->said[SAID_BYTES], bytes);
+    return doubted;
+}
+
+/* Goes over all partitions owned here and repairs those in doubt, and those
+   whose turn it is. How many are left in doubt. */
 static unsigned repair_all(struct repair *repair) {
     struct node *node = repair->node;
     struct peer *me = &node->peers[node->self.number];
-    unsigned doubted = 0, owned = 0, recovering = 0;
-    uint64_t keys = 0, bytes = 0;
+    unsigned recovering, doubted = repair_count(repair, &recovering);
+    unsigned left = 0;
 
+    if (node->unclean && recovering == 0) {
+        node->unclean = false; /* from now on a kill -9 is one */
+        mark_make(node);
+    }
     for (unsigned i = 0; i < node->partitions && !atomic_load(&node->ended);
          i++) {
         struct part *part = &node->parts[i];
-        bool doubt;
+        bool doubt, due;
 
         if (!view_owns(repair->view, i, (unsigned)node->self.number))
             continue;
         pthread_mutex_lock(&part->lock);
         doubt = part->doubts != part->cleared || part->recovering;
-        recovering += part->recovering;
-        keys += part->log.keys;
-        bytes += part->log.bytes;
+        due = doubt || now_ms() >= part->round_at;
         pthread_mutex_unlock(&part->lock);
-        owned++;
-        doubted += doubt && !repair_part(repair, part);
+        if (due && !repair_part(repair, part) && doubt)
+            left++;
+        doubted -= doubt && doubted > 0;
+        atomic_store(&me->said[SAID_DOUBT], doubted + left);
     }
-    if (node->unclean && recovering == 0 && !atomic_load(&node->ended)) {
-        node->unclean = false; /* from now on a kill -9 is one */
-        mark_make(node);
-    }
-    atomic_store(&me->said[SAID_DOUBT], doubted);
-    atomic_store(&me->said[SAID_OWNED], owned);
-    atomic_store(&me->said[SAID_KEYS], keys);
-    atomic_store(&me->said[SAID_BYTES], bytes);
-    return doubted;
+    atomic_store(&me->said[SAID_DOUBT], left);
+    return left;
 }
 
 /* The repair thread: a pass a second, at once when there is new doubt, and soon
@@ -6761,15 +7308,15 @@ static void *repair_run(void *arg) {
     repair->node = node;
     while (!atomic_load(&node->ended)) {
         repair->view = view_hold(node);
-        repair->intro.n = 0;
-        repair->pulled = 0;
-        intro_text(&repair->intro, node, repair->view);
-        buf_zero(&repair->intro, 1);
+        repair->records = repair->bytes = repair->settled = 0;
+        repair->tell_at = now_ms() + 1000;
         before = doubted;
         doubted = repair_all(repair);
-        if (repair->pulled > 0 || (doubted == 0 && before > 0))
-            say("info", "repair records=%" PRIu64 " partitions_in_doubt=%u",
-                repair->pulled, doubted);
+        if (repair->records > 0 || (doubted == 0 && before > 0))
+            say("info",
+                "repair records=%" PRIu64 " bytes=%" PRIu64 " settled=%" PRIu64
+                " partitions_in_doubt=%u",
+                repair->records, repair->bytes, repair->settled, doubted);
         view_release(repair->view);
         poll(&poke, 1, doubted > 0 ? 200 : 1000);
         rest_ms(TICK_MS); /* causes come in swarms */
@@ -6980,6 +7527,8 @@ static const struct route {
     {CONN_PEER, "/_peer/consistent", "POST", false, NULL, NULL,
      consistent_body},
     {CONN_PEER, "/_peer/heartbeat", "POST", false, NULL, NULL, beat_body},
+    {CONN_PEER, "/_peer/digest", "POST", false, NULL, NULL, digest_body},
+    {CONN_PEER, "/_peer/list", "POST", false, NULL, NULL, list_body},
     {CONN_PEER, "/_peer/pull", "POST", false, NULL, NULL, pull_body},
     {CONN_PEER, "/_nodes/*", "DELETE", true, UNBUILT, NULL, NULL},
     {CONN_PEER, "*", ALLOW_ALL, true, UNKNOWN, NULL, NULL},

@@ -2055,7 +2055,8 @@ static void test_table_grows(void **state) {
         print = (print | random_next(&seed)) >> 2 | UINT64_C(1) << 62;
         assert_true(table_room(node, &part->log));
         e = entry_of(print, &r, 8 * i);
-        log_index(&part->log, NULL, table_seek(node, &part->log, print), e);
+        log_index(node, &part->log, NULL, table_seek(node, &part->log, print),
+                  e);
         if (i >= 1000 && part->log.total * sizeof e / part->log.used > most)
             most = part->log.total * sizeof e / part->log.used;
         if (i % 10000 == 0 || i + 1 == keys)
@@ -2095,7 +2096,8 @@ static void test_table_ends(void **state) {
 
             assert_int_equal(ring_partition(print, node->partitions), i);
             assert_true(table_room(node, &part->log));
-            log_index(&part->log, NULL, table_seek(node, &part->log, print),
+            log_index(node, &part->log, NULL,
+                      table_seek(node, &part->log, print),
                       entry_of(print, &r, 8 * n));
             table_check(node, part);
         }
