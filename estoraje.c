@@ -232,6 +232,9 @@ struct part {
     uint64_t unsure;     /* damage before this offset may hide newer records of
                          any key that is absent or stands before it */
     uint64_t rest_until; /* ms: no compaction before, the last one failed */
+    uint64_t compacted;  /* ms: when the last one was, or the start */
+    uint64_t droppable;  /* tombstones with versions below may go */
+    uint64_t gone;       /* bytes of their records */
     /* Replication. */
     uint64_t floor; /* versions below are refused, of all keys */
     struct promise promises[PROMISES]; /* and of single ones */
@@ -1604,16 +1607,14 @@ static void table_put(struct log *log, uint32_t at, struct entry entry) {
     log->used++;
 }
 
-/* Room for one table_put() more: a table that is full to .85, or has run over
-   to its end, gives way to one that is full to .65. false: no memory, and the
-   table is as it was. */
-static bool table_room(const struct node *node, struct log *log) {
+/* Makes a table anew, full to .65, without the tombstones below a cutoff. false:
+   no memory, and it is as it was. */
+static bool table_renew(const struct node *node, struct log *log,
+                        uint64_t cutoff) {
     struct entry *table, *old = log->table;
     uint32_t total = log->total;
     uint32_t slots = log->used + log->used / 2 + log->used / 32 + TABLE_SLOTS;
 
-    if (log->used < log->slots / 20 * 17 && old[total - 1].version == 0)
-        return true;
     table = calloc(slots + TABLE_LEFT(slots), sizeof *table);
     if (table == NULL)
         return false;
@@ -1622,10 +1623,20 @@ static bool table_room(const struct node *node, struct log *log) {
     log->total = slots + TABLE_LEFT(slots);
     log->used = 0;
     for (uint32_t i = 0; i < total; i++)
-        if (old[i].version != 0)
+        if (entry_tombstone(&old[i]) && old[i].version < cutoff)
+            log_count(node, log, &old[i], -1);
+        else if (old[i].version != 0)
             table_put(log, table_seek(node, log, old[i].fingerprint), old[i]);
     free(old);
     return true;
+}
+
+/* Room for one table_put() more: a table that is full to .85, or has run over
+   to its end, gives way to a larger one. false: no memory. */
+static bool table_room(const struct node *node, struct log *log) {
+    return (log->used < log->slots / 20 * 17 &&
+            log->table[log->total - 1].version == 0) ||
+           table_renew(node, log, 0);
 }
 
 /* The entry of a record at an offset. */
@@ -2513,26 +2524,37 @@ static void sync_now(struct node *node, struct part *part) {
  * no other log. Whatever goes wrong, it is the old log that stays; who reads
  * from that keeps it open.
  *
+ * Old tombstones go first, where the last round of repair has found that every
+ * owner answered and none has a value that one of them covers. The floor of the
+ * partition takes their place: a copy of such a value that is still on its way
+ * would bring the key back.
+ *
  * A log with damage is left as it is until that is repaired, written over or
  * given up: what cannot be copied must not become absent. */
 
 #define COMPACT_DEAD  (512u << 10) /* bytes beside as many as live */
 #define COMPACT_AGAIN 10000        /* ms from a failure to the next try */
+#define COMPACT_DAY   86400000     /* ms: then one tombstone is enough */
 
 /* Bytes of a log that no key needs. Under the partition's lock. */
 static uint64_t part_dead_bytes(const struct part *part) {
-    return part->log.end - LOG_HEADER - part->log.live;
+    return part->log.end - LOG_HEADER - part->log.live + part->gone;
 }
 
-/* Whether a partition is worth a compaction: sooner where room is short. room:
-   what the disk has left, which must not be taken from the deletes in vain. */
+/* Whether a partition is worth a compaction: sooner where room is short, or to
+   be rid of tombstones, but not of a few every few minutes. room: what the disk
+   has left, which must not be taken from the deletes in vain. */
 static bool compact_wanted(const struct node *node, const struct part *part,
                            uint64_t room) {
     const struct log *log = &part->log;
     bool tight =
         atomic_load(&node->full) || log->end + 2 * LOG_SPARE > node->log_most;
-    uint64_t most = tight ? log->live / 64 + 4096 : log->live + COMPACT_DEAD;
+    uint64_t most = tight            ? log->live / 64 + 4096
+                    : part->gone > 0 ? log->live / 8
+                                     : log->live + COMPACT_DEAD;
 
+    if (part->gone > 0 && now_ms() - part->compacted > COMPACT_DAY)
+        most = 0;
     return !part->dead && part->unsure == 0 && log->rotten == 0 &&
            now_ms() >= part->rest_until && log->live + RESERVE_PART < room &&
            (part->rewrite || part_dead_bytes(part) > most);
@@ -2622,14 +2644,47 @@ static bool compact_all(struct node *node, struct part *part) {
     return good;
 }
 
-/* Compacts a partition, and syncs it once more, for its name. Whether the
-   second log is in place. */
+/* Notes that tombstones below a cutoff may go, or (0) none. Under the lock. */
+static void part_droppable(struct part *part, uint64_t cutoff) {
+    const struct log *log = &part->log;
+
+    part->droppable = cutoff;
+    part->gone = 0;
+    for (uint32_t i = 0; cutoff > 0 && i < log->total; i++)
+        if (entry_tombstone(&log->table[i]) && log->table[i].version < cutoff)
+            part->gone += entry_size(&log->table[i]);
+}
+
+/* Drops the tombstones that may go: from the index, so that the log which is
+   written next is without them. Before that the floor is raised above them. If
+   no log is written their records stay, and a start finds them again, newer
+   than what they cover. */
+static void part_drop(const struct node *node, struct part *part) {
+    const struct log *log = &part->log;
+
+    pthread_mutex_lock(&part->lock);
+    for (uint32_t i = 0; part->gone > 0 && i < log->total; i++) {
+        const struct entry *e = &log->table[i];
+
+        if (entry_tombstone(e) && e->version < part->droppable &&
+            e->version > part->floor)
+            part->floor = e->version;
+    }
+    if (part->gone > 0 && table_renew(node, &part->log, part->droppable))
+        part_droppable(part, 0);
+    pthread_mutex_unlock(&part->lock);
+}
+
+/* Compacts a partition, without the tombstones that may go, and syncs it once
+   more, for its name. Whether the second log is in place. */
 static bool part_compact(struct node *node, struct part *part) {
     struct file *file = compact_begin(node, part);
     struct log old;
     uint64_t end;
     bool good;
 
+    if (file != NULL)
+        part_drop(node, part);
     pthread_mutex_lock(&part->lock); /* now a write that fails may end it */
     part->next = (struct log){.file = file, .end = LOG_HEADER};
     pthread_mutex_unlock(&part->lock);
@@ -2643,6 +2698,7 @@ static bool part_compact(struct node *node, struct part *part) {
         compact_end(node, part);
     end = part->log.end;
     part->rest_until = good ? 0 : now_ms() + COMPACT_AGAIN;
+    part->compacted = good ? now_ms() : part->compacted;
     pthread_mutex_unlock(&part->lock);
     if (good) {
         file_release(old.file);
@@ -2740,6 +2796,7 @@ static void store_load(struct node *node) {
         part->floor = node->self.ceiling;
         part->doubts = 1;
         part->round_at = began + ROUND_MS;
+        part->compacted = began;
         pool_enqueue(node, part);
     }
     while (atomic_load(&node->parts_read) < node->partitions) {
@@ -6781,7 +6838,7 @@ struct repair {
     struct buf mine; /* a list */
     bool whole;      /* all others took part, well or lame */
     bool failed;     /* something is still missing here */
-    bool needed;     /* some old tombstone is */
+    bool needed;     /* some old tombstone is, by another owner or here */
 };
 
 /* Calls a member, not faster than -moveRate. true: the answer, of that size at
@@ -7048,8 +7105,8 @@ static void repair_decide(struct repair *repair, struct slice *list,
         if (!bucket_in(repair->others[i].map, bucket))
             continue;
         other_judge(repair, &repair->others[i], c, &newest);
-        if (mine.n > 0 && c->n > 0 && claim_absent(repair, &mine) &&
-            !(c->marks & LIST_TOMB) && c->version <= mine.version)
+        if (mine.marks & LIST_TOMB && c->n > 0 && !(c->marks & LIST_TOMB) &&
+            c->version <= mine.version)
             repair->needed = true;
     }
     if (from == NULL || newest.version < mine.version ||
@@ -7197,7 +7254,7 @@ static bool repair_part(struct repair *repair, struct part *part) {
     const unsigned *owners =
         ring_owners(view->ring, part->number, &repair->owners);
     uint64_t doubts, mine;
-    bool good;
+    bool good, all;
 
     repair->part = part;
     repair->count = 0;
@@ -7215,14 +7272,20 @@ static bool repair_part(struct repair *repair, struct part *part) {
                 other->word = WORD_NONE;
         }
     pthread_mutex_lock(&part->lock);
+    part_droppable(part, 0); /* this round may bring tombstones that others
+                                need, and only its end will tell */
     doubts = part->doubts;
     repair->floor = part->recovering ? node->begin_ceiling + 1 : 0;
     repair->entries = part->log.used;
     mine = part_digest(node, part, repair->cutoff, repair->sums);
     pthread_mutex_unlock(&part->lock);
     repair_compare(repair, mine);
-    good = !repair->failed && repair_enough(repair);
+    good = all = !repair->failed && repair_enough(repair);
+    for (unsigned i = 0; i < repair->count; i++)
+        all = all && repair->others[i].word == WORD_GOOD;
     pthread_mutex_lock(&part->lock);
+    if (all && !repair->needed && part_word(part) == WORD_GOOD)
+        part_droppable(part, repair->cutoff);
     part->round_at = now_ms() + jitter(ROUND_MS);
     if (good) {
         part->cleared = doubts;
@@ -7423,12 +7486,15 @@ static const char *cluster_text(struct op *op, struct buf *b) {
                   i > 0 ? "," : "", m->name, m->at, m->peer_at, m->zone,
                   status);
         if (strcmp(status, "Down") == 0)
-            buf_text(b, "\"alive\":false,\"partitions\":null,\"keys\":null,"
+            buf_text(b, "\"alive\":false,\"in_doubt\":null,\"partitions\":null,"
+                        "\"keys\":null,"
                         "\"bytes\":null}");
         else
             buf_print(b,
-                      "\"alive\":true,\"partitions\":%llu,\"keys\":%llu,"
+                      "\"alive\":true,\"in_doubt\":%llu,"
+                      "\"partitions\":%llu,\"keys\":%llu,"
                       "\"bytes\":%llu}",
+                      atomic_load(&peer->said[SAID_DOUBT]),
                       atomic_load(&peer->said[SAID_OWNED]),
                       atomic_load(&peer->said[SAID_KEYS]),
                       atomic_load(&peer->said[SAID_BYTES]));
