@@ -17,6 +17,7 @@
  *     superblock   who the node is, and how far its clock may have run
  *     ring         the ring it knew last, so that it can start without etcd
  *     lock         locked while a process uses the directory
+ *     trash/       logs of an older copy of the directory, which do not count
  *     etcd/        the data of the etcd beside it, if it keeps one
  *
  * and in memory one table a partition, from a key's fingerprint to the place
@@ -342,6 +343,7 @@ struct node {
     bool begun;                /* the superblock has this boot */
     bool unclean;              /* the machine went down under the last boot */
     uint64_t begin_ceiling;    /* as the last process left it */
+    uint64_t known_boot;       /* no higher one was told to etcd from here */
     atomic_ullong ceiling;     /* of self, for all to read */
     atomic_bool ceiling_short; /* someone waits for a higher one */
 
@@ -467,6 +469,7 @@ struct call {
 struct link {
     struct conn *conn; /* NULL: not connected */
     unsigned number;   /* of the member */
+    uint64_t id, boot; /* of it, as known when it was connected */
     struct buf calls;  /* struct call each, in the order of their answers */
     uint64_t retry_at; /* no new attempt before */
 };
@@ -4775,6 +4778,69 @@ static bool view_check(struct node *node, const struct view *view) {
     return false;
 }
 
+/* Moves all logs away, to be begun anew. false: an errno tells why not. */
+static bool logs_discard(const struct node *node) {
+    int trash = -1;
+    bool good = mkdirat(node->dir_fd, "trash", 0777) == 0 || errno == EEXIST;
+    char name[16];
+
+    if (good)
+        trash =
+            openat(node->dir_fd, "trash", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    good = trash >= 0;
+    for (unsigned i = 0; good && i < PARTITIONS_MAX; i++) {
+        log_name(name, i, false);
+        good =
+            renameat(node->dir_fd, name, trash, name) == 0 || errno == ENOENT;
+    }
+    good = good && fsync(trash) == 0 && fsync(node->dir_fd) == 0;
+    if (trash >= 0)
+        close(trash);
+    return good;
+}
+
+/*
+ * etcd knows of a later boot of this data directory: it is an older copy, put
+ * back. What it holds must not count or spread: what it accepted and promised
+ * since then is forgotten, and the others may have dropped the tombstones of
+ * keys that it still has. So it begins empty, and recovers, with a ceiling
+ * above that of its lost self; before a log goes that is on the disk, or an end
+ * here would leave a directory which looks well. Where there is no other copy
+ * it is what there is. A process that serves already has to be started again:
+ * false.
+ */
+static bool copy_found(struct node *node, const struct view *view) {
+    uint64_t ceiling = VERSION_TIME(now_us() + LOST_MS * UINT64_C(1000));
+    struct identity *self = &node->self;
+
+    if (node->begun) {
+        say("fatal", "this data directory is an older copy of itself, as etcd "
+                     "knows: start the node again, it then begins anew");
+        node->exit_code = 1;
+        stop_requested = 1;
+        return false;
+    }
+    if (view->count > 1 && view->replicas > 1) {
+        say("warning", "this data directory is an older copy of itself: its "
+                       "logs go to trash/, and all is fetched from the others");
+        if (self->ceiling < ceiling)
+            self->ceiling = ceiling;
+        node->begin_ceiling = self->ceiling;
+        node->unclean = true;
+        node->load_total = 0;
+        self->clean = self->logs = 0;
+        identity_save(node);
+        if (!logs_discard(node))
+            give_up(1, "cannot move the logs to %s/trash: %s", node->flags.data,
+                    strerror(errno));
+    } else {
+        say("warning", "this data directory is an older copy of itself, which "
+                       "is used: there is no other copy of its data");
+    }
+    node->known_boot = self->boot = view->member[view->me].boot;
+    return true;
+}
+
 /* ---- The etcd thread */
 
 /* A first ring, which the caller owns: of the sidecars that the command line
@@ -4892,8 +4958,13 @@ static int etcd_step(struct node *node, struct etcd *e) {
                      "from a backup?";
         goto end;
     }
+    if (!first && view->member[view->me].id == node->self.id &&
+        view->member[view->me].boot > node->known_boot &&
+        !copy_found(node, view))
+        goto end;
     if (e->lease[0] == '\0') {
         identity_begin(node);
+        node->known_boot = node->self.boot; /* first: it may be told unheard */
         record_text(&text, node);
         buf_add(&text, "", 1);
         done = etcd_announce(e, node->flags.name, (char *)text.p);
@@ -5001,17 +5072,25 @@ static void *etcd_run(void *arg) {
  *                            see "Repair"
  *
  * Each request says, in the field Estoraje, of which cluster, epoch, member,
- * data directory and boot it is. What does not fit is refused unread.
+ * data directory and boot it is, and for which directory and boot. What does
+ * not fit is refused unread: the answers of a process that runs on an older
+ * copy of its directory must not count, either.
  */
 
-#define INTRO_WORDS 6 /* 16 hexadecimal digits each, with a blank between */
+#define INTRO_WORDS   8 /* 16 hexadecimal digits each, with a blank between */
+#define INTRO_VERSION 2 /* of the protocol */
 
-/* The field, and the others that every call to a peer has. */
+/* The field, and the others that every call to a peer has. id and boot: of the
+   member that is called, as etcd said, 0: not known; the member may have said
+   more since. */
 static void intro_text(struct buf *b, const struct node *node,
-                       const struct view *view) {
+                       const struct view *view, unsigned number, uint64_t id,
+                       uint64_t boot) {
     const struct identity *self = &node->self;
+    uint64_t said = atomic_load(&node->peers[number].boot);
     const uint64_t words[INTRO_WORDS] = {
-        1, view->cluster, view->epoch, self->number, self->id, self->boot};
+        INTRO_VERSION, view->cluster, view->epoch, self->number,
+        self->id,      self->boot,    id,          said > boot ? said : boot};
 
     buf_text(b, "Estoraje:");
     for (int i = 0; i < INTRO_WORDS; i++) {
@@ -5034,6 +5113,8 @@ static void link_open(struct worker *w, struct link *l) {
         return;
     l->conn = conn_new(w, fd, CONN_LINK);
     l->conn->link = l;
+    l->id = m->id;
+    l->boot = m->boot;
     if (connect(fd, (const struct sockaddr *)&m->address, m->address_n) != 0 &&
         errno != EINPROGRESS)
         conn_kill(l->conn);
@@ -5058,7 +5139,7 @@ static bool link_call(struct worker *w, struct link *links, unsigned number,
     buf_text(out, "POST /_peer/");
     buf_text(out, path);
     buf_text(out, " HTTP/1.1\r\nHost: peer\r\n");
-    intro_text(out, w->node, w->view);
+    intro_text(out, w->node, w->view, number, l->id, l->boot);
     buf_text(out, "Content-Length: ");
     buf_number(out, body.n);
     buf_text(out, "\r\n\r\n");
@@ -5166,11 +5247,16 @@ static const char *peer_check(struct op *op, struct slice field) {
     for (size_t i = 0; i < INTRO_WORDS && field.n == 17 * INTRO_WORDS - 1; i++)
         slice_digits((struct slice){field.p + 17 * i, 16}, 16, &x[i]);
     m = view_member(view, (unsigned)x[3]);
-    if (x[0] != 1)
-        return "403 no Estoraje field of protocol version 1: this port is for "
+    if (x[0] != INTRO_VERSION)
+        return "403 no Estoraje field of protocol version 2: this port is for "
                "the cluster's own nodes";
     if (x[1] != view->cluster)
         return "403 another cluster";
+    if (x[6] != 0 && x[6] != op->w->node->self.id)
+        return "403 the data directory that is called is not this one";
+    if (x[7] > op->w->node->self.boot)
+        return "403 this node runs on an older copy of its data directory: "
+               "start it again while etcd is there";
     if (x[2] > view->epoch)
         wake_write(op->w->node->etcd_wake[1]);
     if (x[2] != view->epoch)
@@ -6856,7 +6942,7 @@ static bool repair_call(struct repair *repair, const struct member *m,
     }
     caller_aim(k, m->host, m->peer_port);
     repair->fields.n = 0;
-    intro_text(&repair->fields, node, repair->view);
+    intro_text(&repair->fields, node, repair->view, m->number, m->id, m->boot);
     buf_zero(&repair->fields, 1);
     good = caller_call(k, path, (const char *)repair->fields.p,
                        buf_slice(&repair->ask), CALL_MS) == 200 &&
@@ -8150,6 +8236,7 @@ static void directory_open(struct node *node) {
     }
     node->unclean = !self->clean && !mark_open(node, O_RDONLY);
     node->begin_ceiling = self->ceiling;
+    node->known_boot = self->boot;
 }
 
 /* -check: says of each file of a data directory, and of each stretch of one
@@ -8405,7 +8492,7 @@ static void workers_begin(struct node *node) {
 static void store_begin(struct node *node) {
     struct view *view = view_hold(node);
     struct identity *self = &node->self;
-    bool first = self->cluster == 0, forgets = false;
+    bool first = self->cluster == 0, forgets = false, had = self->logs != 0;
 
     self->cluster = view->cluster;
     memcpy(self->hash, view->hash, sizeof self->hash);
@@ -8421,7 +8508,7 @@ static void store_begin(struct node *node) {
         identity_save(node);
     store_load(node);
     self->logs = 1;
-    if (node->unclean)
+    if (node->unclean && had)
         say("warning", "the machine went down while this node ran: what it "
                        "wrote last may be lost, and is repaired first");
     if (view->count == 1) {
