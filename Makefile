@@ -45,10 +45,10 @@ cluster-status: status
 # Tests. Sanitizers watch the servers and the tests themselves.
 # ---------------------------------------------------------------------------
 
-SUITES = ring unit faults servers disk disk-tsan cluster cluster-tsan
+SUITES = ring history unit faults servers disk disk-tsan cluster cluster-tsan
 TESTED = build/asan/estoraje build/tsan/estoraje build/test/ring_test \
-         build/test/unit build/test/faults build/test/servers \
-         build/test/disk build/test/cluster
+         build/test/history_test build/test/unit build/test/faults \
+         build/test/servers build/test/disk build/test/cluster
 
 test: need-test ## every suite, with ASan, UBSan and TSan (also all-tests)
 	@$(MAKE) --no-print-directory $(JOBS) $(TESTED)
@@ -83,6 +83,7 @@ export TSAN_OPTIONS  = halt_on_error=1:exitcode=66
 export PATH := $(PATH):/usr/sbin:/sbin
 
 test-ring: build/test/ring_test
+test-history: build/test/history_test
 test-unit: build/test/unit
 test-faults: build/test/faults
 test-servers: build/test/servers build/asan/estoraje
@@ -91,8 +92,8 @@ test-disk-tsan: build/test/disk build/tsan/estoraje
 test-cluster: build/test/cluster build/asan/estoraje
 test-cluster-tsan: build/test/cluster build/tsan/estoraje
 
-test-ring test-unit test-faults test-servers test-disk test-disk-tsan \
-test-cluster test-cluster-tsan:
+test-ring test-history test-unit test-faults test-servers test-disk \
+test-disk-tsan test-cluster test-cluster-tsan:
 	@$(FIXED) $<
 
 build/asan/% build/test/%: SANITIZE = -O1 -g -fno-omit-frame-pointer \
@@ -112,6 +113,10 @@ build/test/unit build/test/faults: build/test/%: test/%.c test/harness.h \
 build/test/ring_test: test/ring_test.c ring.c ring.h | need-test
 	@mkdir -p $(@D)
 	$(COMPILE) -o $@ test/ring_test.c ring.c -lcmocka $(LDLIBS)
+
+build/test/history_test: test/history_test.c test/history.h | need-test
+	@mkdir -p $(@D)
+	$(COMPILE) -o $@ test/history_test.c -lcmocka $(LDLIBS)
 
 build/test/servers build/test/disk build/test/cluster: build/test/%: \
     test/%.c test/harness.h | need-test
@@ -192,8 +197,8 @@ help: ## this list
 
 .PHONY: build start run restart status stop clear run-alone add-samples \
     cluster-status test torture acceptance bench all-tests acceptance-cluster \
-    test-ring test-unit test-faults test-servers test-disk test-disk-tsan \
-    test-cluster test-cluster-tsan check check-compilers check-tidy \
-    check-cppcheck check-format need-curl need-cluster need-bench need-test \
-    need-check install uninstall clean help
+    test-ring test-history test-unit test-faults test-servers test-disk \
+    test-disk-tsan test-cluster test-cluster-tsan check check-compilers \
+    check-tidy check-cppcheck check-format need-curl need-cluster need-bench \
+    need-test need-check install uninstall clean help
 .DELETE_ON_ERROR:
