@@ -126,6 +126,7 @@
 #define LIST_MOST         (64u << 10) /* entries of a list, or about */
 #define ROUND_MS          240000      /* from one round of repair to the next */
 #define TOMBSTONE_OLD     900         /* seconds: then it counts as absent */
+#define FIRST_HAND_OLD    600         /* seconds: then a write is refused */
 
 /* etcd. */
 #define LEASE_TTL     "10" /* seconds */
@@ -5312,17 +5313,22 @@ static void replica_vote(struct op *op) {
 }
 
 /* Stores op->rec, or what is to be settled, which is verified, and votes. It
-   waits for the ceiling, but not for ever. */
+   waits for the ceiling, but not for ever. A record that was on its way for too
+   long is refused: the tombstone that covers it may have been dropped. */
 static void replica_accept(struct op *op) {
     struct node *node = op->w->node;
     struct buf *bytes = op->settles ? &op->old : &op->rec;
+    uint64_t least =
+        VERSION_TIME(now_us() - FIRST_HAND_OLD * UINT64_C(1000000));
     struct record r;
 
     if (!record_parse(bytes->p, bytes->n, 0, &r))
         die("a record that was verified does not verify");
-    op->vote =
-        store_accept(node, op->part, bytes->p, &r, op->fingerprint,
-                     op->phase == PHASE_WRITE ? HOW_PROMISED : HOW_PLAIN);
+    op->vote = (struct accepted){.verdict = ACCEPT_FLOOR, .above = least};
+    if (r.version >= least)
+        op->vote =
+            store_accept(node, op->part, bytes->p, &r, op->fingerprint,
+                         op->phase == PHASE_WRITE ? HOW_PROMISED : HOW_PLAIN);
     if (op->vote.verdict == ACCEPT_CEILING &&
         op->w->now - op->attempt_since < CALL_MS) {
         op_due(op, replica_accept);
