@@ -5540,7 +5540,8 @@ static void write_attempt(struct op *op) {
         return;
     }
     record_stamp(op->rec.p, op->version, op->etag);
-    op->attempt++;
+    op->attempt++; /* whoever has not answered to the last may have that */
+    op->reached = op->reached || op_count(op, ANSWER_WAIT, false) > 0;
     op->attempt_since = op->w->now;
     op->majority_since = op->highest = 0;
     op_owners(op);
@@ -6092,6 +6093,8 @@ static void consistent_judge(struct op *op);
 static void consistent_again(struct op *op) {
     struct worker *w = op->w;
 
+    if (op->phase == PHASE_WRITE && op_count(op, ANSWER_WAIT, false) > 0)
+        op->reached = true; /* whoever has not answered may have it */
     op->attempt++; /* answers to this round are void, and so is its version */
     op->version = 0;
     if ((op->damaged && op->count == 1) || w->now - op->began > CONSISTENT_MS ||
