@@ -6095,6 +6095,7 @@ static void consistent_again(struct op *op) {
 
     if (op->phase == PHASE_WRITE && op_count(op, ANSWER_WAIT, false) > 0)
         op->reached = true; /* whoever has not answered may have it */
+    op->tried = op->tried && op->reached; /* else all have refused it */
     op->attempt++; /* answers to this round are void, and so is its version */
     op->version = 0;
     if ((op->damaged && op->count == 1) || w->now - op->began > CONSISTENT_MS ||
