@@ -1,0 +1,2100 @@
+/*
+ * sim.c - tests of the promises of a cluster, on a simulated network.
+ *
+ *     make test-sim
+ *
+ * The program is included, and what it asks of the system goes through this
+ * file: a whole cluster is one process with one thread. A "history" is what a
+ * few clients see of it: some tens of operations on a few keys, while messages
+ * between the nodes are delayed, lost, doubled and overtaken, while nodes are
+ * killed, lose their power, stand still and start again, and while their clocks
+ * differ. Then the faults end and the cluster comes to rest. What the clients
+ * saw must be what the program promises, and all replicas must be equal.
+ *
+ * Time is simulated, too. A node's threads are coroutines, which give way where
+ * the program would wait, and now and then where it takes a lock, writes or
+ * sends. What is to happen stands in one queue, and the clock jumps from one
+ * event to the next. So a history takes about a millisecond, and all of it
+ * follows from its seed.
+ *
+ * Environment: SEED=n repeats the history of a run that printed it, TRACE=1
+ * tells what happens in it, HISTORIES=n asks for so many, TORTURE=1 for ten
+ * million.
+ *
+ * Chapters: Random numbers and memory - Time - Files - The network - The
+ * system as the program sees it - A node - Clients - Faults - A history.
+ */
+#undef _FORTIFY_SOURCE /* it takes a jump between stacks for an error */
+
+#include <arpa/inet.h>
+#include <ctype.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <limits.h>
+#include <netdb.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <poll.h>
+#include <pthread.h>
+#include <setjmp.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <strings.h>
+#include <sys/mman.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/statvfs.h>
+#include <sys/types.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <ucontext.h>
+#include <unistd.h>
+
+#include "../ring.h"
+#include "history.h"
+
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
+#include <sanitizer/common_interface_defs.h>
+#define FIBERS 1
+#else
+#define FIBERS 0
+#endif
+
+/* Partitions that there may be: each start looks for the log of every one. */
+#undef RING_PARTITIONS_MAX
+#define RING_PARTITIONS_MAX 64
+
+#define NODES      5
+#define PARTS      4
+#define HOST_FILES 24
+#define NAME_BYTES 16
+#define SECOND     UINT64_C(1000000)
+
+/* ------------------------------------------- Random numbers and memory */
+
+/* Bytes that grow. */
+struct bytes {
+    uint8_t *p;
+    size_t n, cap;
+};
+
+static uint64_t random_state;
+
+/* The next random number (splitmix64, Sebastiano Vigna). */
+static uint64_t random_next(void) {
+    uint64_t z = random_state += UINT64_C(0x9E3779B97F4A7C15);
+
+    z = (z ^ z >> 30) * UINT64_C(0xBF58476D1CE4E5B9);
+    z = (z ^ z >> 27) * UINT64_C(0x94D049BB133111EB);
+    return z ^ z >> 31;
+}
+
+/* A random number below n. */
+static uint64_t below(uint64_t n) {
+    return (random_next() >> 32) * n >> 32;
+}
+
+/* A random number from a to b. */
+static uint64_t between(uint64_t a, uint64_t b) {
+    return a + below(b - a + 1);
+}
+
+/* True in one of n cases; never if n is 0. */
+static bool once_in(uint64_t n) {
+    return n > 0 && below(n) == 0;
+}
+
+/* Ends the test program for a failure of its own. */
+static void must(bool good, const char *what) {
+    if (!good) {
+        fprintf(stderr, "sim: %s\n", what);
+        abort();
+    }
+}
+
+static void bytes_add(struct bytes *b, const void *p, size_t n) {
+    if (b->cap - b->n < n) {
+        b->cap = 2 * b->cap + n + 256;
+        b->p = realloc(b->p, b->cap);
+        must(b->p != NULL, "memory");
+    }
+    if (n > 0)
+        memcpy(b->p + b->n, p, n);
+    b->n += n;
+}
+
+static void bytes_drop(struct bytes *b, size_t n) {
+    b->n -= n;
+    if (b->n > 0)
+        memmove(b->p, b->p + n, b->n);
+}
+
+/* ------------------------------------------------------------------ Time
+ *
+ * The queue of events, and the coroutines. An event is a function with a thing
+ * and the thing's number of its life: if that has changed, it is void. */
+
+struct event {
+    uint64_t at, order;
+    void (*fn)(void *, uint64_t);
+    void *thing;
+    uint64_t life;
+};
+
+struct host;
+
+/* What a coroutine is for: how long it may rest depends on that. */
+enum duty {
+    DUTY_START,
+    DUTY_WORKER,
+    DUTY_POOL,
+    DUTY_HOUSE,
+    DUTY_CARE,
+    DUTY_REPAIR
+};
+
+#define STACK (256u << 10)
+#define TASKS 256
+
+struct task {
+    uint64_t life;     /* changes with each wait, and when it ends */
+    struct host *host; /* NULL: it is free */
+    enum duty duty;
+    void *(*run)(void *);
+    void *arg;
+    ucontext_t entry;
+    jmp_buf at;
+    bool begun;
+    uint8_t *stack;
+    void *fake;         /* AddressSanitizer's */
+    struct pollfd *fds; /* that it waits for; NULL: none */
+    nfds_t count;
+    bool roused;         /* its end of waiting is in the queue already */
+    struct inode *inode; /* that it syncs */
+};
+
+/* A machine, and the process on it. */
+struct inode;
+struct held;
+struct host {
+    unsigned number; /* from 1, as of the member */
+    bool up;
+    uint64_t life;
+    uint64_t frozen_until;
+    int64_t skew; /* of its clock, us */
+    struct node *node;
+    struct inode *files[HOST_FILES];
+    unsigned file_count;
+    char mark[64];
+    struct held *held;
+    bool unsafe; /* it lost its power, and has not been repaired since */
+};
+
+static struct {
+    uint64_t now; /* us */
+    uint64_t order;
+    struct event *queue;
+    size_t queued, queue_cap;
+    struct task *task; /* that runs; NULL: none */
+    jmp_buf main;
+    const void *main_stack;
+    size_t main_stack_size;
+    void *main_fake;
+    struct host hosts[NODES];
+    unsigned host_count;
+    bool trace;
+    uint64_t seed;
+    uint64_t ops; /* of the whole run */
+} world;
+
+static struct task tasks[TASKS];
+
+/* Says what happens, if someone wants to know. */
+static void __attribute__((format(printf, 1, 2)))
+trace(const char *format, ...) {
+    va_list args;
+
+    if (!world.trace)
+        return;
+    fprintf(stderr, "%10.6f ", (double)world.now / 1e6);
+    va_start(args, format);
+    vfprintf(stderr, format, args);
+    va_end(args);
+    fprintf(stderr, "\n");
+}
+
+static bool event_before(const struct event *a, const struct event *b) {
+    return a->at < b->at || (a->at == b->at && a->order < b->order);
+}
+
+/* Puts an event into the queue, which is a heap. */
+static void event_add(uint64_t at, void (*fn)(void *, uint64_t), void *thing,
+                      uint64_t life) {
+    struct event e = {at, world.order++, fn, thing, life};
+    size_t i = world.queued++;
+
+    if (world.queued > world.queue_cap) {
+        world.queue_cap = 2 * world.queue_cap + 64;
+        world.queue =
+            realloc(world.queue, world.queue_cap * sizeof *world.queue);
+        must(world.queue != NULL, "memory");
+    }
+    for (; i > 0 && event_before(&e, &world.queue[(i - 1) / 2]);
+         i = (i - 1) / 2)
+        world.queue[i] = world.queue[(i - 1) / 2];
+    world.queue[i] = e;
+}
+
+/* Takes the next event from the queue. */
+static struct event event_take(void) {
+    struct event first = world.queue[0], last = world.queue[--world.queued];
+    size_t i = 0, child;
+
+    while ((child = 2 * i + 1) < world.queued) {
+        if (child + 1 < world.queued &&
+            event_before(&world.queue[child + 1], &world.queue[child]))
+            child++;
+        if (!event_before(&world.queue[child], &last))
+            break;
+        world.queue[i] = world.queue[child];
+        i = child;
+    }
+    world.queue[i] = last;
+    return first;
+}
+
+/* Lets happen what is due until a time, or until there is nothing any more. */
+static void time_pass(uint64_t until) {
+    while (world.queued > 0 && world.queue[0].at <= until) {
+        struct event e = event_take();
+
+        world.now = e.at;
+        e.fn(e.thing, e.life);
+    }
+    world.now = until;
+}
+
+/* Goes from a coroutine to the loop of events, and comes back from there. */
+static void task_leave(struct task *t) {
+    if (setjmp(t->at) == 0) {
+#if FIBERS
+        __sanitizer_start_switch_fiber(&t->fake, world.main_stack,
+                                       world.main_stack_size);
+#endif
+        longjmp(world.main, 1);
+    }
+#if FIBERS
+    __sanitizer_finish_switch_fiber(t->fake, &world.main_stack,
+                                    &world.main_stack_size);
+#endif
+}
+
+static void inode_let(struct inode *f);
+
+/* The task is over: what it waited for does not matter any more. */
+static void task_free(struct task *t) {
+    if (t->inode != NULL)
+        inode_let(t->inode);
+    t->inode = NULL;
+    t->life++;
+    t->host = NULL;
+}
+
+/* Where a coroutine begins. */
+static void task_main(void) {
+    struct task *t = world.task;
+
+#if FIBERS
+    __sanitizer_finish_switch_fiber(NULL, &world.main_stack,
+                                    &world.main_stack_size);
+#endif
+    t->run(t->arg);
+    task_free(t);
+    task_leave(t);
+}
+
+/* An event: a coroutine goes on, unless its machine stands still. */
+static void task_run(void *thing, uint64_t life) {
+    struct task *volatile t = thing;
+
+    if (t->life != life)
+        return;
+    if (t->host->frozen_until > world.now) {
+        event_add(t->host->frozen_until + below(100), task_run, t, life);
+        return;
+    }
+    t->life++;
+    world.task = t;
+#if FIBERS
+    __sanitizer_start_switch_fiber(&world.main_fake, t->stack, STACK);
+#endif
+    if (setjmp(world.main) == 0) {
+        if (t->begun)
+            longjmp(t->at, 1);
+        t->begun = true;
+        setcontext(&t->entry);
+    }
+#if FIBERS
+    __sanitizer_finish_switch_fiber(world.main_fake, NULL, NULL);
+#endif
+    world.task = NULL;
+}
+
+/* Makes a coroutine of a host, which begins soon. */
+static void task_new(struct host *host, enum duty duty, void *(*run)(void *),
+                     void *arg) {
+    struct task *t = tasks;
+
+    while (t->host != NULL)
+        must(++t < tasks + TASKS, "too many threads");
+    if (t->stack == NULL) {
+        t->stack = mmap(NULL, STACK, PROT_READ | PROT_WRITE,
+                        MAP_PRIVATE | 0x20 /* MAP_ANONYMOUS */, -1, 0);
+        must(t->stack != MAP_FAILED, "memory");
+    }
+#if FIBERS
+    __asan_unpoison_memory_region(t->stack, STACK);
+#endif
+    t->host = host;
+    t->duty = duty;
+    t->run = run;
+    t->arg = arg;
+    t->begun = false;
+    t->fds = NULL;
+    t->fake = NULL;
+    getcontext(&t->entry);
+    t->entry.uc_stack.ss_sp = t->stack;
+    t->entry.uc_stack.ss_size = STACK;
+    t->entry.uc_link = NULL;
+    makecontext(&t->entry, task_main, 0);
+    event_add(world.now + below(50), task_run, t, t->life);
+}
+
+/* The coroutine that runs gives way for so many us. */
+static void task_rest(uint64_t us) {
+    struct task *t = world.task;
+
+    event_add(world.now + us, task_run, t, t->life);
+    task_leave(t);
+}
+
+/* A place where threads may be interrupted for long enough to matter. */
+static void task_maybe_rest(uint64_t rarity) {
+    if (world.task != NULL && once_in(rarity))
+        task_rest(below(once_in(8) ? 20000 : 500));
+}
+
+/* ----------------------------------------------------------------- Files
+ *
+ * A file's content is durable as of its last sync. Names are durable at once:
+ * faults.c has what can go wrong with these. */
+
+struct inode {
+    char name[NAME_BYTES]; /* "": removed */
+    struct bytes now, safe;
+    size_t dirty;  /* what lies before it is the same in both */
+    unsigned refs; /* of the name and of descriptors */
+    off_t reserved;
+};
+
+static struct inode *file_find(struct host *h, const char *name) {
+    for (unsigned i = 0; i < h->file_count; i++)
+        if (strcmp(h->files[i]->name, name) == 0)
+            return h->files[i];
+    return NULL;
+}
+
+static void inode_let(struct inode *f) {
+    if (--f->refs > 0)
+        return;
+    free(f->now.p);
+    free(f->safe.p);
+    free(f);
+}
+
+static struct inode *file_make(struct host *h, const char *name) {
+    struct inode *f = calloc(1, sizeof *f);
+
+    must(f != NULL && h->file_count < HOST_FILES && strlen(name) < NAME_BYTES,
+         "files");
+    strcpy(f->name, name);
+    f->refs = 1;
+    h->files[h->file_count++] = f;
+    return f;
+}
+
+static void file_remove(struct host *h, struct inode *f) {
+    unsigned i = 0;
+
+    while (h->files[i] != f)
+        i++;
+    h->files[i] = h->files[--h->file_count];
+    f->name[0] = '\0';
+    inode_let(f);
+}
+
+/* What there is of a file up to an end is durable. */
+static void file_sync(struct inode *f, size_t end) {
+    size_t from = f->dirty < f->safe.n ? f->dirty : f->safe.n;
+
+    end = end < f->now.n ? end : f->now.n;
+    from = from < end ? from : end;
+    f->safe.n = from;
+    bytes_add(&f->safe, f->now.p + from, end - from);
+    f->dirty = end;
+}
+
+/* The power is lost: what was not synced is gone, or a part of it. */
+static void files_lose(struct host *h) {
+    for (unsigned i = 0; i < h->file_count; i++) {
+        struct inode *f = h->files[i];
+        size_t n = f->safe.n;
+
+        if (f->now.n > n && f->dirty >= n && once_in(2))
+            n += below(f->now.n - n + 1);
+        else if (f->dirty >= f->now.n && f->now.n == n)
+            continue;
+        else
+            memcpy(f->now.p, f->safe.p, n < f->now.n ? n : f->now.n);
+        if (n > f->now.n)
+            bytes_add(&f->now, f->safe.p + f->now.n, n - f->now.n);
+        f->now.n = n;
+        file_sync(f, n);
+    }
+}
+
+/* ----------------------------------------------------------- The network
+ *
+ * Nodes send each other requests over sockets that they keep open. What a node
+ * sends is cut into requests, and each travels by itself as a message: it may
+ * take long, be lost, or be delivered a second time later. At the other end it
+ * comes in on a connection that has no other one at work. Its answer travels
+ * likewise, and is given to the node that asked in the order of its requests.
+ * Where a request or its answer was lost the connection breaks sooner or later.
+ */
+
+enum role { ROLE_LINK, ROLE_PEER, ROLE_CLIENT };
+
+struct client;
+
+struct sock {
+    bool used;
+    uint64_t life;
+    struct host *host; /* whose process has it */
+    enum role role;
+    bool accepted, eof, broken;
+    struct bytes in, out;
+    unsigned with; /* number of the node at the other end */
+    /* A link's. */
+    uint64_t sent, answered; /* requests and answers so far */
+    struct message *answers; /* that came too early */
+    /* Of a connection that came in. */
+    struct message *message; /* at work */
+    struct client *client;
+};
+
+struct message {
+    struct message *next; /* free, or an answer that came too early */
+    struct bytes bytes;
+    unsigned from, to;
+    struct sock *link; /* where its answer belongs */
+    uint64_t link_life, number;
+    bool silent; /* its answer belongs nowhere */
+};
+
+#define SOCKS 1024
+
+static struct sock socks[SOCKS];
+static struct message *free_messages;
+static unsigned messages_under_way;
+
+/* How the network is: odds are once in so many, 0 is never. */
+static struct {
+    uint64_t lost, doubled, slow, very_slow;
+    uint64_t very_slow_us, doubled_us;
+    bool cut[NODES + 1][NODES + 1];
+} weather;
+
+static void host_poke(struct host *h);
+static void client_heard(struct client *c, struct sock *s);
+static void client_lost(struct client *c);
+
+static struct host *host_of(unsigned number) {
+    return &world.hosts[number - 1];
+}
+
+static struct sock *sock_new(struct host *h, enum role role, unsigned with) {
+    static unsigned from;
+    struct sock *s;
+    unsigned tries = 0;
+
+    do {
+        s = &socks[from++ % SOCKS];
+        must(tries++ < SOCKS, "too many sockets");
+    } while (s->used);
+    s->used = true;
+    s->host = h;
+    s->role = role;
+    s->with = with;
+    s->accepted = role == ROLE_LINK;
+    s->eof = s->broken = false;
+    s->in.n = s->out.n = 0;
+    s->sent = s->answered = 0;
+    s->answers = NULL;
+    s->message = NULL;
+    s->client = NULL;
+    return s;
+}
+
+static struct message *message_new(unsigned from, unsigned to, const void *p,
+                                   size_t n) {
+    struct message *m = free_messages;
+
+    if (m != NULL)
+        free_messages = m->next;
+    else
+        m = calloc(1, sizeof *m);
+    must(m != NULL, "memory");
+    m->next = NULL;
+    m->from = from;
+    m->to = to;
+    m->bytes.n = 0;
+    m->silent = false;
+    m->link = NULL;
+    bytes_add(&m->bytes, p, n);
+    messages_under_way++;
+    return m;
+}
+
+static void message_free(struct message *m) {
+    m->next = free_messages;
+    free_messages = m;
+    messages_under_way--;
+}
+
+/* An event: a connection is broken, as the node that asked sees it. */
+static void link_break(void *thing, uint64_t life) {
+    struct sock *s = thing;
+
+    if (!s->used || s->life != life)
+        return;
+    s->broken = true;
+    host_poke(s->host);
+}
+
+/* The answer to a message will never come. soon: the other end is gone, and
+   its machine says so. */
+static void message_lost(struct message *m, bool soon) {
+    if (m->link != NULL && !m->silent && (soon || !once_in(4)))
+        event_add(world.now +
+                      (soon || once_in(2) ? below(2000) : below(3 * SECOND)),
+                  link_break, m->link, m->link_life);
+    message_free(m);
+}
+
+/* The path of a message, for a trace. */
+static const char *message_path(const struct message *m) {
+    static char text[40];
+
+    snprintf(text, sizeof text, "%.*s", m->bytes.n > 30 ? 30 : (int)m->bytes.n,
+             (const char *)m->bytes.p);
+    text[strcspn(text, "\r\n")] = '\0';
+    return text;
+}
+
+/* How long a message takes, us. */
+static uint64_t message_delay(void) {
+    if (once_in(weather.very_slow))
+        return below(weather.very_slow_us);
+    return once_in(weather.slow) ? below(30000) : between(50, 300);
+}
+
+/* The size of the request or answer that is at the begin of some bytes, 0: it
+   is not whole. *closes: no other one comes after it. */
+static size_t http_size(const struct bytes *b, bool *closes) {
+    static const char field[] = "Content-Length: ";
+    size_t end = 0, size = 0;
+
+    for (size_t i = 3; i < b->n && end == 0; i++)
+        if (b->p[i] == '\n' && memcmp(b->p + i - 3, "\r\n\r", 3) == 0)
+            end = i + 1;
+    for (size_t i = 0; i + sizeof field - 1 < end; i++)
+        if (b->p[i] == 'C' && memcmp(b->p + i, field, sizeof field - 1) == 0)
+            for (i += sizeof field - 1; b->p[i] >= '0' && b->p[i] <= '9'; i++)
+                size = size * 10 + b->p[i] - '0';
+        else if (b->p[i] == 'C' &&
+                 memcmp(b->p + i, "Connection: close", 17) == 0)
+            *closes = true;
+    return end > 0 && b->n - end >= size ? end + size : 0;
+}
+
+/* An event: an answer arrives. */
+static void answer_arrive(void *thing, uint64_t life) {
+    struct message *m = thing, **at;
+    struct sock *s = m->link;
+
+    (void)life;
+    if (s == NULL || m->silent || !s->used || s->life != m->link_life ||
+        s->broken) {
+        message_free(m);
+        return;
+    }
+    for (at = &s->answers; *at != NULL && (*at)->number < m->number;
+         at = &(*at)->next)
+        ;
+    m->next = *at;
+    *at = m;
+    while ((m = s->answers) != NULL && m->number == s->answered) {
+        s->answers = m->next;
+        s->answered++;
+        bytes_add(&s->in, m->bytes.p, m->bytes.n);
+        message_free(m);
+    }
+    host_poke(s->host);
+}
+
+/* An event: a message arrives. */
+static void message_arrive(void *thing, uint64_t life) {
+    struct message *m = thing;
+    struct host *h = host_of(m->to);
+    struct sock *s = NULL;
+
+    (void)life;
+    if (weather.cut[m->from][m->to]) {
+        message_lost(m, false);
+        return;
+    }
+    if (!h->up) {
+        message_lost(m, true);
+        return;
+    }
+    trace("%u -> %u%s %s", m->from, m->to, m->silent ? " again" : "",
+          message_path(m));
+    for (unsigned i = 0; i < SOCKS && s == NULL; i++)
+        if (socks[i].used && socks[i].host == h && socks[i].role == ROLE_PEER &&
+            socks[i].with == m->from && socks[i].message == NULL &&
+            !socks[i].eof)
+            s = &socks[i];
+    if (s == NULL)
+        s = sock_new(h, ROLE_PEER, m->from);
+    s->message = m;
+    bytes_add(&s->in, m->bytes.p, m->bytes.n);
+    host_poke(h);
+}
+
+/* A request sets out. */
+static void message_send(struct sock *link, const void *p, size_t n) {
+    struct message *m = message_new(link->host->number, link->with, p, n);
+
+    m->link = link;
+    m->link_life = link->life;
+    m->number = link->sent++;
+    if (once_in(weather.doubled)) {
+        struct message *copy = message_new(m->from, m->to, p, n);
+
+        copy->silent = true;
+        event_add(world.now + below(weather.doubled_us), message_arrive, copy,
+                  0);
+    }
+    if (once_in(weather.lost)) {
+        trace("%u -> %u lost %s", m->from, m->to, message_path(m));
+        message_lost(m, false);
+    } else {
+        event_add(world.now + message_delay(), message_arrive, m, 0);
+    }
+}
+
+/* A node has sent bytes over a socket. */
+static void sock_sent(struct sock *s) {
+    bool closes = false;
+    size_t n;
+
+    while ((n = http_size(&s->out, &closes)) > 0) {
+        if (s->role == ROLE_LINK) {
+            message_send(s, s->out.p, n);
+        } else if (s->role == ROLE_CLIENT) {
+            if (s->client != NULL)
+                client_heard(s->client, s);
+            closes = true;
+        } else if (s->message != NULL) {
+            struct message *m = s->message;
+
+            s->message = NULL;
+            m->bytes.n = 0;
+            bytes_add(&m->bytes, s->out.p, n);
+            trace("%u <- %u%s %s", m->from, m->to, m->silent ? " again" : "",
+                  message_path(m));
+            if (once_in(weather.lost) || weather.cut[m->to][m->from])
+                message_lost(m, false);
+            else
+                event_add(world.now + message_delay(), answer_arrive, m, 0);
+        }
+        bytes_drop(&s->out, n);
+        if (closes)
+            s->eof = true;
+    }
+}
+
+/* A node has closed a socket, or is no more. silent: it cannot tell. */
+static void sock_close(struct sock *s, bool silent) {
+    struct message *m;
+
+    if (s->role == ROLE_CLIENT && s->client != NULL)
+        client_lost(s->client);
+    if (s->message != NULL)
+        message_lost(s->message, !silent);
+    while ((m = s->answers) != NULL) {
+        s->answers = m->next;
+        message_free(m);
+    }
+    s->used = false;
+    s->life++;
+}
+
+/* ---------------------------------------- The system as the program sees it
+ *
+ * Descriptors are numbers of this table, for all hosts. */
+
+enum thing {
+    FREE,
+    DIRECTORY,
+    RANDOM,
+    MARK,
+    INODE,
+    PIPE_OUT,
+    PIPE_IN,
+    LISTENER,
+    SOCKET
+};
+
+struct pipe {
+    struct bytes bytes;
+    unsigned refs;
+};
+
+#define FDS 2048
+
+static struct descriptor {
+    enum thing thing;
+    struct host *host;
+    struct inode *inode;
+    struct pipe *pipe;
+    struct sock *sock;
+    enum role role; /* of those that come in at a listener */
+} descriptors[FDS];
+
+static int fd_new(enum thing thing) {
+    static int from;
+
+    for (int tries = 0; tries < FDS; tries++) {
+        int fd = from++ % FDS;
+
+        if (fd < 3 || descriptors[fd].thing != FREE)
+            continue;
+        descriptors[fd] =
+            (struct descriptor){.thing = thing, .host = world.task->host};
+        return fd;
+    }
+    must(false, "too many descriptors");
+    return -1;
+}
+
+static struct descriptor *fd_of(int fd) {
+    must(fd >= 0 && fd < FDS && descriptors[fd].thing != FREE,
+         "a bad descriptor");
+    return &descriptors[fd];
+}
+
+static void fd_close(int fd, bool silent) {
+    struct descriptor *d = fd_of(fd);
+
+    if (d->thing == INODE)
+        inode_let(d->inode);
+    if ((d->thing == PIPE_IN || d->thing == PIPE_OUT) && --d->pipe->refs == 0) {
+        free(d->pipe->bytes.p);
+        free(d->pipe);
+    }
+    if (d->thing == SOCKET)
+        sock_close(d->sock, silent);
+    d->thing = FREE;
+}
+
+static int sim_close(int fd) {
+    fd_close(fd, false);
+    return 0;
+}
+
+static int sim_openat(int dir, const char *name, int flags, ...) {
+    struct host *h = world.task->host;
+    struct inode *f = file_find(h, name);
+    int fd;
+
+    (void)dir;
+    errno = ENOENT;
+    if (f == NULL && (flags & O_CREAT) == 0)
+        return -1;
+    if (f == NULL)
+        f = file_make(h, name);
+    if ((flags & O_TRUNC) != 0)
+        f->now.n = f->dirty = 0;
+    f->refs++;
+    fd = fd_new(INODE);
+    descriptors[fd].inode = f;
+    return fd;
+}
+
+static int sim_open(const char *path, int flags, ...) {
+    (void)flags;
+    return fd_new(strcmp(path, "/dev/urandom") == 0 ? RANDOM : DIRECTORY);
+}
+
+static int sim_mkdir(const char *path, mode_t mode) {
+    (void)path;
+    (void)mode;
+    errno = EEXIST;
+    return -1;
+}
+
+static int sim_pipe(int ends[2]) {
+    struct pipe *p = calloc(1, sizeof *p);
+
+    must(p != NULL, "memory");
+    p->refs = 2;
+    ends[0] = fd_new(PIPE_OUT);
+    ends[1] = fd_new(PIPE_IN);
+    descriptors[ends[0]].pipe = descriptors[ends[1]].pipe = p;
+    return 0;
+}
+
+static ssize_t sim_pwrite(int fd, const void *p, size_t n, off_t offset) {
+    struct inode *f = fd_of(fd)->inode;
+    size_t at = (size_t)offset;
+    static const uint8_t zeros[64];
+
+    task_maybe_rest(512);
+    while (f->now.n < at)
+        bytes_add(&f->now, zeros, at - f->now.n < 64 ? at - f->now.n : 64);
+    if (at < f->dirty)
+        f->dirty = at;
+    if (at + n > f->now.n)
+        bytes_add(&f->now, (const uint8_t *)p + (f->now.n - at),
+                  at + n - f->now.n);
+    memcpy(f->now.p + at, p, n);
+    return (ssize_t)n;
+}
+
+static ssize_t sim_pread(int fd, void *p, size_t n, off_t offset) {
+    struct inode *f = fd_of(fd)->inode;
+    size_t at = (size_t)offset;
+
+    n = at >= f->now.n ? 0 : f->now.n - at < n ? f->now.n - at : n;
+    if (n > 0)
+        memcpy(p, f->now.p + at, n);
+    return (ssize_t)n;
+}
+
+static int sim_ftruncate(int fd, off_t length) {
+    struct inode *f = fd_of(fd)->inode;
+
+    if ((size_t)length < f->now.n)
+        f->now.n = (size_t)length;
+    if (f->dirty > f->now.n)
+        f->dirty = f->now.n;
+    return 0;
+}
+
+static int sim_fsync(int fd) {
+    struct descriptor *d = fd_of(fd);
+    struct inode *f = d->inode;
+    size_t end;
+
+    if (d->thing != INODE)
+        return 0;
+    end = f->now.n;
+    f->refs++;
+    world.task->inode = f;
+    task_rest(once_in(16) ? below(20000) : below(300));
+    file_sync(f, end);
+    world.task->inode = NULL;
+    inode_let(f);
+    return 0;
+}
+
+static int sim_renameat(int from_dir, const char *from, int to_dir,
+                        const char *to) {
+    struct host *h = world.task->host;
+    struct inode *f = file_find(h, from), *over = file_find(h, to);
+
+    (void)from_dir;
+    (void)to_dir;
+    errno = ENOENT;
+    if (f == NULL)
+        return -1;
+    if (over != NULL)
+        file_remove(h, over);
+    strcpy(f->name, to);
+    return 0;
+}
+
+static int sim_unlinkat(int dir, const char *name, int flags) {
+    struct inode *f = file_find(world.task->host, name);
+
+    (void)dir;
+    (void)flags;
+    errno = ENOENT;
+    if (f == NULL)
+        return -1;
+    file_remove(world.task->host, f);
+    return 0;
+}
+
+static int sim_fallocate(int fd, off_t offset, off_t n) {
+    fd_of(fd)->inode->reserved = offset + n;
+    return 0;
+}
+
+static int sim_fstat(int fd, struct stat *st) {
+    const struct inode *f = fd_of(fd)->inode;
+
+    memset(st, 0, sizeof *st);
+    st->st_size = (off_t)f->now.n;
+    st->st_blocks = f->reserved / 512;
+    return 0;
+}
+
+static int sim_fstatvfs(int fd, struct statvfs *disk) {
+    (void)fd;
+    memset(disk, 0, sizeof *disk);
+    disk->f_bavail = 1 << 20;
+    disk->f_frsize = 4096;
+    return 0;
+}
+
+static off_t sim_lseek(int fd, off_t offset, int whence) {
+    (void)offset;
+    (void)whence;
+    return (off_t)fd_of(fd)->inode->now.n;
+}
+
+static void *sim_mmap(void *at, size_t n, int prot, int flags, int fd,
+                      off_t offset) {
+    (void)at;
+    (void)n;
+    (void)prot;
+    (void)flags;
+    (void)offset;
+    return fd_of(fd)->inode->now.p;
+}
+
+static int sim_munmap(void *p, size_t n) {
+    (void)p;
+    (void)n;
+    return 0;
+}
+
+/* fcntl(): locks are not held by others, and nothing blocks anyway. */
+static int sim_fcntl(int fd, int command, ...) {
+    (void)fd;
+    (void)command;
+    return 0;
+}
+
+static int sim_setsockopt(int fd, int level, int name, const void *value,
+                          socklen_t n) {
+    (void)fd;
+    (void)level;
+    (void)name;
+    (void)value;
+    (void)n;
+    return 0;
+}
+
+static int sim_setrlimit(int what, const struct rlimit *limit) {
+    (void)what;
+    (void)limit;
+    return 0;
+}
+
+static int sim_shm_open(const char *name, int flags, mode_t mode) {
+    struct host *h = world.task->host;
+
+    (void)mode;
+    if ((flags & O_CREAT) != 0)
+        snprintf(h->mark, sizeof h->mark, "%s", name);
+    errno = ENOENT;
+    return strcmp(h->mark, name) == 0 ? fd_new(MARK) : -1;
+}
+
+static int sim_shm_unlink(const char *name) {
+    if (strcmp(world.task->host->mark, name) == 0)
+        world.task->host->mark[0] = '\0';
+    return 0;
+}
+
+/* What poll() would say of a descriptor. */
+static short fd_events(int fd, short events) {
+    const struct descriptor *d;
+    short found = 0;
+
+    if (fd < 0)
+        return 0;
+    d = fd_of(fd);
+    if (d->thing == PIPE_OUT && d->pipe->bytes.n > 0)
+        found = POLLIN;
+    if (d->thing == SOCKET) {
+        const struct sock *s = d->sock;
+
+        found = POLLOUT;
+        if (s->in.n > 0 || s->eof || s->broken)
+            found |= POLLIN;
+        if (s->broken)
+            return (short)((found & events) | POLLERR);
+    }
+    for (unsigned i = 0; d->thing == LISTENER && i < SOCKS; i++)
+        if (socks[i].used && socks[i].host == d->host && !socks[i].accepted &&
+            socks[i].role == d->role)
+            found = POLLIN;
+    return found & events;
+}
+
+/* Sets what poll() would say; how many descriptors have something. */
+static int fds_look(struct pollfd *p, nfds_t n) {
+    int count = 0;
+
+    for (nfds_t i = 0; i < n; i++) {
+        p[i].revents = fd_events(p[i].fd, p[i].events);
+        count += p[i].revents != 0;
+    }
+    return count;
+}
+
+/* Something may have come for a host: who waits for it goes on. */
+static void host_poke(struct host *h) {
+    for (struct task *t = tasks; t < tasks + TASKS; t++)
+        if (t->host == h && t->fds != NULL && !t->roused &&
+            fds_look(t->fds, t->count) > 0) {
+            t->roused = true;
+            event_add(world.now + between(2, 40), task_run, t, t->life);
+        }
+}
+
+/* The rests of duties that only look whether there is something to do are made
+   longer: that saves the looks. */
+static uint64_t rest_of(const struct task *t, uint64_t us) {
+    if (t->duty == DUTY_HOUSE)
+        return us * between(1, 4);
+    if (t->duty == DUTY_CARE)
+        return us * 50;
+    if (t->duty == DUTY_WORKER && us >= 100000)
+        return us + below(150000);
+    return us + below(100);
+}
+
+static int sim_poll(struct pollfd *p, nfds_t n, int ms) {
+    struct task *t = world.task;
+    bool ready = fds_look(p, n) > 0;
+
+    t->fds = n > 0 ? p : NULL;
+    t->count = n;
+    t->roused = ready;
+    task_rest(ready ? between(5, 40)
+                    : rest_of(t, (uint64_t)(ms < 0 ? 1 << 30 : ms) * 1000));
+    t->fds = NULL;
+    return fds_look(p, n);
+}
+
+static int sim_socket(int family, int type, int protocol) {
+    int fd = fd_new(SOCKET);
+
+    (void)family;
+    (void)type;
+    (void)protocol;
+    descriptors[fd].sock = sock_new(world.task->host, ROLE_LINK, 0);
+    return fd;
+}
+
+/* Nodes' peer ports are 9000 and their number. */
+static int sim_connect(int fd, const struct sockaddr *address, socklen_t n) {
+    struct sock *s = fd_of(fd)->sock;
+    struct sockaddr_in in;
+
+    memcpy(&in, address, n);
+    s->with = ntohs(in.sin_port) - 9000u;
+    if (!host_of(s->with)->up && !weather.cut[s->host->number][s->with])
+        event_add(world.now + below(200), link_break, s, s->life);
+    errno = EINPROGRESS;
+    return -1;
+}
+
+static int sim_getaddrinfo(const char *host, const char *service,
+                           const struct addrinfo *hints,
+                           struct addrinfo **found) {
+    static struct sockaddr_in in;
+    static struct addrinfo info;
+
+    (void)host;
+    in.sin_family = AF_INET;
+    in.sin_port = htons((uint16_t)atoi(service));
+    info = *hints;
+    info.ai_addr = (struct sockaddr *)&in;
+    info.ai_addrlen = sizeof in;
+    *found = &info;
+    return 0;
+}
+
+static void sim_freeaddrinfo(struct addrinfo *info) {
+    (void)info;
+}
+
+static int sim_accept(int listener, struct sockaddr *address, socklen_t *n) {
+    struct descriptor *d = fd_of(listener);
+
+    (void)address;
+    (void)n;
+    for (unsigned i = 0; i < SOCKS; i++)
+        if (socks[i].used && socks[i].host == d->host && !socks[i].accepted &&
+            socks[i].role == d->role) {
+            int fd = fd_new(SOCKET);
+
+            socks[i].accepted = true;
+            descriptors[fd].sock = &socks[i];
+            return fd;
+        }
+    errno = EAGAIN;
+    return -1;
+}
+
+static ssize_t take(struct bytes *b, void *p, size_t n) {
+    n = b->n < n ? b->n : n;
+    if (n > 0)
+        memcpy(p, b->p, n);
+    bytes_drop(b, n);
+    return (ssize_t)n;
+}
+
+/* read(): only the pool's threads wait in it, for their queue. */
+static ssize_t sim_read(int fd, void *p, size_t n) {
+    struct descriptor *d = fd_of(fd);
+    uint64_t id = random_next();
+
+    if (d->thing == RANDOM) {
+        memcpy(p, &id, sizeof id);
+        return sizeof id;
+    }
+    if (d->thing == PIPE_OUT && d->pipe->bytes.n == 0 &&
+        world.task->duty == DUTY_POOL) {
+        struct pollfd look = {fd, POLLIN, 0};
+
+        while (sim_poll(&look, 1, -1) == 0)
+            ;
+    }
+    if (d->thing == PIPE_OUT && d->pipe->bytes.n > 0)
+        return take(&d->pipe->bytes, p, n);
+    if (d->thing == SOCKET && d->sock->in.n > 0)
+        return take(&d->sock->in, p, n);
+    errno = d->thing == SOCKET && d->sock->broken ? ECONNRESET : EAGAIN;
+    return d->thing == SOCKET && d->sock->eof ? 0 : -1;
+}
+
+static ssize_t sim_recv(int fd, void *p, size_t n, int flags) {
+    (void)flags;
+    return sim_read(fd, p, n);
+}
+
+/* write(): into pipes. */
+static ssize_t sim_write(int fd, const void *p, size_t n) {
+    struct descriptor *d = fd_of(fd);
+
+    if (d->pipe->bytes.n < 4096)
+        bytes_add(&d->pipe->bytes, p, n);
+    host_poke(d->host);
+    return (ssize_t)n;
+}
+
+static ssize_t sim_send(int fd, const void *p, size_t n, int flags) {
+    struct sock *s = fd_of(fd)->sock;
+
+    (void)flags;
+    task_maybe_rest(256);
+    if (s->broken) {
+        errno = ECONNRESET;
+        return -1;
+    }
+    bytes_add(&s->out, p, n);
+    sock_sent(s);
+    return (ssize_t)n;
+}
+
+static int sim_shutdown(int fd, int how) {
+    (void)how;
+    fd_of(fd)->sock->eof = true;
+    return 0;
+}
+
+static int sim_clock(clockid_t id, struct timespec *t) {
+    const struct host *h = world.task == NULL ? NULL : world.task->host;
+    uint64_t us = world.now;
+
+    if (id == CLOCK_REALTIME && h != NULL)
+        us += (uint64_t)h->skew;
+    t->tv_sec = (time_t)(us / SECOND);
+    t->tv_nsec = (long)(us % SECOND) * 1000;
+    return 0;
+}
+
+static time_t sim_time(time_t *t) {
+    struct timespec now;
+
+    (void)t;
+    sim_clock(CLOCK_REALTIME, &now);
+    return now.tv_sec;
+}
+
+/* pthread_mutex_lock(). Whoever has the lock may be interrupted. */
+static int sim_lock(pthread_mutex_t *mutex) {
+    if (world.task == NULL)
+        return pthread_mutex_lock(mutex);
+    task_maybe_rest(512);
+    while (pthread_mutex_trylock(mutex) != 0)
+        task_rest(between(1, 20));
+    return 0;
+}
+
+static enum duty duty_of(void *(*run)(void *));
+
+static int sim_thread(pthread_t *thread, const pthread_attr_t *attr,
+                      void *(*run)(void *), void *arg) {
+    struct host *h = world.task->host;
+    enum duty duty = duty_of(run);
+    unsigned same = 0;
+
+    (void)attr;
+    memset(thread, 0, sizeof *thread);
+    for (const struct task *t = tasks; t < tasks + TASKS; t++)
+        same += t->host == h && t->duty == duty;
+    if (duty != DUTY_POOL || same < 2) /* of the pool's two are enough */
+        task_new(h, duty, run, arg);
+    return 0;
+}
+
+static int sim_join(pthread_t thread, void **result) {
+    (void)thread;
+    (void)result;
+    return 0;
+}
+
+/* Memory of a process: in a list, for its end. */
+struct held {
+    struct held *next, *before;
+};
+
+static struct held *held_of(void *p) {
+    return (struct held *)p - 1;
+}
+
+static void *held_add(struct held *held) {
+    struct host *h = world.task == NULL ? NULL : world.task->host;
+
+    must(held != NULL, "memory");
+    held->before = NULL;
+    held->next = h == NULL ? NULL : h->held;
+    if (held->next != NULL)
+        held->next->before = held;
+    if (h != NULL)
+        h->held = held;
+    return held + 1;
+}
+
+static void held_remove(struct held *held) {
+    struct host *h = world.task == NULL ? NULL : world.task->host;
+
+    if (held->next != NULL)
+        held->next->before = held->before;
+    if (held->before != NULL)
+        held->before->next = held->next;
+    else if (h != NULL && h->held == held)
+        h->held = held->next;
+}
+
+static void *sim_calloc(size_t count, size_t size) {
+    return held_add(calloc(1, count * size + sizeof(struct held)));
+}
+
+static void sim_free(void *p) {
+    if (p == NULL)
+        return;
+    held_remove(held_of(p));
+    free(held_of(p));
+}
+
+static void *sim_realloc(void *p, size_t n) {
+    if (p == NULL)
+        return held_add(malloc(n + sizeof(struct held)));
+    held_remove(held_of(p));
+    return held_add(realloc(held_of(p), n + sizeof(struct held)));
+}
+
+static void __attribute__((noreturn, format(printf, 1, 2)))
+fail(const char *format, ...);
+
+static void __attribute__((noreturn)) sim_exit(int code) {
+    fail("node %u gave up with %d", world.task->host->number, code);
+}
+
+static void __attribute__((noreturn)) sim_abort(void) {
+    fail("node %u died", world.task->host->number);
+}
+
+/* fprintf() to stderr. */
+static void __attribute__((format(printf, 2, 3)))
+sim_print(FILE *file, const char *format, ...) {
+    char text[1200];
+    va_list args;
+
+    (void)file;
+    if (!world.trace)
+        return;
+    va_start(args, format);
+    vsnprintf(text, sizeof text, format, args);
+    va_end(args);
+    text[strcspn(text, "\n")] = '\0';
+    trace("node %u: %s", world.task == NULL ? 0 : world.task->host->number,
+          text);
+}
+
+#define openat             sim_openat
+#define open               sim_open
+#define close              sim_close
+#define mkdir              sim_mkdir
+#define pipe(ends)         sim_pipe(ends)
+#define pwrite             sim_pwrite
+#define pread              sim_pread
+#define read               sim_read
+#define write              sim_write
+#define ftruncate          sim_ftruncate
+#define fsync              sim_fsync
+#define fdatasync          sim_fsync
+#define renameat           sim_renameat
+#define unlinkat           sim_unlinkat
+#define posix_fallocate    sim_fallocate
+#define fstat              sim_fstat
+#define fstatvfs           sim_fstatvfs
+#define lseek              sim_lseek
+#define mmap               sim_mmap
+#define munmap             sim_munmap
+#define fcntl              sim_fcntl
+#define setsockopt         sim_setsockopt
+#define setrlimit          sim_setrlimit
+#define shm_open           sim_shm_open
+#define shm_unlink         sim_shm_unlink
+#define poll               sim_poll
+#define socket             sim_socket
+#define connect            sim_connect
+#define getaddrinfo        sim_getaddrinfo
+#define freeaddrinfo       sim_freeaddrinfo
+#define accept             sim_accept
+#define send               sim_send
+#define recv               sim_recv
+#define shutdown           sim_shutdown
+#define clock_gettime      sim_clock
+#define time(t)            sim_time(t)
+#define pthread_mutex_lock sim_lock
+#define pthread_create     sim_thread
+#define pthread_join       sim_join
+#define calloc             sim_calloc
+#define realloc            sim_realloc
+#define free               sim_free
+#define fprintf            sim_print
+#define exit               sim_exit
+#define abort              sim_abort
+#define main               estoraje_main
+
+#ifndef PROGRAM
+#define PROGRAM "../estoraje.c"
+#endif
+#include PROGRAM
+
+#undef open
+#undef close
+#undef pipe
+#undef read
+#undef write
+#undef calloc
+#undef realloc
+#undef free
+#undef fprintf
+#undef exit
+#undef abort
+#undef time
+#undef pthread_mutex_lock
+#undef main
+#undef clock_gettime
+
+/* ---------------------------------------------------------------- A node
+ *
+ * Starts as main() has it, without what etcd would say: the ring is made here,
+ * and is the same for all histories of so many nodes. */
+
+static enum duty duty_of(void *(*run)(void *)) {
+    return run == worker_run   ? DUTY_WORKER
+           : run == pool_run   ? DUTY_POOL
+           : run == house_run  ? DUTY_HOUSE
+           : run == care_run   ? DUTY_CARE
+           : run == repair_run ? DUTY_REPAIR
+                               : DUTY_START;
+}
+
+/* What differs from history to history. */
+static struct { enum sync_mode sync; } setting;
+
+/* The view of a node, of a cluster of so many. */
+static struct view *view_of(unsigned count, unsigned number) {
+    static struct view *views[NODES + 1][NODES + 1];
+    struct view **view = &views[count][number];
+    static struct node blank;
+    struct buf text = {0};
+    char name[8];
+
+    if (*view != NULL)
+        return *view;
+    buf_print(&text,
+              "{\"cluster\":\"%016x\",\"hash0\":\"%016x\",\"hash1\":\"%016x\","
+              "\"epoch\":\"1\",\"partitions\":\"%u\",\"replicas\":\"3\","
+              "\"members\":[",
+              17, 18, 19, PARTS);
+    for (unsigned i = 1; i <= count; i++)
+        buf_print(&text,
+                  "%s{\"name\":\"n%u\",\"number\":\"%u\",\"id\":\"%016x\","
+                  "\"zone\":\"z%u\"}",
+                  i > 1 ? "," : "", i, i, 0, i);
+    buf_text(&text, "]}\n");
+    for (unsigned i = 1; i <= count; i++)
+        buf_print(&text,
+                  "{\"name\":\"n%u\",\"host\":\"127.0.0.1\",\"port\":\"%u\","
+                  "\"peer\":\"%u\",\"zone\":\"z%u\",\"id\":\"%016x\","
+                  "\"boot\":\"1\"}\n",
+                  i, 8000 + i, 9000 + i, i, 0);
+    snprintf(name, sizeof name, "n%u", number);
+    blank.flags.name = name;
+    *view = view_parse(&blank, buf_slice(&text));
+    must(*view != NULL && (*view)->me == number - 1, "the ring");
+    buf_free(&text);
+    return *view;
+}
+
+/* The start of a process, as main() has it. */
+static void *node_begin(void *arg) {
+    static const char *const names[] = {"", "n1", "n2", "n3", "n4", "n5"};
+    struct host *h = arg;
+    struct node *node = memory(1, sizeof *node);
+    struct view *view = view_of(world.host_count, h->number);
+
+    node->flags = (struct flags){.name = names[h->number],
+                                 .host = "127.0.0.1",
+                                 .listen = "127.0.0.1",
+                                 .zone = "",
+                                 .data = "data",
+                                 .port = 8000 + h->number,
+                                 .peer_port = 9000 + h->number,
+                                 .partitions = PARTS,
+                                 .replicas = 3,
+                                 .threads = 1,
+                                 .max_value = 1 << 20};
+    h->node = node;
+    node->sync = setting.sync;
+    node->log_most = LOG_MAX;
+    atomic_store(&node->full, true);
+    node->etcd = memory(1, sizeof *node->etcd);
+    directory_open(node);
+    directory_check(node);
+    logs_check(node);
+    node->client_fd = fd_new(LISTENER);
+    descriptors[node->client_fd].role = ROLE_CLIENT;
+    node->peer_fd = fd_new(LISTENER);
+    descriptors[node->peer_fd].role = ROLE_PEER;
+    node->client_port = (unsigned)node->flags.port;
+    node->peer_port = (unsigned)node->flags.peer_port;
+    workers_begin(node);
+    atomic_fetch_add(&view->refs, 1);
+    view_adopt(node, view);
+    identity_begin(node);
+    store_begin(node);
+    return NULL;
+}
+
+/* A machine's process starts. */
+static void host_start(struct host *h) {
+    trace("node %u starts", h->number);
+    h->up = true;
+    view_of(world.host_count, h->number); /* it is not the process's memory */
+    task_new(h, DUTY_START, node_begin, h);
+}
+
+/* A machine's process is gone: it was killed, or the power is lost. */
+static void host_end(struct host *h, bool power) {
+    struct held *held;
+
+    trace("node %u %s", h->number, power ? "loses its power" : "is killed");
+    h->up = false;
+    h->life++;
+    h->frozen_until = 0;
+    h->node = NULL;
+    for (struct task *t = tasks; t < tasks + TASKS; t++)
+        if (t->host == h)
+            task_free(t);
+    for (int fd = 0; fd < FDS; fd++)
+        if (descriptors[fd].thing != FREE && descriptors[fd].host == h)
+            fd_close(fd, power);
+    for (struct sock *s = socks; s < socks + SOCKS; s++)
+        if (s->used && s->host == h)
+            sock_close(s, power);
+    while ((held = h->held) != NULL) {
+        h->held = held->next;
+        free(held);
+    }
+    if (power) {
+        files_lose(h);
+        h->mark[0] = '\0';
+    }
+}
+
+/* Whether a node has ended all its doubts. */
+static bool host_rests(const struct host *h) {
+    struct node *node = h->node;
+
+    if (!h->up || node == NULL || !atomic_load(&node->loaded) ||
+        atomic_load(&node->cut))
+        return false;
+    for (unsigned i = 0; i < node->partitions; i++) {
+        const struct part *part = &node->parts[i];
+
+        if (view_owns(node->view, i, h->number) &&
+            (part->doubts != part->cleared || part->recovering))
+            return false;
+    }
+    for (unsigned i = 1; i <= world.host_count; i++)
+        if (i != h->number &&
+            (!member_alive(node, i) || atomic_load(&node->peers[i].missed_any)))
+            return false;
+    return true;
+}
+
+static bool all_rest(void) {
+    for (unsigned i = 0; i < world.host_count; i++)
+        if (!host_rests(&world.hosts[i]))
+            return false;
+    return true;
+}
+
+/* The first partition that two of its owners do not hold alike; PARTS: none. */
+static unsigned parts_differ(void) {
+    for (unsigned p = 0; p < PARTS; p++) {
+        const struct part *first = NULL;
+
+        for (unsigned i = 0; i < world.host_count; i++) {
+            struct node *node = world.hosts[i].node;
+            const struct part *part = &node->parts[p];
+
+            if (!view_owns(node->view, p, i + 1))
+                continue;
+            if (first != NULL && (first->log.sum != part->log.sum ||
+                                  first->log.used != part->log.used))
+                return p;
+            first = part;
+        }
+    }
+    return PARTS;
+}
+
+/* --------------------------------------------------------------- Clients
+ *
+ * A client has one request at work at a time, each over a connection of its
+ * own. It gives up after a while, and knows nothing then. */
+
+#define CLIENTS 6
+#define KEYS    3
+#define VALUES  200
+#define AUDITOR CLIENTS /* the client that looks at all in the end */
+
+/* Which operations there are. */
+enum mix { MIX_PLAIN, MIX_CONSISTENT, MIX_BOTH };
+
+struct client {
+    unsigned number;
+    struct sock *sock; /* NULL: it waits for nothing */
+    uint64_t life;     /* of its turn */
+    size_t index;      /* of its operation */
+    struct history_op op;
+    uint64_t seen[KEYS]; /* a value of the key, or 0: absent */
+    unsigned status;     /* of the last answer */
+};
+
+static struct {
+    struct history *history;
+    enum mix mix;
+    unsigned keys, clients;
+    unsigned left; /* operations to begin */
+    unsigned at_work;
+    uint64_t pause_us; /* of a client, at most */
+    uint64_t patience_us;
+    uint64_t values;
+    char etags[VALUES][20]; /* "" not known */
+    struct client client[CLIENTS + 1];
+} show;
+
+/* Ends the test program with what was found. */
+static void __attribute__((noreturn, format(printf, 1, 2)))
+fail(const char *format, ...) {
+    va_list args;
+
+    va_start(args, format);
+    vfprintf(stderr, format, args);
+    va_end(args);
+    fprintf(stderr, "\n");
+    for (unsigned key = 0; key < show.keys; key++)
+        history_print(show.history, key);
+    fprintf(stderr,
+            "sim: failed at %.6f s, after %" PRIu64
+            " histories; repeat it with SEED=%" PRIu64 "\n",
+            (double)world.now / 1e6, world.ops, world.seed);
+    _Exit(1);
+}
+
+static void client_next(void *thing, uint64_t life);
+
+/* The operation is over. */
+static void client_end(struct client *c, enum history_outcome outcome,
+                       uint64_t value, bool refused) {
+    history_end(show.history, c->index, outcome, value, refused, world.now);
+    c->sock = NULL;
+    c->life++;
+    show.at_work--;
+    if (c->number != AUDITOR)
+        event_add(world.now + below(show.pause_us + 1), client_next, c,
+                  c->life);
+}
+
+/* The answer will not come. */
+static void client_lost(struct client *c) {
+    trace("client %u: no answer", c->number);
+    c->status = 0;
+    client_end(c, c->op.kind == HISTORY_READ ? HISTORY_FAILED : HISTORY_UNKNOWN,
+               0, false);
+}
+
+/* An event: a client has waited for long enough. */
+static void client_bored(void *thing, uint64_t life) {
+    struct client *c = thing;
+
+    if (c->sock == NULL || c->life != life)
+        return;
+    c->sock->client = NULL;
+    c->sock->eof = true;
+    host_poke(c->sock->host);
+    client_lost(c);
+}
+
+/* Takes note of the etag of a value, which is always the same. */
+static void etag_seen(uint64_t value, const char *etag) {
+    const char *tag = etag == NULL ? NULL : strchr(etag, '"');
+
+    if (tag == NULL || value == 0 || value >= VALUES)
+        fail("a value that is none, or has no etag");
+    if (show.etags[value][0] == '\0')
+        memcpy(show.etags[value], tag, 18);
+    else if (memcmp(show.etags[value], tag, 18) != 0)
+        fail("value %" PRIu64 " has another etag than before", value);
+}
+
+/* The answer is there. */
+static void client_heard(struct client *c, struct sock *s) {
+    struct history_op *op = history_at(show.history, c->index);
+    bool read = op->kind == HISTORY_READ, stale;
+    uint64_t value = 0;
+    const char *body, *text;
+    unsigned status;
+
+    bytes_add(&s->out, "", 1);
+    text = (const char *)s->out.p;
+    s->out.n--;
+    body = strstr(text, "\r\n\r\n") + 4;
+    status = c->status = (unsigned)atoi(text + 9);
+    stale = strstr(text, "\r\nEstoraje-Stale: ") != NULL;
+    s->client = NULL;
+    trace("client %u: %.*s%s %.60s", c->number, 20, text, stale ? " stale" : "",
+          body);
+    op->stale = stale;
+    op->existed = !read && status == 204;
+    if (read && status == 200)
+        etag_seen(value = strtoull(body, NULL, 10), strstr(text, "\r\nETag: "));
+    else if (!read &&
+             (status == 201 || (status == 204 && op->kind == HISTORY_WRITE)))
+        etag_seen(value = op->value, strstr(text, "\r\nETag: "));
+    if (status == 200 || status == 201 || status == 204 || status == 404)
+        c->seen[op->key] = value;
+    if (status == 200 || status == 201 || status == 204 || status == 404)
+        client_end(c, HISTORY_OK, value, false);
+    else if (status == 412 && op->conditional)
+        client_end(c, HISTORY_OK, 0, true);
+    else if (status == 503 || status == 507)
+        client_end(c, HISTORY_FAILED, 0, false);
+    else if (status == 504 || status == 500)
+        client_end(c, read ? HISTORY_FAILED : HISTORY_UNKNOWN, 0, false);
+    else
+        fail("an answer that should not be: %.300s", text);
+}
+
+/* Sends the operation to a node. */
+static void client_ask(struct client *c, struct host *h) {
+    static const char *const methods[] = {"GET", "PUT", "DELETE"};
+    const struct history_op *op = &c->op;
+    char condition[60] = "", body[30] = "", text[400];
+
+    if (op->conditional && op->expect == 0)
+        snprintf(condition, sizeof condition, "If-None-Match: *\r\n");
+    else if (op->conditional)
+        snprintf(condition, sizeof condition, "If-Match: %s\r\n",
+                 show.etags[op->expect]);
+    if (op->kind == HISTORY_WRITE)
+        snprintf(body, sizeof body, "%" PRIu64, op->value);
+    snprintf(text, sizeof text,
+             "%s /key%u%s HTTP/1.1\r\nHost: x\r\n%sContent-Length: %zu\r\n"
+             "\r\n%s",
+             methods[op->kind], op->key,
+             op->consistent && (!op->conditional || op->expect % 2 > 0)
+                 ? "?consistent"
+                 : "",
+             condition, strlen(body), body);
+    trace("client %u -> %u: %s key%u value=%" PRIu64 "%s%s expect=%" PRIu64,
+          c->number, h->number, methods[op->kind], op->key, op->value,
+          op->consistent ? " consistent" : "",
+          op->conditional ? " conditional" : "", op->expect);
+    c->index = history_begin(show.history, op);
+    c->sock = sock_new(h, ROLE_CLIENT, 0);
+    c->sock->client = c;
+    bytes_add(&c->sock->in, text, strlen(text));
+    c->life++;
+    show.at_work++;
+    event_add(world.now + show.patience_us, client_bored, c, c->life);
+    host_poke(h);
+}
+
+/* Chooses an operation. */
+static void client_choose(struct client *c) {
+    struct history_op *op = &c->op;
+    unsigned dice = (unsigned)below(16);
+
+    *op = (struct history_op){.client = c->number, .begin = world.now};
+    op->key = (unsigned)below(show.keys);
+    op->kind = dice < 6    ? HISTORY_READ
+               : dice < 14 ? HISTORY_WRITE
+                           : HISTORY_DELETE;
+    op->consistent =
+        show.mix == MIX_CONSISTENT || (show.mix == MIX_BOTH && once_in(2));
+    if (op->consistent && op->kind != HISTORY_READ && once_in(2)) {
+        unsigned of = once_in(4) ? (unsigned)below(show.clients) : c->number;
+
+        op->conditional = true;
+        op->expect = show.client[of].seen[op->key];
+    }
+    if (op->kind == HISTORY_WRITE)
+        op->value = ++show.values;
+}
+
+/* An event: a client begins its next operation, if there is one to begin. */
+static void client_next(void *thing, uint64_t life) {
+    struct client *c = thing;
+    struct host *h = &world.hosts[below(world.host_count)];
+
+    if (c->life != life || show.left == 0)
+        return;
+    show.left--;
+    if (!h->up) {
+        event_add(world.now + below(show.pause_us + 1), client_next, c, life);
+        return;
+    }
+    client_choose(c);
+    client_ask(c, h);
+}
+
+/* ---------------------------------------------------------------- Faults
+ *
+ * Each is an event with an end of its own. */
+
+/* An event: a process starts again. */
+static void fault_over(void *thing, uint64_t life) {
+    struct host *h = thing;
+
+    if (!h->up && h->life == life)
+        host_start(h);
+}
+
+/* Whether this machine may lose what it has not synced: the others still have
+   it, and are a majority of any owners. */
+static bool power_may_fail(const struct host *h) {
+    bool may = true;
+
+    for (unsigned i = 0; i < world.host_count; i++) {
+        struct host *other = &world.hosts[i];
+
+        if (other->unsafe && host_rests(other))
+            other->unsafe = false;
+        may = may && (!other->unsafe || other == h);
+    }
+    return may || setting.sync == SYNC_ALWAYS;
+}
+
+static void fault_kill(void *thing, uint64_t life) {
+    struct host *h = thing;
+    bool power = once_in(3) && power_may_fail(h);
+
+    (void)life;
+    if (!h->up)
+        return;
+    h->unsafe = h->unsafe || power;
+    host_end(h, power);
+    event_add(world.now + below(once_in(2) ? 20000 : 2 * SECOND), fault_over, h,
+              h->life);
+}
+
+/* A machine stands still. */
+static void fault_freeze(void *thing, uint64_t life) {
+    struct host *h = thing;
+
+    (void)life;
+    h->frozen_until = world.now + below(once_in(2) ? 300000 : 4 * SECOND);
+    trace("node %u stands still until %.6f", h->number,
+          (double)h->frozen_until / 1e6);
+}
+
+static void fault_uncut(void *thing, uint64_t life) {
+    (void)thing;
+    (void)life;
+    memset(weather.cut, 0, sizeof weather.cut);
+    trace("the network is whole");
+}
+
+/* A node is cut off from one other or from all, in one direction or both. */
+static void fault_cut(void *thing, uint64_t life) {
+    struct host *h = thing;
+    unsigned other = (unsigned)between(0, world.host_count);
+    unsigned way = (unsigned)below(4);
+
+    (void)life;
+    trace("node %u is cut off from %u (0: all), way %u", h->number, other, way);
+    for (unsigned i = 1; i <= world.host_count; i++)
+        if (i != h->number &&
+            (other == 0 || other == h->number || i == other)) {
+            weather.cut[h->number][i] |= way != 1;
+            weather.cut[i][h->number] |= way != 2;
+        }
+    event_add(world.now + below(once_in(2) ? 500000 : 5 * SECOND), fault_uncut,
+              h, 0);
+}
+
+/* Chooses what will go wrong in the next so many us. */
+static void faults_choose(uint64_t span) {
+    unsigned count = (unsigned)below(5);
+
+    memset(&weather, 0, sizeof weather);
+    if (once_in(2))
+        weather.slow = between(2, 20);
+    if (once_in(2))
+        weather.very_slow = between(5, 100);
+    if (once_in(3))
+        weather.lost = between(5, 100);
+    if (once_in(2))
+        weather.doubled = between(2, 30);
+    weather.very_slow_us = once_in(2) ? 200000 : 3 * SECOND;
+    weather.doubled_us = once_in(2) ? 500000 : 8 * SECOND;
+    for (unsigned i = 0; i < count; i++) {
+        struct host *h = &world.hosts[below(world.host_count)];
+        unsigned dice = (unsigned)below(8);
+
+        event_add(world.now + below(span),
+                  dice < 5   ? fault_kill
+                  : dice < 6 ? fault_freeze
+                             : fault_cut,
+                  h, 0);
+    }
+}
+
+/* Nothing goes wrong any more. */
+static void faults_end(void) {
+    trace("the faults are over");
+    weather.slow = weather.very_slow = weather.lost = weather.doubled = 0;
+    fault_uncut(NULL, 0);
+    for (size_t i = 0; i < world.queued; i++)
+        if (world.queue[i].fn == fault_kill ||
+            world.queue[i].fn == fault_freeze || world.queue[i].fn == fault_cut)
+            world.queue[i].fn = fault_uncut;
+    for (unsigned i = 0; i < world.host_count; i++) {
+        world.hosts[i].frozen_until = 0;
+        fault_over(&world.hosts[i], world.hosts[i].life);
+    }
+}
+
+/* ------------------------------------------------------------- A history */
+
+/* Everything is gone. */
+static void world_end(void) {
+    for (size_t i = 0; i < world.queued; i++)
+        if (world.queue[i].fn == message_arrive ||
+            world.queue[i].fn == answer_arrive)
+            message_free(world.queue[i].thing);
+    world.queued = 0;
+    for (unsigned i = 0; i < CLIENTS + 1; i++)
+        if (show.client[i].sock != NULL)
+            show.client[i].sock->client = NULL;
+    for (unsigned i = 0; i < world.host_count; i++) {
+        struct host *h = &world.hosts[i];
+
+        host_end(h, false);
+        while (h->file_count > 0)
+            file_remove(h, h->files[0]);
+        for (unsigned j = 1; j <= world.host_count; j++)
+            view_of(world.host_count, j)->refs = 1;
+    }
+    while (world.queued > 0) /* breaks of links */
+        event_take();
+}
+
+/* A new cluster. */
+static void world_begin(uint64_t seed) {
+    random_state = world.seed = seed;
+    world.now = UINT64_C(1800000000) * SECOND;
+    world.order = 0;
+    world.host_count = once_in(4) ? once_in(3) ? 4 : 5 : 3;
+    memset(&weather, 0, sizeof weather);
+    setting.sync = once_in(4) ? SYNC_ALWAYS : SYNC_SECOND;
+    for (unsigned i = 0; i < world.host_count; i++) {
+        struct host *h = &world.hosts[i];
+
+        *h = (struct host){.number = i + 1, .life = h->life + 1};
+        h->skew = once_in(2) ? 0 : (int64_t)below(30 * SECOND);
+        host_start(h);
+    }
+}
+
+/* Clients for it. */
+static void show_begin(void) {
+    history_free(show.history);
+    memset(&show, 0, sizeof show);
+    show.history = history_new();
+    show.mix = (enum mix)below(3);
+    if (getenv("PLAIN") != NULL)
+        show.mix = MIX_PLAIN;
+    show.keys = (unsigned)between(1, KEYS);
+    show.clients = (unsigned)between(2, CLIENTS);
+    show.left = (unsigned)between(10, 40);
+    show.patience_us = once_in(2) ? 15 * SECOND : between(100000, 5 * SECOND);
+    for (unsigned i = 0; i <= CLIENTS; i++)
+        show.client[i].number = i;
+}
+
+/* Lets time pass, in steps, until something is so, or for so long. */
+static bool time_until(bool (*so)(void), uint64_t us) {
+    uint64_t end = world.now + us;
+
+    while (!so() && world.now < end)
+        time_pass(world.now + 20000);
+    return so();
+}
+
+static bool clients_rest(void) {
+    return show.at_work == 0 && show.left == 0;
+}
+
+static bool parts_equal(void) {
+    return all_rest() && parts_differ() == PARTS;
+}
+
+/* In the end each node is asked for each key. */
+static void show_audit(bool consistent) {
+    struct client *c = &show.client[AUDITOR];
+
+    for (unsigned i = 0; i < world.host_count; i++)
+        for (unsigned key = 0; key < show.keys; key++) {
+            c->op = (struct history_op){.kind = HISTORY_READ,
+                                        .consistent = consistent,
+                                        .key = key,
+                                        .client = AUDITOR,
+                                        .begin = world.now};
+            client_ask(c, &world.hosts[i]);
+            if (!time_until(clients_rest, 20 * SECOND) ||
+                (c->status != 200 && c->status != 404))
+                fail("node %u cannot say what key%u is, after all faults",
+                     i + 1, key);
+        }
+}
+
+#define STALE_US (5 * SECOND / 2) /* the 2 s, and until they are noticed */
+
+static void history_run(uint64_t seed) {
+    uint64_t span = UINT64_C(0);
+    const char *wrong;
+
+    world_begin(seed);
+    show_begin();
+    if (!once_in(4))
+        time_until(all_rest, 5 * SECOND);
+    span = between(100000, 5 * SECOND);
+    show.pause_us = 2 * span * show.clients / show.left;
+    faults_choose(span);
+    for (unsigned i = 0; i < show.clients; i++)
+        event_add(world.now + below(show.pause_us), client_next,
+                  &show.client[i], 0);
+    time_pass(world.now + span);
+    faults_end();
+    time_until(clients_rest, 60 * SECOND);
+    if (!time_until(all_rest, 60 * SECOND))
+        fail("the cluster does not come to rest");
+    time_pass(world.now + weather.doubled_us);
+    if (show.mix != MIX_PLAIN)
+        show_audit(true);
+    if (!time_until(parts_equal, 600 * SECOND))
+        fail("the replicas of partition %u differ", parts_differ());
+    show_audit(false);
+    wrong = show.mix == MIX_CONSISTENT
+                ? history_check_linear(show.history)
+                : history_check_plain(show.history, STALE_US);
+    if (wrong != NULL)
+        fail("%s", wrong);
+    world_end();
+}
+
+static uint64_t environment(const char *name, uint64_t otherwise) {
+    const char *text = getenv(name);
+
+    return text != NULL ? strtoull(text, NULL, 10) : otherwise;
+}
+
+int main(void) {
+    struct timespec t;
+    uint64_t seed, histories, state;
+
+    clock_gettime(CLOCK_REALTIME, &t);
+    seed = environment("SEED", 0);
+    histories = seed != 0                       ? 1
+                : environment("TORTURE", 0) > 0 ? 10000000
+                                                : 10000;
+    histories = environment("HISTORIES", histories);
+    world.trace = environment("TRACE", 0) > 0;
+    state = seed != 0 ? seed : (uint64_t)t.tv_sec << 20;
+    fprintf(stderr, "sim: %" PRIu64 " histories from seed %" PRIu64 "\n",
+            histories, state);
+    for (world.ops = 0; world.ops < histories; world.ops++)
+        history_run(state + world.ops);
+    fprintf(stderr, "sim: no violation\n");
+    return 0;
+}
