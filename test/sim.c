@@ -332,7 +332,7 @@ static void task_run(void *thing, uint64_t life) {
     if (t->life != life)
         return;
     if (t->host->frozen_until > world.now) {
-        event_add(t->host->frozen_until + below(100), task_run, t, life);
+        event_add(world.now + 10000 + below(100), task_run, t, life);
         return;
     }
     t->life++;
@@ -2063,6 +2063,7 @@ static bool parts_equal(void) {
 static void show_audit(bool consistent) {
     struct client *c = &show.client[AUDITOR];
 
+    show.patience_us = 20 * SECOND;
     for (unsigned i = 0; i < world.host_count; i++)
         for (unsigned key = 0; key < show.keys; key++) {
             c->op = (struct history_op){.kind = HISTORY_READ,
