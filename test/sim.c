@@ -461,21 +461,22 @@ static void file_sync(struct inode *f, size_t end) {
     f->dirty = end;
 }
 
-/* The power is lost: what was not synced is gone, or a part of it. */
+/* The power is lost: what was not synced is gone, or of what was appended some
+   sectors are there. */
 static void files_lose(struct host *h) {
     for (unsigned i = 0; i < h->file_count; i++) {
         struct inode *f = h->files[i];
-        size_t n = f->safe.n;
+        size_t n = f->safe.n, most = f->now.n;
 
-        if (f->now.n > n && f->dirty >= n && once_in(2))
-            n += below(f->now.n - n + 1);
-        else if (f->dirty >= f->now.n && f->now.n == n)
-            continue;
-        else
-            memcpy(f->now.p, f->safe.p, n < f->now.n ? n : f->now.n);
-        if (n > f->now.n)
-            bytes_add(&f->now, f->safe.p + f->now.n, n - f->now.n);
-        f->now.n = n;
+        if (f->dirty >= n && most > n && once_in(2)) {
+            n = (n + below(most - n + 1)) / 512 * 512;
+            n = n > f->safe.n ? n : f->safe.n;
+            f->now.n = n;
+        } else {
+            f->now.n = 0;
+            bytes_add(&f->now, f->safe.p, n);
+        }
+        f->dirty = f->safe.n < f->dirty ? f->safe.n : f->dirty;
         file_sync(f, n);
     }
 }
@@ -610,8 +611,9 @@ static void link_break(void *thing, uint64_t life) {
 /* The answer to a message will never come. soon: the other end is gone, and
    its machine says so. */
 static void message_lost(struct message *m, bool soon) {
-    uint64_t most = soon || once_in(2) ? 2000 : once_in(8) ? 20 * SECOND
-                                                          : 3 * SECOND;
+    uint64_t most = soon || once_in(2) ? 2000
+                    : once_in(8)       ? 20 * SECOND
+                                       : 3 * SECOND;
 
     if (m->link != NULL && !m->silent)
         event_add(world.now + below(most), link_break, m->link, m->link_life);
@@ -1609,18 +1611,21 @@ static bool host_rests(const struct host *h) {
 
 /* Says of each node, for a trace, why it does not rest. */
 static void hosts_tell(void) {
+    world.task = NULL;
     for (unsigned i = 0; i < world.host_count; i++) {
         const struct node *node = world.hosts[i].node;
 
         fprintf(stderr, "node %u: up=%d loaded=%d cut=%d", i + 1,
                 world.hosts[i].up, node != NULL && atomic_load(&node->loaded),
                 node != NULL && atomic_load(&node->cut));
-        for (unsigned p = 0; node != NULL && p < node->partitions; p++)
+        for (unsigned p = 0;
+             node != NULL && node->parts != NULL && p < node->partitions; p++)
             fprintf(stderr, " %d/%" PRIu64 "-%" PRIu64 "%s",
                     view_owns(node->view, p, i + 1), node->parts[p].doubts,
                     node->parts[p].cleared,
                     node->parts[p].recovering ? "recovering" : "");
-        for (unsigned j = 1; node != NULL && j <= world.host_count; j++)
+        for (unsigned j = 1;
+             node != NULL && node->peers != NULL && j <= world.host_count; j++)
             fprintf(stderr, " %d%s", member_alive(node, j),
                     atomic_load(&node->peers[j].missed_any) ? "missed" : "");
         fprintf(stderr, "\n");
