@@ -509,6 +509,7 @@ struct sock {
     struct host *host; /* whose process has it */
     enum role role;
     bool accepted, eof, broken;
+    bool gapped; /* an answer will never come: it breaks sooner or later */
     struct bytes in, out;
     unsigned with; /* number of the node at the other end */
     /* A link's. */
@@ -570,7 +571,7 @@ static struct sock *sock_new(struct host *h, enum role role, unsigned with) {
     if (s->next != NULL)
         s->next->before = &s->next;
     h->socks = s;
-    s->eof = s->broken = false;
+    s->eof = s->broken = s->gapped = false;
     s->in.n = s->out.n = 0;
     s->sent = s->answered = 0;
     s->answers = NULL;
@@ -622,8 +623,10 @@ static void message_lost(struct message *m, bool soon) {
                     : once_in(8)       ? 20 * SECOND
                                        : 3 * SECOND;
 
-    if (m->link != NULL && !m->silent)
+    if (m->link != NULL && !m->silent) {
+        m->link->gapped = m->link->gapped || m->link->life == m->link_life;
         event_add(world.now + below(most), link_break, m->link, m->link_life);
+    }
     message_free(m);
 }
 
@@ -723,7 +726,8 @@ static void message_send(struct sock *link, const void *p, size_t n) {
     m->link = link;
     m->link_life = link->life;
     m->number = link->sent++;
-    if (once_in(weather.doubled)) {
+    if (once_in(weather.doubled) &&
+        memcmp(p, "POST /_peer/consistent", 22) != 0) {
         struct message *copy = message_new(m->from, m->to, p, n);
 
         uint64_t at = world.now + below(weather.doubled_us);
@@ -1687,6 +1691,7 @@ struct client {
     struct history_op op;
     uint64_t seen[KEYS]; /* a value of the key, or 0: absent */
     unsigned status;     /* of the last answer */
+    bool plainly;        /* it asks so, although more is expected */
 };
 
 static struct {
@@ -1822,7 +1827,8 @@ static void client_ask(struct client *c, struct host *h) {
              "%s /key%u%s HTTP/1.1\r\nHost: x\r\n%sContent-Length: %zu\r\n"
              "\r\n%s",
              methods[op->kind], op->key,
-             op->consistent && (!op->conditional || op->expect % 2 > 0)
+             op->consistent && !c->plainly &&
+                     (!op->conditional || op->expect % 2 > 0)
                  ? "?consistent"
                  : "",
              condition, strlen(body), body);
@@ -1992,6 +1998,9 @@ static void faults_end(void) {
     for (unsigned i = 0; i < world.host_count; i++) {
         world.hosts[i].frozen_until = 0;
         fault_over(&world.hosts[i], world.hosts[i].life);
+        for (struct sock *s = world.hosts[i].socks; s != NULL; s = s->next)
+            if (s->gapped)
+                event_add(world.now + below(200000), link_break, s, s->life);
     }
 }
 
@@ -2076,13 +2085,15 @@ static void show_audit(bool consistent) {
     struct client *c = &show.client[AUDITOR];
 
     show.patience_us = 20 * SECOND;
+    c->plainly = !consistent; /* at rest that is no less */
     for (unsigned i = 0; i < world.host_count; i++)
         for (unsigned key = 0; key < show.keys; key++) {
-            c->op = (struct history_op){.kind = HISTORY_READ,
-                                        .consistent = consistent,
-                                        .key = key,
-                                        .client = AUDITOR,
-                                        .begin = world.now};
+            c->op = (struct history_op){
+                .kind = HISTORY_READ,
+                .consistent = consistent || show.mix == MIX_CONSISTENT,
+                .key = key,
+                .client = AUDITOR,
+                .begin = world.now};
             client_ask(c, &world.hosts[i]);
             if (!time_until(clients_rest, 20 * SECOND) ||
                 (c->status != 200 && c->status != 404))
