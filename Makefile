@@ -45,10 +45,11 @@ cluster-status: status
 # Tests. Sanitizers watch the servers and the tests themselves.
 # ---------------------------------------------------------------------------
 
-SUITES = ring history unit faults servers disk disk-tsan cluster cluster-tsan
+SUITES = ring history unit faults sim sim-asan plants servers disk disk-tsan \
+         cluster cluster-tsan
 TESTED = build/asan/estoraje build/tsan/estoraje build/test/ring_test \
          build/test/history_test build/test/unit build/test/faults \
-         build/test/servers build/test/disk build/test/cluster
+         build/test/sim build/test/sim-asan build/test/servers build/test/disk build/test/cluster
 
 test: need-test ## every suite, with ASan, UBSan and TSan (also all-tests)
 	@$(MAKE) --no-print-directory $(JOBS) $(TESTED)
@@ -86,15 +87,25 @@ test-ring: build/test/ring_test
 test-history: build/test/history_test
 test-unit: build/test/unit
 test-faults: build/test/faults
+# AddressSanitizer takes thrice the time: a tenth of the histories has it.
+test-sim: build/test/sim
+test-sim-asan: build/test/sim-asan
+test-sim-asan: export HISTORIES = $(if $(TORTURE),100000,1000)
 test-servers: build/test/servers build/asan/estoraje
 test-disk: build/test/disk build/asan/estoraje
 test-disk-tsan: build/test/disk build/tsan/estoraje
 test-cluster: build/test/cluster build/asan/estoraje
 test-cluster-tsan: build/test/cluster build/tsan/estoraje
 
-test-ring test-history test-unit test-faults test-servers test-disk \
+test-ring test-history test-unit test-faults test-sim test-sim-asan \
+test-servers test-disk \
 test-disk-tsan test-cluster test-cluster-tsan:
 	@$(FIXED) $<
+
+# Each planted error is a compilation of its own, and runs until it is found.
+test-plants: export COMPILE_FLAGS = $(ALWAYS) $(CPPFLAGS) -O1
+test-plants:
+	@CC="$(CC)" test/plants.sh
 
 build/asan/% build/test/%: SANITIZE = -O1 -g -fno-omit-frame-pointer \
     -fsanitize=address,undefined -fno-sanitize-recover=all
@@ -109,6 +120,12 @@ build/test/unit build/test/faults: build/test/%: test/%.c test/harness.h \
     $(PROGRAM) | need-test
 	@mkdir -p $(@D)
 	$(COMPILE) -o $@ $< ring.c -lcmocka $(LDLIBS)
+
+build/test/sim build/test/sim-asan: test/sim.c test/history.h $(PROGRAM)
+	@mkdir -p $(@D)
+	$(COMPILE) -o $@ $< ring.c $(LDLIBS)
+
+build/test/sim: SANITIZE = -O2 -g -fsanitize=undefined -fno-sanitize-recover=all
 
 build/test/ring_test: test/ring_test.c ring.c ring.h | need-test
 	@mkdir -p $(@D)
@@ -197,7 +214,8 @@ help: ## this list
 
 .PHONY: build start run restart status stop clear run-alone add-samples \
     cluster-status test torture acceptance bench all-tests acceptance-cluster \
-    test-ring test-history test-unit test-faults test-servers test-disk \
+    test-ring test-history test-unit test-faults test-sim test-sim-asan test-plants \
+    test-servers test-disk \
     test-disk-tsan test-cluster test-cluster-tsan check check-compilers \
     check-tidy check-cppcheck check-format need-curl need-cluster need-bench \
     need-test need-check install uninstall clean help

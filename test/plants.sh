@@ -14,14 +14,30 @@ cd "$(dirname "$0")/.."
 
 # row NAME FUNCTION OLD NEW
 table() {
-    row minority op_owners \
-        'op->quorum = op->count / 2 + 1;' 'op->quorum = 1;'
-    row forgotten_floor store_load \
-        'part->floor = node->self.ceiling;' 'part->floor = 0;'
+    # accept_promised without the promise
     row no_promise part_least \
         'p->version == r->version ? 0' 'true ? 0'
+    # a floor that is forgotten at a restart
+    row forgotten_floor store_load \
+        'part->floor = node->self.ceiling;' 'part->floor = 0;'
+    # a read without settle
+    row no_settle consistent_settle \
+        'op->settles = true;' '{ consistent_tell(op); return; }'
+    # a 412 from a minority
+    row refused_by_few consistent_decide \
+        'else if (consistent_count(op, op->newest) >= op->quorum)' \
+        'else if (!op->reads || consistent_count(op, op->newest) >= op->quorum)'
+    # a recovering replica that counts
     row recovering_counts part_worth \
         'worth = part->recovering ?' 'worth = false ?'
+    # a repair that ignores floors
+    row repair_below_floor part_least \
+        'if (how == HOW_MAJORITY)' \
+        'if (how == HOW_MAJORITY || how == HOW_REPAIR)'
+    # a majority of those who promised, in place of the owners
+    row majority_of_few consistent_judge \
+        'op->phase == PHASE_WRITE && oks >= op->quorum' \
+        'op->phase == PHASE_WRITE && oks > (oks + waiting) / 2 && oks > 0'
 }
 
 HISTORIES=${HISTORIES:-3000}

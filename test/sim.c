@@ -1959,9 +1959,21 @@ static void fault_cut(void *thing, uint64_t life) {
               h, 0);
 }
 
+/* An event, again and again: a node takes the one before it for dead, so that
+   operations on a key are not all done by the same owner. */
+static void fault_deaf(void *thing, uint64_t life) {
+    struct host *h = thing;
+
+    (void)life;
+    if (h->up && h->node != NULL && atomic_load(&h->node->loaded))
+        atomic_store(&h->node->peers[1 + h->number % world.host_count].heard,
+                     0);
+    event_add(world.now + between(10000, 60000), fault_deaf, h, 0);
+}
+
 /* Chooses what will go wrong in the next so many us. */
 static void faults_choose(uint64_t span) {
-    unsigned count = (unsigned)below(5);
+    unsigned count = (unsigned)below(once_in(4) ? 12 : 5);
 
     memset(&weather, 0, sizeof weather);
     if (once_in(2))
@@ -1974,6 +1986,9 @@ static void faults_choose(uint64_t span) {
         weather.doubled = between(2, 30);
     weather.very_slow_us = once_in(2) ? 200000 : 3 * SECOND;
     weather.doubled_us = once_in(4) ? 5 * SECOND : 500000;
+    if (once_in(3))
+        for (unsigned i = 0; i < world.host_count; i++)
+            event_add(world.now + below(span), fault_deaf, &world.hosts[i], 0);
     for (unsigned i = 0; i < count; i++) {
         struct host *h = &world.hosts[below(world.host_count)];
         unsigned dice = (unsigned)below(8);
@@ -1993,7 +2008,8 @@ static void faults_end(void) {
     fault_uncut(NULL, 0);
     for (size_t i = 0; i < world.queued; i++)
         if (world.queue[i].fn == fault_kill ||
-            world.queue[i].fn == fault_freeze || world.queue[i].fn == fault_cut)
+            world.queue[i].fn == fault_freeze ||
+            world.queue[i].fn == fault_deaf || world.queue[i].fn == fault_cut)
             world.queue[i].fn = fault_uncut;
     for (unsigned i = 0; i < world.host_count; i++) {
         world.hosts[i].frozen_until = 0;
@@ -2120,6 +2136,7 @@ static void history_run(uint64_t seed) {
                   &show.client[i], 0);
     time_pass(world.now + span);
     faults_end();
+    time_pass(world.now + 250000); /* until broken links are gone */
     time_until(clients_rest, 60 * SECOND);
     if (!time_until(all_rest, 60 * SECOND))
         fail("the cluster does not come to rest");
