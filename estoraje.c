@@ -6599,6 +6599,7 @@ static void beat_body(struct op *op) {
 static void peers_watch(struct worker *w) {
     struct node *node = w->node;
     uint64_t mine = 0, any = 0, all = UINT64_MAX, me = 0;
+    bool cut;
 
     for (unsigned i = 0; i < w->view->count; i++) {
         const struct member *m = &w->view->member[i];
@@ -6622,7 +6623,10 @@ static void peers_watch(struct worker *w) {
         peer->was_alive = alive;
     }
     atomic_store(&node->peers[node->self.number].said[SAID_HEARS], mine);
-    atomic_store(&node->cut, (any & ~mine) != 0 || (me & ~all) != 0);
+    cut = (any & ~mine) != 0 || (me & ~all) != 0;
+    if (!cut && atomic_load(&node->cut)) /* before it is trusted again */
+        doubt_all(node, "this node was cut off");
+    atomic_store(&node->cut, cut);
 }
 
 /* What a worker does for its links each tick; the first one also sends the
