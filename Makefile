@@ -45,11 +45,11 @@ cluster-status: status
 # Tests. Sanitizers watch the servers and the tests themselves.
 # ---------------------------------------------------------------------------
 
-SUITES = ring history unit faults sim sim-asan plants servers disk disk-tsan \
-         cluster cluster-tsan
-TESTED = build/asan/estoraje build/tsan/estoraje build/test/ring_test \
-         build/test/history_test build/test/unit build/test/faults \
-         build/test/sim build/test/sim-asan build/test/servers build/test/disk build/test/cluster
+SUITES = ring history unit repair faults sim sim-asan plants servers disk \
+         disk-tsan cluster cluster-tsan
+TESTED = build/asan/estoraje build/tsan/estoraje \
+         $(addprefix build/test/,ring_test history_test unit repair faults sim \
+         sim-asan servers disk cluster)
 
 test: need-test ## every suite, with ASan, UBSan and TSan (also all-tests)
 	@$(MAKE) --no-print-directory $(JOBS) $(TESTED)
@@ -86,6 +86,7 @@ export PATH := $(PATH):/usr/sbin:/sbin
 test-ring: build/test/ring_test
 test-history: build/test/history_test
 test-unit: build/test/unit
+test-repair: build/test/repair
 test-faults: build/test/faults
 # AddressSanitizer takes thrice the time: a tenth of the histories has it.
 test-sim: build/test/sim
@@ -97,9 +98,7 @@ test-disk-tsan: build/test/disk build/tsan/estoraje
 test-cluster: build/test/cluster build/asan/estoraje
 test-cluster-tsan: build/test/cluster build/tsan/estoraje
 
-test-ring test-history test-unit test-faults test-sim test-sim-asan \
-test-servers test-disk \
-test-disk-tsan test-cluster test-cluster-tsan:
+$(filter-out test-plants,$(SUITES:%=test-%)):
 	@$(FIXED) $<
 
 # Each planted error is a compilation of its own, and runs until it is found.
@@ -116,8 +115,8 @@ build/asan/estoraje build/tsan/estoraje: $(PROGRAM)
 	$(COMPILE) -o $@ estoraje.c ring.c $(LDLIBS)
 
 # These tests include estoraje.c, so as to see what is static in it.
-build/test/unit build/test/faults: build/test/%: test/%.c test/harness.h \
-    $(PROGRAM) | need-test
+build/test/unit build/test/repair build/test/faults: build/test/%: \
+    test/%.c test/harness.h $(PROGRAM) | need-test
 	@mkdir -p $(@D)
 	$(COMPILE) -o $@ $< ring.c -lcmocka $(LDLIBS)
 
@@ -214,9 +213,7 @@ help: ## this list
 
 .PHONY: build start run restart status stop clear run-alone add-samples \
     cluster-status test torture acceptance bench all-tests acceptance-cluster \
-    test-ring test-history test-unit test-faults test-sim test-sim-asan test-plants \
-    test-servers test-disk \
-    test-disk-tsan test-cluster test-cluster-tsan check check-compilers \
+    $(SUITES:%=test-%) check check-compilers \
     check-tidy check-cppcheck check-format need-curl need-cluster need-bench \
     need-test need-check install uninstall clean help
 .DELETE_ON_ERROR:

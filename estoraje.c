@@ -7147,8 +7147,7 @@ static void repair_collide(struct repair *repair, uint64_t print,
     for (unsigned i = 0; i < repair->count; i++) {
         struct other *other = &repair->others[i];
 
-        if (!bucket_in(other->map, bucket_of(repair->node, print)) ||
-            (claims[i].n == mine->n && claims[i].sum == mine->sum))
+        if (claims[i].n == mine->n && claims[i].sum == mine->sum)
             continue;
         if (claims[i].n > 0)
             repair_want(other, print, 0, HOW_REPAIR);
@@ -7184,7 +7183,9 @@ static void repair_decide(struct repair *repair, struct slice *list,
     for (unsigned i = 0; i < repair->count; i++) {
         struct claim *c = &claims[i];
 
-        *c = claim_take(&repair->others[i].list, print);
+        *c = mine;
+        if (bucket_in(repair->others[i].map, bucket))
+            *c = claim_take(&repair->others[i].list, print);
         collide = collide || c->n > 1;
         if (c->n == 0 || c->marks & LIST_BAD || c->version < newest.version)
             continue;
@@ -7202,8 +7203,6 @@ static void repair_decide(struct repair *repair, struct slice *list,
     for (unsigned i = 0; i < repair->count; i++) {
         const struct claim *c = &claims[i];
 
-        if (!bucket_in(repair->others[i].map, bucket))
-            continue;
         other_judge(repair, &repair->others[i], c, &newest);
         if (mine.marks & LIST_TOMB && c->n > 0 && !(c->marks & LIST_TOMB) &&
             c->version <= mine.version)

@@ -1,0 +1,926 @@
+/*
+ * repair.c - tests of repair: digests, lists and pulls, what is decided from
+ * them, and the tombstones that go after it.
+ *
+ *     make test-repair
+ *
+ * The program is included. Some nodes of one partition live in this process,
+ * each in a directory of its own, and no thread runs: what one sends to another
+ * is given to the function that answers it, and the answer is there at once.
+ * The physical clock stands where a test puts it. Environment: SEED=n repeats
+ * the random operations of a run that printed it.
+ */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+/* cmocka.h wants those above. */
+#include <cmocka.h>
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <netinet/in.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "../ring.h"
+
+/* ------------------------------------------------------------- The world */
+
+#define COUNT(array) (sizeof(array) / sizeof(array)[0])
+#define NOON         UINT64_C(1800000000000000) /* a time, in us since 1970 */
+#define NODES        5
+#define FIRST_PORT   9000 /* of the first node */
+#define FDS          1024
+
+static struct {
+    uint64_t us;      /* the physical clock */
+    bool same;        /* all keys have one fingerprint */
+    int at[FDS];      /* which node a descriptor is connected to */
+    uint64_t traffic; /* bytes sent and received */
+    unsigned calls;
+    void (*before)(int node, const char *path); /* a call is answered */
+} world;
+
+static int world_clock(clockid_t id, struct timespec *t) {
+    if (id != CLOCK_REALTIME)
+        return clock_gettime(id, t);
+    t->tv_sec = (time_t)(world.us / 1000000);
+    t->tv_nsec = (long)(world.us % 1000000) * 1000;
+    return 0;
+}
+
+static int world_socket(int domain, int type, int protocol) {
+    (void)domain, (void)type, (void)protocol;
+    return open("/dev/null", O_RDWR | O_CLOEXEC);
+}
+
+static int world_connect(int fd, const struct sockaddr *address, socklen_t n) {
+    (void)n;
+    world.at[fd] =
+        ntohs(((const struct sockaddr_in *)(const void *)address)->sin_port) -
+        FIRST_PORT;
+    return 0;
+}
+
+static ssize_t world_send(int fd, const void *p, size_t n, int flags);
+static ssize_t world_recv(int fd, void *p, size_t n, int flags);
+
+static uint64_t world_print(const void *p, size_t n, const uint64_t hash[2]) {
+    return world.same ? UINT64_C(0x7777777777777777)
+                      : ring_fingerprint(p, n, hash);
+}
+
+static void __attribute__((format(printf, 2, 3)))
+world_say(FILE *file, const char *format, ...) {
+    (void)file, (void)format;
+}
+
+#define clock_gettime    world_clock
+#define socket           world_socket
+#define connect          world_connect
+#define send             world_send
+#define recv             world_recv
+#define ring_fingerprint world_print
+#define fprintf          world_say
+#define main             estoraje_main
+#include "../estoraje.c"
+#undef main
+#undef fprintf
+#undef ring_fingerprint
+#undef clock_gettime
+
+/* ------------------------------------------------------------- The nodes */
+
+static struct node nodes[NODES];
+static struct worker workers[NODES];
+static struct repair repairs[NODES];
+static struct conn conns[NODES];
+static unsigned settled; /* calls to /_peer/consistent */
+
+static struct part *part_of(int i) {
+    return &nodes[i].parts[0];
+}
+
+/* Has a node answer a request, whose answer then is in conns[i].out. */
+static void node_answer(int i, struct slice request) {
+    size_t scanned = 0;
+    const char *refusal = NULL;
+    size_t head = http_head_end(request.p, request.n, &scanned, &refusal);
+    struct worker *w = &workers[i];
+    struct conn *c = &conns[i];
+    struct http h = {0};
+    struct op *op;
+    char path[64];
+
+    assert_true(head > 0 && http_parse(request.p, head, true, &h) == NULL);
+    assert_true(slice_copy(h.target, path, sizeof path));
+    if (request.n < head + h.length)
+        return;
+    if (world.before != NULL)
+        world.before(i, path);
+    world.calls++;
+    *c = (struct conn){.w = w, .out = c->out};
+    c->out.n = c->out.at = 0;
+    op = op_new(c);
+    op->rec.n = 0;
+    buf_add(&op->rec, request.p + head, (size_t)h.length);
+    w->node->loaded = true;
+    refusal = peer_check(op, h.estoraje);
+    if (refusal != NULL)
+        answer_error(op, (unsigned)strtoul(refusal, NULL, 10), "%s", refusal);
+    else if (strcmp(path, "/_peer/digest") == 0)
+        digest_body(op);
+    else if (strcmp(path, "/_peer/list") == 0)
+        list_body(op);
+    else if (strcmp(path, "/_peer/pull") == 0)
+        pull_body(op);
+    else
+        answer_error(op, 404, "no such path");
+    settled += strcmp(path, "/_peer/consistent") == 0;
+    op->next = w->free_ops;
+    w->free_ops = op;
+    world.traffic += c->out.n;
+}
+
+static struct buf requests[FDS];
+
+static ssize_t world_send(int fd, const void *p, size_t n, int flags) {
+    (void)flags;
+    buf_add(&requests[fd], p, n);
+    world.traffic += n;
+    return (ssize_t)n;
+}
+
+static ssize_t world_recv(int fd, void *p, size_t n, int flags) {
+    struct conn *c = &conns[world.at[fd]];
+
+    (void)flags;
+    if (requests[fd].n > 0) {
+        node_answer(world.at[fd], buf_slice(&requests[fd]));
+        requests[fd].n = 0;
+    }
+    n = n < c->out.n - c->out.at ? n : c->out.n - c->out.at;
+    memcpy(p, c->out.p + c->out.at, n);
+    c->out.at += n;
+    return (ssize_t)n;
+}
+
+/* A view of so many members, all of them owners. */
+static struct view *view_make(unsigned count) {
+    struct ring_member members[NODES];
+    struct view *view = memory(1, sizeof *view);
+
+    atomic_init(&view->refs, 1);
+    view->cluster = 0xc1;
+    view->epoch = 1;
+    view->partitions = 1;
+    view->replicas = view->count = count;
+    for (unsigned i = 0; i < count; i++) {
+        struct member *m = &view->member[i];
+
+        snprintf(m->name, sizeof m->name, "node%u", i + 1);
+        snprintf(m->zone, sizeof m->zone, "zone%u", i + 1);
+        snprintf(m->host, sizeof m->host, "127.0.0.1");
+        m->peer_port = FIRST_PORT + i;
+        m->number = i + 1;
+        m->id = 100 + i;
+        members[i] = (struct ring_member){m->name, m->zone};
+    }
+    view->ring = ring_build(members, count, 1, count);
+    return view;
+}
+
+static void node_open(int i, unsigned count) {
+    struct node *node = &nodes[i];
+    char path[] = "/tmp/estoraje-repair-XXXXXX";
+
+    assert_non_null(mkdtemp(path));
+    node->flags.data = strdup(path);
+    node->dir_fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    node->super_fd =
+        openat(node->dir_fd, "superblock", O_RDWR | O_CREAT | O_CLOEXEC, 0666);
+    node->reserve_fd =
+        openat(node->dir_fd, "reserve", O_RDWR | O_CREAT | O_CLOEXEC, 0666);
+    node->lock_fd = -1;
+    wake_pipe(node->repair_wake);
+    wake_pipe(node->etcd_wake);
+    node->log_most = LOG_MAX;
+    node->partitions = 1;
+    node->self = (struct identity){.cluster = 0xc1,
+                                   .id = 100 + (unsigned)i,
+                                   .boot = 5,
+                                   .hash = {11, 22},
+                                   .partitions = 1,
+                                   .number = (unsigned)i + 1};
+    atomic_init(&node->ceiling, UINT64_MAX);
+    node->parts = memory(1, sizeof *node->parts);
+    mutex_init(&node->parts->lock);
+    mutex_init(&node->view_lock);
+    part_load(node, node->parts);
+    node->peers = memory(MEMBERS_MAX + 1, sizeof *node->peers);
+    for (unsigned n = 1; n <= count; n++)
+        atomic_store(&node->peers[n].heard, now_ms());
+    node->view = view_make(count);
+    node->view->me = (unsigned)i;
+    workers[i] = (struct worker){.node = node, .view = node->view};
+    repairs[i].node = node;
+    repairs[i].view = node->view;
+}
+
+static void node_close(int i) {
+    struct node *node = &nodes[i];
+    DIR *dir = opendir(node->flags.data);
+    struct dirent *e;
+    struct op *op;
+
+    while (dir != NULL && (e = readdir(dir)) != NULL)
+        if (e->d_name[0] != '.')
+            unlinkat(dirfd(dir), e->d_name, 0);
+    closedir(dir);
+    rmdir(node->flags.data);
+    free((char *)(uintptr_t)node->flags.data);
+    close(node->dir_fd);
+    close(node->super_fd);
+    close(node->reserve_fd);
+    for (int k = 0; k < 2; k++) {
+        close(node->repair_wake[k]);
+        close(node->etcd_wake[k]);
+    }
+    file_release(node->parts->log.file);
+    free(node->parts->log.table);
+    free(node->parts);
+    free(node->peers);
+    view_release(node->view);
+    while ((op = workers[i].free_ops) != NULL) {
+        workers[i].free_ops = op->next;
+        buf_free(&op->rec);
+        buf_free(&op->text);
+        free(op);
+    }
+    buf_free(&workers[i].record);
+    buf_free(&conns[i].out);
+    for (unsigned n = 0; n <= NODES; n++)
+        if (repairs[i].callers[n] != NULL) {
+            caller_close(repairs[i].callers[n]);
+            buf_free(&repairs[i].callers[n]->in);
+            buf_free(&repairs[i].callers[n]->reply);
+            free(repairs[i].callers[n]);
+        }
+    for (unsigned n = 0; n < REPLICAS_MAX; n++)
+        buf_free(&repairs[i].others[n].wants);
+    buf_free(&repairs[i].fields);
+    buf_free(&repairs[i].ask);
+    buf_free(&repairs[i].mine);
+    memset(&repairs[i], 0, sizeof repairs[i]);
+    memset(node, 0, sizeof *node);
+}
+
+static unsigned open_nodes;
+
+static void nodes_open(unsigned count) {
+    open_nodes = count;
+    for (unsigned i = 0; i < count; i++)
+        node_open((int)i, count);
+}
+
+static int world_begin(void **state) {
+    (void)state;
+    memset(&world, 0, sizeof world);
+    world.us = NOON;
+    settled = 0;
+    return 0;
+}
+
+static int world_end(void **state) {
+    (void)state;
+    for (unsigned i = 0; i < open_nodes; i++)
+        node_close((int)i);
+    for (int i = 0; i < FDS; i++)
+        buf_free(&requests[i]);
+    open_nodes = 0;
+    return 0;
+}
+
+/* A version of so many seconds before noon. */
+static uint64_t ago(uint64_t seconds) {
+    return VERSION_TIME(NOON - seconds * 1000000) | 1;
+}
+
+/* Has a node take a record: a value, or (NULL) a tombstone. */
+static enum verdict put(int i, const char *key, const char *value,
+                        uint64_t version, enum how how) {
+    struct node *node = &nodes[i];
+    struct buf b = {0};
+    struct record r;
+    struct accepted a;
+    size_t at = record_begin(&b, slice_of(key), slice_of(""), value == NULL);
+
+    buf_text(&b, value != NULL ? value : "");
+    record_end(&b, at);
+    record_stamp(b.p, version, version);
+    assert_true(record_parse(b.p, b.n, 0, &r));
+    a = store_accept(node, node->parts, b.p, &r,
+                     world_print(key, strlen(key), node->self.hash), how);
+    buf_free(&b);
+    return a.verdict;
+}
+
+/* The version that a node has of a key, 0: none. */
+static uint64_t held(int i, const char *key) {
+    uint32_t at;
+    const struct entry *e = log_find(
+        &nodes[i], &part_of(i)->log,
+        world_print(key, strlen(key), nodes[i].self.hash), slice_of(key), &at);
+
+    return e != NULL ? e->version : 0;
+}
+
+/* A node's digest under a cutoff. */
+static uint64_t digest(int i, uint64_t cutoff) {
+    uint64_t sums[BUCKETS];
+
+    return part_digest(&nodes[i], part_of(i), cutoff, sums);
+}
+
+static bool round_of(int i) {
+    return repair_part(&repairs[i], part_of(i));
+}
+
+static bool told(int from, int to) {
+    return atomic_exchange(&nodes[from].peers[to + 1].missed[0], 0) != 0;
+}
+
+/* Marks a key's record as rotten. */
+static void rot(int i, const char *key) {
+    uint32_t at;
+    struct entry *e = log_find(
+        &nodes[i], &part_of(i)->log,
+        world_print(key, strlen(key), nodes[i].self.hash), slice_of(key), &at);
+
+    part_damaged(&nodes[i], part_of(i), e);
+}
+
+/* Checks what a log counts against a count of its table. */
+static void check_counts(int i) {
+    const struct log *log = &part_of(i)->log;
+    struct log count = {0};
+
+    for (uint32_t at = 0; at < log->total; at++)
+        if (log->table[at].version != 0) {
+            count.used++;
+            log_count(&nodes[i], &count, &log->table[at], 1);
+            assert_int_equal(
+                table_seek(&nodes[i], log, log->table[at].fingerprint), at);
+        }
+    assert_int_equal(count.used, log->used);
+    assert_int_equal(count.keys, log->keys);
+    assert_int_equal(count.bytes, log->bytes);
+    assert_int_equal(count.live, log->live);
+    assert_int_equal(count.rotten, log->rotten);
+    assert_true(count.sum == log->sum);
+    assert_memory_equal(count.sums, log->sums, sizeof count.sums);
+}
+
+static uint64_t random_next(uint64_t *seed) {
+    *seed = *seed * UINT64_C(6364136223846793005) + 1442695040888963407u;
+    return *seed >> 33;
+}
+
+/* -------------------------------------------------------------- Digests */
+
+/* Equal contents have equal digests, whatever the order of the writes; one
+   version makes a difference, in the sum and in one bucket. */
+static void test_digest(void **state) {
+    char key[16];
+    uint64_t sums[2][BUCKETS];
+    unsigned differ = 0;
+
+    (void)state;
+    nodes_open(2);
+    for (unsigned n = 0; n < 1000; n++) {
+        snprintf(key, sizeof key, "key %u", n);
+        put(0, key, "value", ago(100), HOW_PLAIN);
+        put(0, key, "newer", ago(50), HOW_PLAIN);
+        snprintf(key, sizeof key, "key %u", 999 - n);
+        put(1, key, "newer", ago(50), HOW_PLAIN);
+        put(1, key, "value", ago(100), HOW_PLAIN);
+    }
+    assert_true(digest(0, 0) == digest(1, 0));
+    put(1, "key 7", "newest", ago(49), HOW_PLAIN);
+    part_digest(&nodes[0], part_of(0), 0, sums[0]);
+    part_digest(&nodes[1], part_of(1), 0, sums[1]);
+    for (unsigned i = 0; i < BUCKETS; i++)
+        differ += sums[0][i] != sums[1][i];
+    assert_int_equal(differ, 1);
+    assert_true(digest(0, 0) != digest(1, 0));
+    check_counts(0);
+    check_counts(1);
+}
+
+/* A tombstone counts from the cutoff on, and what is rotten makes a difference
+   even to nothing. */
+static void test_digest_tombstones(void **state) {
+    uint64_t at = ago(900);
+
+    (void)state;
+    nodes_open(2);
+    put(0, "a", "value", ago(2000), HOW_PLAIN);
+    put(1, "a", "value", ago(2000), HOW_PLAIN);
+    put(0, "b", "value", ago(1000), HOW_PLAIN);
+    put(0, "b", NULL, at, HOW_PLAIN);
+    assert_true(digest(0, at + 1) == digest(1, at + 1));
+    assert_true(digest(0, at) != digest(1, at));
+    put(1, "b", NULL, at, HOW_PLAIN);
+    assert_true(digest(0, at) == digest(1, at));
+    rot(0, "b");
+    assert_true(digest(0, at + 1) != digest(1, at + 1));
+    rot(0, "a");
+    assert_true(digest(0, 0) != digest(1, 0));
+    check_counts(0);
+}
+
+/* Random writes, deletes, compactions, drops and restarts: what is counted is
+   what is there. */
+static void test_digest_counts(void **state) {
+    const char *text = getenv("SEED");
+    uint64_t seed =
+        text != NULL ? strtoull(text, NULL, 10) : (uint64_t)time(NULL);
+    struct part *part;
+    char key[16];
+
+    (void)state;
+    print_message("SEED=%" PRIu64 "\n", seed);
+    nodes_open(1);
+    part = part_of(0);
+    for (unsigned n = 0; n < 5000; n++) {
+        uint64_t before = digest(0, 0), gone = part->gone;
+
+        snprintf(key, sizeof key, "%u", (unsigned)(random_next(&seed) % 300));
+        switch (random_next(&seed) % 200) {
+        case 0:
+            assert_true(part_compact(&nodes[0], part));
+            if (gone == 0)
+                assert_true(digest(0, 0) == before);
+            break;
+        case 1: {
+            uint64_t highest = part->floor;
+
+            file_release(part->log.file);
+            free(part->log.table);
+            memset(&part->log, 0, sizeof part->log);
+            part_load(&nodes[0], part);
+            part->floor = highest;
+            assert_true(digest(0, 0) == before);
+        } break;
+        case 2:
+            part_droppable(part, ago(random_next(&seed) % 1000));
+            break;
+        default:
+            put(0, key, random_next(&seed) % 2 ? "value" : NULL,
+                ago(random_next(&seed) % 1000), HOW_PLAIN);
+        }
+        if (n % 50 == 0)
+            check_counts(0);
+    }
+    check_counts(0);
+}
+
+/* ---------------------------------------------------------------- Calls */
+
+/* Answers what a call with this body, of so many numbers, is answered. */
+static unsigned call(const char *path, const uint64_t *numbers, size_t n) {
+    struct repair *repair = &repairs[1];
+    int status;
+
+    repair->ask.n = repair->fields.n = 0;
+    for (size_t i = 0; i < n; i++)
+        buf_word(&repair->ask, numbers[i]);
+    intro_text(&repair->fields, repair->node, repair->view, 1, 100, 0);
+    buf_zero(&repair->fields, 1);
+    if (repair->callers[1] == NULL) {
+        repair->callers[1] = memory(1, sizeof(struct caller));
+        repair->callers[1]->fd = -1;
+    }
+    caller_aim(repair->callers[1], "127.0.0.1", FIRST_PORT);
+    status =
+        caller_call(repair->callers[1], path, (const char *)repair->fields.p,
+                    buf_slice(&repair->ask), 1000);
+    return (unsigned)status;
+}
+
+/* What is no call is refused; a floor above the ceiling is not promised. */
+static void test_malformed(void **state) {
+    static const uint64_t list[10] = {0, 0, 3, 4, 1, 1};
+    uint64_t bad[300] = {0};
+
+    (void)state;
+    nodes_open(2);
+    put(0, "a", "value", ago(10), HOW_PLAIN);
+    assert_int_equal(call("/_peer/digest", list, 3), 200);
+    assert_int_equal(call("/_peer/list", list, 6), 200);
+    assert_int_equal(call("/_peer/pull", list, 2), 200);
+    for (size_t n = 0; n < 10; n++) {
+        if (n != 3)
+            assert_int_equal(call("/_peer/digest", list, n), 400);
+        if (n != 6 && n <= 6)
+            assert_int_equal(call("/_peer/list", list, n), 400);
+        if (n < 2)
+            assert_int_equal(call("/_peer/pull", list, n), 400);
+    }
+    bad[0] = 1; /* there is no such partition */
+    assert_int_equal(call("/_peer/digest", bad, 3), 400);
+    assert_int_equal(call("/_peer/pull", bad, 2), 400);
+    bad[3] = 0;
+    assert_int_equal(call("/_peer/list", bad, 5), 400);
+    bad[0] = 0;
+    bad[2] = 4, bad[3] = 3; /* the last bucket is before the first */
+    assert_int_equal(call("/_peer/list", bad, 4), 400);
+    bad[2] = 0, bad[3] = BUCKETS;
+    assert_int_equal(call("/_peer/list", bad, 4 + BUCKETS + 1), 400);
+    bad[3] = BUCKETS - 1;
+    assert_int_equal(call("/_peer/list", bad, 4 + BUCKETS), 200);
+    bad[1] = ago(0);
+    atomic_store(&nodes[0].ceiling, ago(1));
+    assert_int_equal(call("/_peer/digest", bad, 3), 503);
+    assert_int_equal(part_of(0)->floor, 0);
+    bad[1] = ago(1);
+    assert_int_equal(call("/_peer/digest", bad, 3), 200);
+    assert_true(part_of(0)->floor == ago(1));
+}
+
+/* A call to another directory, or to a later boot than this one, is refused. */
+static void test_intro(void **state) {
+    (void)state;
+    nodes_open(2);
+    put(0, "a", "value", ago(10), HOW_PLAIN);
+    assert_true(round_of(1));
+    assert_true(held(1, "a") == ago(10));
+    atomic_store(&nodes[1].peers[1].boot, 6);
+    assert_false(round_of(1));
+    atomic_store(&nodes[1].peers[1].boot, 5);
+    assert_true(round_of(1));
+    nodes[1].view->member[0].boot = 6; /* as etcd says */
+    assert_false(round_of(1));
+    nodes[1].view->member[0].boot = 5;
+    nodes[0].self.id = 99;
+    assert_false(round_of(1));
+}
+
+/* --------------------------------------------------------------- Rounds */
+
+/* Equal replicas are done with their digests. */
+static void test_equal(void **state) {
+    char key[16];
+
+    (void)state;
+    nodes_open(3);
+    for (unsigned n = 0; n < 3000; n++) {
+        snprintf(key, sizeof key, "key %u", n);
+        for (int i = 0; i < 3; i++)
+            put(i, key, "value", ago(100), HOW_PLAIN);
+    }
+    part_of(0)->doubts = 9;
+    assert_true(round_of(0));
+    assert_int_equal(part_of(0)->cleared, 9);
+    assert_int_equal(world.calls, 2);
+    print_message("%" PRIu64 " bytes for one partition of three replicas\n",
+                  world.traffic);
+    assert_true(world.traffic < 1500);
+    assert_int_equal(repairs[0].records, 0);
+    put(1, "key 5", "newer", ago(50), HOW_PLAIN); /* and one that differs */
+    world.traffic = 0;
+    assert_true(round_of(0));
+    assert_true(held(0, "key 5") == ago(50));
+    assert_int_equal(repairs[0].records, 1);
+    assert_int_equal(world.calls, 6); /* two digests, a list and a pull */
+    assert_true(world.traffic < 6000);
+}
+
+#define GONE 0xffff /* in a row below: there is no such owner */
+
+/* What three or five replicas have, seconds before noon (0: nothing; negative:
+   a tombstone), the asker first, what the asker has after a round, whether it
+   asked to have it settled, whether the round was good, and (a bit each) which
+   owners were told that they lack something. */
+static void test_decide(void **state) {
+    static const struct {
+        int has[NODES];
+        uint64_t floor;
+        bool recovering;
+        int then;
+        bool settles, good;
+        unsigned told;
+    } rows[] = {
+        /* newer elsewhere; newer here; on its way */
+        {{100, 50, 50}, 0, false, 50, false, true, 0},
+        {{100, 50, 100}, 0, false, 50, false, true, 4},
+        {{50, 100, 100}, 0, false, 50, false, true, 6},
+        {{1, 100, 100}, 0, false, 1, false, true, 0},
+        {{0, 50, 40}, 0, false, 40, false, true, 2},
+        /* below the floor: on a majority, on a minority */
+        {{100, 50, 50}, 10, false, 50, false, true, 0},
+        {{100, 50, 0}, 10, false, 100, true, false, 4},
+        {{100, 50, GONE}, 10, false, 100, true, false, 0},
+        {{100, 10, GONE}, 10, false, 10, false, true, 0},
+        {{100, 50, 50, 50, 0}, 10, false, 50, false, true, 16},
+        {{100, 50, 50, 40, 0}, 10, false, 100, true, false, 22},
+        {{100, 50, 50, 0, 0}, 10, false, 100, true, false, 24},
+        /* it recovers: with all of the others, or not */
+        {{100, 50, 0}, 10, true, 50, false, true, 4},
+        {{100, 50, GONE}, 10, true, 100, true, false, 0},
+        {{100, 50, 0, 0, GONE}, 10, true, 100, true, false, 12},
+        {{100, 50, 0, 0, 0}, 10, true, 50, false, true, 28},
+        /* not enough owners */
+        {{100, GONE, GONE}, 0, false, 100, false, false, 0},
+        {{100, 50, GONE, GONE, GONE}, 0, false, 50, false, false, 0},
+        /* tombstones: young; old, against nothing, and against values */
+        {{100, -50, 100}, 0, false, -50, false, true, 4},
+        {{0, -50, 0}, 0, false, -50, false, true, 4},
+        {{0, -1000, 0}, 0, false, 0, false, true, 0},
+        {{-1000, 0, 0}, 0, false, -1000, false, true, 0},
+        {{-1000, -2000, 0}, 0, false, -1000, false, true, 0},
+        {{2000, -1000, 2000}, 0, false, -1000, false, true, 4},
+        {{-1000, 2000, 0}, 0, false, -1000, false, true, 2},
+        {{-2000, 1000, -2000}, 0, false, 1000, false, true, 4},
+    };
+
+    (void)state;
+    for (size_t n = 0; n < COUNT(rows); n++) {
+        unsigned count =
+            rows[n].has[3] == 0 && rows[n].has[4] == 0 && rows[n].told < 8 ? 3
+                                                                           : 5;
+        uint64_t then = (uint64_t)abs(rows[n].then);
+        bool good;
+
+        world_begin(state);
+        nodes_open(count);
+        for (unsigned i = 0; i < count; i++) {
+            int has = rows[n].has[i];
+
+            if (has == GONE)
+                atomic_store(&nodes[0].peers[i + 1].heard, 0);
+            else if (has != 0)
+                put((int)i, "a", has > 0 ? "value" : NULL,
+                    ago((uint64_t)abs(has)), HOW_PLAIN);
+        }
+        part_of(0)->floor = rows[n].floor > 0 ? ago(rows[n].floor) : 0;
+        nodes[0].begin_ceiling = part_of(0)->floor;
+        part_of(0)->recovering = rows[n].recovering;
+        part_of(0)->doubts = 2;
+        good = round_of(0);
+        if (held(0, "a") != (then > 0 ? ago(then) : 0) ||
+            (settled > 0) != rows[n].settles || good != rows[n].good ||
+            (part_of(0)->cleared == 2) != good)
+            fail_msg("row %zu: held %d s ago, settled %u, good %d", n,
+                     (int)((ago(0) - held(0, "a")) / VERSION_TIME(1000000)),
+                     settled, good);
+        for (int i = 1; i < (int)count; i++)
+            if (told(0, i) != (rows[n].told >> i & 1))
+                fail_msg("row %zu: node %d is told, or not", n, i);
+        if (rows[n].recovering)
+            for (int i = 1; i < (int)count; i++)
+                assert_int_equal(part_of(i)->floor > ago(rows[n].floor),
+                                 rows[n].has[i] != GONE);
+        world_end(state);
+    }
+}
+
+/* While a round is made a newer write comes: it stays. And one that was listed
+   is replaced by one that no majority has: it is not taken below the floor. */
+static void newer_comes(int node, const char *path) {
+    if (node == 1 && strcmp(path, "/_peer/pull") == 0 && world.before != NULL) {
+        put(0, "a", "newest", ago(20), HOW_MAJORITY);
+        put(1, "b", "other", ago(30), HOW_MAJORITY);
+    }
+}
+
+static void test_meanwhile(void **state) {
+    (void)state;
+    nodes_open(3);
+    for (int i = 1; i < 3; i++) {
+        put(i, "a", "newer", ago(50), HOW_PLAIN);
+        put(i, "b", "newer", ago(50), HOW_PLAIN);
+    }
+    part_of(0)->floor = ago(10);
+    world.before = newer_comes;
+    assert_false(round_of(0));
+    world.before = NULL;
+    assert_true(held(0, "a") == ago(20));
+    assert_int_equal(held(0, "b"), 0);
+    assert_int_equal(settled, 1);
+}
+
+/* Rotten records: healed from another owner, not counted on, and hidden by
+   nothing. */
+static void test_rotten(void **state) {
+    (void)state;
+    nodes_open(3);
+    for (int i = 0; i < 3; i++)
+        put(i, "a", "value", ago(100), HOW_PLAIN);
+    part_of(0)->floor = ago(1);
+    rot(0, "a");
+    assert_true(round_of(0));
+    assert_int_equal(part_of(0)->log.rotten, 0);
+    put(1, "a", "newer", ago(50), HOW_PLAIN);
+    rot(1, "a");
+    assert_true(round_of(0)); /* with node 2; node 1's word is not complete */
+    assert_true(held(0, "a") == ago(100));
+    assert_int_equal(part_of(0)->droppable, 0);
+    atomic_store(&nodes[0].peers[3].heard, 0);
+    assert_false(round_of(0));
+    put(0, "old", NULL, ago(1000), HOW_REPAIR);
+    part_of(0)->floor = 0;
+    put(0, "old", NULL, ago(1000), HOW_REPAIR);
+    put(1, "old", "value", ago(2000), HOW_PLAIN);
+    rot(1, "old");
+    round_of(1);
+    assert_true(held(1, "old") == ago(1000));
+}
+
+/* Two keys of one fingerprint: each replica gets both. */
+static void test_collide(void **state) {
+    (void)state;
+    world.same = true;
+    nodes_open(2);
+    put(0, "a", "value", ago(100), HOW_PLAIN);
+    put(1, "b", "value", ago(50), HOW_PLAIN);
+    assert_true(round_of(0)); /* a is not seen to be another key */
+    assert_true(held(0, "b") == ago(50));
+    for (int n = 0; n < 2; n++)
+        round_of(1);
+    assert_true(held(1, "a") == ago(100));
+    put(1, "a", "newer", ago(40), HOW_PLAIN);
+    put(0, "c", "value", ago(60), HOW_PLAIN);
+    assert_true(round_of(0));
+    assert_true(told(0, 1));
+    assert_true(round_of(1));
+    assert_true(held(0, "a") == ago(40) && held(1, "c") == ago(60));
+    assert_true(digest(0, 0) == digest(1, 0));
+    world.calls = 0;
+    assert_true(round_of(0));
+    assert_int_equal(world.calls, 1);
+}
+
+/* Random contents on three replicas: after each has made a round, and each of
+   those that were told once more, they are equal, and it is the newest that
+   they have; lists of part of the buckets, pulls of many pages. */
+static void test_random(void **state) {
+    uint64_t seed = 5, newest[400] = {0};
+    static char value[20000];
+    char key[16];
+
+    (void)state;
+    memset(value, 'x', sizeof value - 1);
+    nodes_open(3);
+    for (unsigned n = 0; n < 2000; n++) {
+        unsigned k = (unsigned)(random_next(&seed) % 400);
+        uint64_t version = ago(random_next(&seed) % 800 + 3);
+
+        snprintf(key, sizeof key, "%u", k);
+        put((int)(random_next(&seed) % 3), key,
+            random_next(&seed) % 4 ? value : NULL, version, HOW_PLAIN);
+    }
+    for (unsigned k = 0; k < 400; k++)
+        for (int i = 0; i < 3; i++) {
+            snprintf(key, sizeof key, "%u", k);
+            if (held(i, key) > newest[k])
+                newest[k] = held(i, key);
+        }
+    for (int i = 0; i < 3; i++)
+        assert_true(round_of(i));
+    for (int i = 0; i < 3; i++) {
+        check_counts(i);
+        assert_true(digest(i, 0) == digest(0, 0));
+        for (unsigned k = 0; k < 400; k++) {
+            snprintf(key, sizeof key, "%u", k);
+            assert_true(held(i, key) == newest[k]);
+        }
+    }
+}
+
+/* ----------------------------------------------------------- Tombstones */
+
+/* Tombstones go when all owners have answered and none needs them: from the
+   index and from the log. What they cover is refused from then on. */
+static void test_drop(void **state) {
+    struct part *part;
+    char key[16];
+
+    (void)state;
+    nodes_open(3);
+    part = part_of(0);
+    for (int i = 0; i < 3; i++)
+        for (unsigned n = 0; n < 100; n++) {
+            snprintf(key, sizeof key, "%u", n);
+            put(i, key, "value", ago(2000), HOW_PLAIN);
+            if (n % 2 == 0)
+                put(i, key, NULL, ago(n < 50 ? 1000 : 500), HOW_PLAIN);
+        }
+    atomic_store(&nodes[0].peers[3].heard, 0);
+    assert_true(round_of(0));
+    assert_int_equal(part->droppable, 0); /* one is away */
+    atomic_store(&nodes[0].peers[3].heard, now_ms());
+    part_of(2)->recovering = true;
+    assert_true(round_of(0));
+    assert_int_equal(part->droppable, 0); /* what it says does not count */
+    part_of(2)->recovering = false;
+    assert_true(round_of(0));
+    assert_true(part->droppable == ago(900) - 1);
+    assert_int_equal(part->gone, 25 * 48);
+    assert_true(compact_wanted(&nodes[0], part, UINT64_MAX));
+    assert_true(part_compact(&nodes[0], part));
+    check_counts(0);
+    assert_int_equal(part->log.used, 75);
+    assert_int_equal(part->log.keys, 50);
+    assert_int_equal(part->log.end, LOG_HEADER + part->log.live);
+    assert_true(part->floor == ago(1000));
+    assert_int_equal(part->droppable + part->gone, 0);
+    for (unsigned n = 0; n < 100; n++) {
+        snprintf(key, sizeof key, "%u", n);
+        assert_true(held(0, key) == (n % 2    ? ago(2000)
+                                     : n < 50 ? 0
+                                              : ago(500)));
+    }
+    assert_int_equal(put(0, "0", "value", ago(2000), HOW_PLAIN), ACCEPT_FLOOR);
+    assert_int_equal(put(0, "0", "value", ago(2000), HOW_REPAIR), ACCEPT_FLOOR);
+    world.calls = 0; /* and those that have them still are equal */
+    for (int i = 0; i < 3; i++)
+        assert_true(round_of(i));
+    assert_int_equal(world.calls, 6);
+    put(1, "new", "value", ago(5), HOW_PLAIN); /* nor are they moved now */
+    put(1, "0", NULL, ago(3), HOW_PLAIN);
+    assert_true(round_of(0));
+    assert_int_equal(repairs[0].records, 2);
+}
+
+/* They stay while an owner has a value that one covers, while they are new
+   here, and what comes after the round stays, too. */
+static void test_drop_needed(void **state) {
+    (void)state;
+    nodes_open(3);
+    put(0, "a", NULL, ago(1000), HOW_PLAIN);
+    put(1, "a", "value", ago(2000), HOW_PLAIN);
+    assert_true(round_of(0));
+    assert_int_equal(part_of(0)->droppable, 0);
+    assert_true(told(0, 1));
+    assert_true(round_of(1)); /* takes it */
+    assert_true(held(1, "a") == ago(1000));
+    assert_int_equal(part_of(1)->droppable, 0);
+    assert_true(round_of(0));
+    assert_true(part_of(0)->droppable > 0);
+    put(0, "a", "value", ago(100), HOW_PLAIN);
+    put(0, "b", NULL, ago(100), HOW_PLAIN);
+    assert_true(part_compact(&nodes[0], part_of(0)));
+    assert_true(held(0, "a") == ago(100) && held(0, "b") == ago(100));
+    assert_int_equal(part_of(0)->log.used, 2);
+}
+
+/* A node alone drops them, too; few of them beside much that lives only after a
+   day. */
+static void test_drop_alone(void **state) {
+    struct part *part;
+    char key[16];
+
+    (void)state;
+    nodes_open(1);
+    part = part_of(0);
+    for (unsigned n = 0; n < 1000; n++) {
+        snprintf(key, sizeof key, "%u", n);
+        put(0, key, "value", ago(2000), HOW_PLAIN);
+    }
+    assert_true(part_compact(&nodes[0], part));
+    put(0, "0", NULL, ago(1000), HOW_PLAIN);
+    assert_true(round_of(0));
+    assert_int_equal(part->gone, 48);
+    assert_false(compact_wanted(&nodes[0], part, UINT64_MAX));
+    part->compacted = now_ms() - COMPACT_DAY - 1;
+    assert_true(compact_wanted(&nodes[0], part, UINT64_MAX));
+    assert_true(part_compact(&nodes[0], part));
+    assert_int_equal(held(0, "0"), 0);
+    assert_int_equal(part->log.used, 999);
+    assert_int_equal(part->log.end, LOG_HEADER + part->log.live);
+}
+
+#define TEST(f) cmocka_unit_test_setup_teardown(f, world_begin, world_end)
+
+int main(void) {
+    static const struct CMUnitTest tests[] = {
+        TEST(test_digest),        TEST(test_digest_tombstones),
+        TEST(test_digest_counts), TEST(test_malformed),
+        TEST(test_intro),         TEST(test_equal),
+        TEST(test_decide),        TEST(test_meanwhile),
+        TEST(test_rotten),        TEST(test_collide),
+        TEST(test_random),        TEST(test_drop),
+        TEST(test_drop_needed),   TEST(test_drop_alone),
+    };
+
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
