@@ -5021,16 +5021,19 @@ static void etcd_look(struct node *node, struct etcd *e, uint64_t until) {
 }
 
 /* At start: has a ring in force, the one kept or etcd's first. Even with a ring
-   kept etcd is asked, but not for long: it may be another cluster's. */
+   kept etcd is asked, but not for long: it may be another cluster's, or this
+   directory an older copy, and an etcd beside this node starts with it. */
 static void etcd_begin(struct node *node, struct etcd *e) {
-    uint64_t until = now_ms() + ETCD_PATIENCE * UINT64_C(1000);
+    uint64_t began = now_ms(), until = began + ETCD_PATIENCE * UINT64_C(1000);
 
     ring_begin(node, e);
     e->ms = LOST_MS;
     do {
         etcd_look(node, e, until);
-        rest_ms(node->view == NULL ? 100 : 0);
-    } while (node->view == NULL && !stop_requested);
+        rest_ms(e->trouble == NULL ? 0 : node->view == NULL ? 100 : TICK_MS);
+    } while (!stop_requested &&
+             (node->view == NULL ||
+              (e->trouble != NULL && now_ms() < began + LOST_MS)));
     e->ms = ETCD_MS;
 }
 

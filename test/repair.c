@@ -104,6 +104,7 @@ static struct worker workers[NODES];
 static struct repair repairs[NODES];
 static struct conn conns[NODES];
 static unsigned settled; /* calls to /_peer/consistent */
+static bool settles;     /* they are answered with 200 */
 
 static struct part *part_of(int i) {
     return &nodes[i].parts[0];
@@ -143,7 +144,7 @@ static void node_answer(int i, struct slice request) {
     else if (strcmp(path, "/_peer/pull") == 0)
         pull_body(op);
     else
-        answer_error(op, 404, "no such path");
+        answer_error(op, settles ? 200 : 404, "as it is");
     settled += strcmp(path, "/_peer/consistent") == 0;
     op->next = w->free_ops;
     w->free_ops = op;
@@ -296,6 +297,7 @@ static int world_begin(void **state) {
     memset(&world, 0, sizeof world);
     world.us = NOON;
     settled = 0;
+    settles = false;
     return 0;
 }
 
@@ -718,6 +720,28 @@ static void test_meanwhile(void **state) {
     assert_int_equal(settled, 1);
 }
 
+/* A key that is settled is done with when its newest version is here; one that
+   a majority without this replica holds is not. */
+static void settle_here(int node, const char *path) {
+    if (node == 0 && strcmp(path, "/_peer/consistent") == 0)
+        put(0, "a", "newer", ago(5), HOW_PLAIN);
+}
+
+static void test_settle(void **state) {
+    (void)state;
+    nodes_open(3);
+    put(1, "a", "newer", ago(50), HOW_PLAIN);
+    part_of(0)->floor = ago(10);
+    settles = true;
+    assert_false(round_of(0));
+    assert_int_equal(settled, 1);
+    assert_int_equal(repairs[0].settled, 0);
+    world.before = settle_here;
+    assert_true(round_of(0));
+    assert_int_equal(repairs[0].settled, 1);
+    assert_true(held(0, "a") == ago(5));
+}
+
 /* Rotten records: healed from another owner, not counted on, and hidden by
    nothing. */
 static void test_rotten(void **state) {
@@ -917,9 +941,10 @@ int main(void) {
         TEST(test_digest_counts), TEST(test_malformed),
         TEST(test_intro),         TEST(test_equal),
         TEST(test_decide),        TEST(test_meanwhile),
-        TEST(test_rotten),        TEST(test_collide),
-        TEST(test_random),        TEST(test_drop),
-        TEST(test_drop_needed),   TEST(test_drop_alone),
+        TEST(test_settle),        TEST(test_rotten),
+        TEST(test_collide),       TEST(test_random),
+        TEST(test_drop),          TEST(test_drop_needed),
+        TEST(test_drop_alone),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
