@@ -856,6 +856,8 @@ static void test_drop(void **state) {
     assert_true(round_of(0));
     assert_int_equal(part->droppable, 0); /* what it says does not count */
     part_of(2)->recovering = false;
+    assert_true(part_compact(&nodes[0], part)); /* they are all that is dead */
+    assert_int_equal(part->log.used, 100);
     assert_true(round_of(0));
     assert_true(part->droppable == ago(900) - 1);
     assert_int_equal(part->gone, 25 * 48);
