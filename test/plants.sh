@@ -21,8 +21,8 @@ table() {
     row forgotten_floor store_load \
         'part->floor = node->self.ceiling;' 'part->floor = 0;'
     # a read without settle
-    row no_settle consistent_settle \
-        'op->settles = true;' '{ consistent_tell(op); return; }'
+    row no_settle consistent_judge \
+        'consistent_count(op, op->newest) >= op->quorum) {' 'true) {'
     # a 412 from a minority
     row refused_by_few consistent_decide \
         'else if (consistent_count(op, op->newest) >= op->quorum)' \
@@ -65,7 +65,7 @@ row() {
         }
         /^}/ || /^[a-z].*;$/ { inside = 0 }
         { print }
-        END { exit count != 1 }' estoraje.c >"$out/$1.c" ||
+        END { exit count != 1 }' "${SOURCE:-estoraje.c}" >"$out/$1.c" ||
         { miss "$1" "its line is not in $2() exactly once"; return 0; }
     # shellcheck disable=SC2086 # flags are words
     ${CC:-cc} $COMPILE_FLAGS -I. -DPROGRAM="\"../$out/$1.c\"" -o "$out/$1" \
