@@ -46,10 +46,10 @@ cluster-status: status
 # ---------------------------------------------------------------------------
 
 SUITES = ring history unit repair faults sim sim-asan plants servers disk \
-         disk-tsan cluster cluster-tsan
+         disk-tsan cluster cluster-tsan histories
 TESTED = build/asan/estoraje build/tsan/estoraje \
          $(addprefix build/test/,ring_test history_test unit repair faults sim \
-         sim-asan servers disk cluster)
+         sim-asan servers disk cluster histories skew.so)
 
 test: need-test ## every suite, with ASan, UBSan and TSan (also all-tests)
 	@$(MAKE) --no-print-directory $(JOBS) $(TESTED)
@@ -97,6 +97,7 @@ test-disk: build/test/disk build/asan/estoraje
 test-disk-tsan: build/test/disk build/tsan/estoraje
 test-cluster: build/test/cluster build/asan/estoraje
 test-cluster-tsan: build/test/cluster build/tsan/estoraje
+test-histories: build/test/histories build/test/skew.so build/asan/estoraje
 
 $(filter-out test-plants,$(SUITES:%=test-%)):
 	@$(FIXED) $<
@@ -134,10 +135,17 @@ build/test/history_test: test/history_test.c test/history.h | need-test
 	@mkdir -p $(@D)
 	$(COMPILE) -o $@ test/history_test.c -lcmocka $(LDLIBS)
 
-build/test/servers build/test/disk build/test/cluster: build/test/%: \
-    test/%.c test/harness.h | need-test
+build/test/servers build/test/disk build/test/cluster \
+build/test/histories: build/test/%: test/%.c test/harness.h | need-test
 	@mkdir -p $(@D)
 	$(COMPILE) -o $@ $< -lcmocka $(LDLIBS)
+
+build/test/histories: test/history.h
+
+# Preloaded by servers that are to have a wrong clock.
+build/test/skew.so: test/skew.c
+	@mkdir -p $(@D)
+	$(CC) $(ALWAYS) $(CPPFLAGS) $(CFLAGS) -fPIC -shared $(LDFLAGS) -o $@ $<
 
 # As many compilers at once as there are processors, unless -j was given.
 JOBS  = $(if $(filter -j%,$(MAKEFLAGS)),,-j$(shell getconf _NPROCESSORS_ONLN))

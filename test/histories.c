@@ -1,0 +1,1818 @@
+/* histories.c - what clients of a cluster saw, under faults
+
+   Clients ask random nodes, and record what they asked, when, and what came
+   of it, while processes are killed, stopped and restarted, etcd rests, and
+   clocks are wrong; history.h then says whether a correct store could have
+   answered so.  With it: what a cluster promises about conditions, counters,
+   replicas that were cut off or away, and deleted keys.
+
+   Faults are chosen by a seed that is printed; SEED=n is that run again (as
+   far as real processes can do anything again).  TORTURE=1 asks for an hour
+   of histories, and a million keys. */
+
+#include "history.h"
+
+#include "harness.h"
+
+#include <stdatomic.h>
+
+enum {
+    NODES_MAX = 5,
+    PARTITIONS = 16,
+    REPLICAS = 3,
+    KEYS = 20,          /* of each history: few, so that they are fought for */
+    MODES = 3,          /* plain, consistent and mixed */
+    ACTORS = 4,         /* clients of each history */
+    COUNTERS = 16,      /* clients that raise one counter */
+    BOUND_MS = 2500,    /* 2 s to notice a loss, and a heartbeat */
+    HASTY_MS = 400,     /* what some clients wait for an answer, */
+    PATIENT_MS = 10000, /* and what the others do */
+    SKEW_MAX = 20       /* seconds by which a clock is wrong */
+};
+
+/* ---- A network that can be cut --------------------------------------- */
+
+/* The last node of a cluster is known to the others by an address where this
+   program listens, and passes on what comes to the node's real one.  While it
+   is cut, nothing passes; but the node can still be asked by clients, and can
+   ask the others.  What was held back goes on afterwards. */
+enum { LINKS_MAX = 200 };
+static struct {
+    int port;     /* of the node; 0: there is no such address here */
+    int listener; /* at CUT_HOST, of the same port */
+    struct pollfd fds[1 + 2 * LINKS_MAX]; /* the listener; ends, in pairs */
+    nfds_t count;
+    pthread_t thread;
+    atomic_bool cut, stop;
+} cable;
+#define CUT_HOST "127.0.0.2"
+
+/* Takes a connection for the node, and makes the one behind it. */
+static void cable_accept(void) {
+    struct sockaddr_in a = {.sin_family = AF_INET};
+    int from = accept(cable.listener, NULL, NULL);
+    int to = socket(AF_INET, SOCK_STREAM, 0), one = 1;
+
+    a.sin_port = htons((uint16_t)cable.port);
+    a.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    if (from < 0 || to < 0 || cable.count + 2 > 1 + 2 * LINKS_MAX ||
+        connect(to, (struct sockaddr *)&a, sizeof a) < 0) {
+        close(from);
+        close(to);
+        return;
+    }
+    setsockopt(from, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
+    setsockopt(to, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
+    cable.fds[cable.count++] = (struct pollfd){.fd = from, .events = POLLIN};
+    cable.fds[cable.count++] = (struct pollfd){.fd = to, .events = POLLIN};
+}
+
+/* Passes on what has come to one end; false when it has closed. */
+static bool cable_pass(int from, int to) {
+    static char bytes[65536];
+    ssize_t n = recv(from, bytes, sizeof bytes, 0), done = 0;
+
+    while (done < n) {
+        ssize_t sent = send(to, bytes + done, (size_t)(n - done), MSG_NOSIGNAL);
+
+        if (sent < 0 && errno != EINTR)
+            return false;
+        done += sent > 0 ? sent : 0;
+    }
+    return n > 0;
+}
+
+static void *cable_main(void *arg) {
+    (void)arg;
+    while (!atomic_load(&cable.stop)) {
+        if (atomic_load(&cable.cut)) {
+            pause_ms(5);
+            continue;
+        }
+        if (poll(cable.fds, cable.count, 20) <= 0)
+            continue;
+        for (nfds_t i = cable.count; i-- > 1;) {
+            nfds_t pair = ((i - 1) ^ 1) + 1, low = pair < i ? pair : i;
+
+            if (cable.fds[i].revents == 0 || atomic_load(&cable.cut) ||
+                cable_pass(cable.fds[i].fd, cable.fds[pair].fd))
+                continue;
+            close(cable.fds[i].fd);
+            close(cable.fds[pair].fd);
+            cable.count -= 2;
+            cable.fds[low] = cable.fds[cable.count];
+            cable.fds[low + 1] = cable.fds[cable.count + 1];
+            cable.fds[low].revents = cable.fds[low + 1].revents = 0;
+            i = low;
+        }
+        if (cable.fds[0].revents != 0)
+            cable_accept();
+    }
+    return NULL;
+}
+
+/* Lays the cable to a port, if the machine has an address for it. */
+static void cable_begin(int port) {
+    struct sockaddr_in a = {.sin_family = AF_INET};
+    int one = 1;
+
+    cable.listener = socket(AF_INET, SOCK_STREAM, 0);
+    a.sin_port = htons((uint16_t)port);
+    inet_pton(AF_INET, CUT_HOST, &a.sin_addr);
+    setsockopt(cable.listener, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one);
+    if (bind(cable.listener, (struct sockaddr *)&a, sizeof a) < 0 ||
+        listen(cable.listener, 100) < 0) {
+        close(cable.listener);
+        return;
+    }
+    cable.port = port;
+    cable.fds[0] = (struct pollfd){.fd = cable.listener, .events = POLLIN};
+    cable.count = 1;
+    atomic_store(&cable.cut, false);
+    atomic_store(&cable.stop, false);
+    check(pthread_create(&cable.thread, NULL, cable_main, NULL) == 0,
+          "no thread");
+}
+
+static void cable_end(void) {
+    if (cable.port == 0)
+        return;
+    atomic_store(&cable.stop, true);
+    pthread_join(cable.thread, NULL);
+    for (nfds_t i = 0; i < cable.count; i++)
+        close(cable.fds[i].fd);
+    cable.port = 0;
+}
+
+/* ---- Clusters of three and of five ----------------------------------- */
+
+static struct server *nodes[NODES_MAX];
+static int node_count;
+static int64_t *skews[NODES_MAX]; /* seconds; NULL where clocks are right */
+static int64_t clocks_at;         /* what those that are right have */
+static char skew_library[MAX_PATH];
+
+/* What a node says of one of the cluster's: the text of its status. */
+static bool status_says(const struct server *asked, const struct server *about,
+                        const char *word) {
+    struct client c = client_make(asked->port);
+    char name[48];
+    const char *p, *end;
+    bool says = false;
+
+    c.limit_ms = 5000;
+    snprintf(name, sizeof name, "{\"name\":\"%s\"", about->name);
+    if (client_text(&c, "GET", "/_cluster_status", NULL) == 200) {
+        p = strstr(json_squeeze(c.body), "\"nodes\":");
+        p = p != NULL ? strstr(p, name) : NULL;
+        end = p != NULL ? strchr(p, '}') : NULL;
+        p = p != NULL ? strstr(p, word) : NULL;
+        says = p != NULL && p < end;
+    }
+    client_end(&c);
+    return says;
+}
+
+/* True when every node says that all are Ready and alive. */
+static bool cluster_is_whole(void) {
+    for (int i = 0; i < node_count; i++)
+        for (int j = 0; j < node_count; j++)
+            if (nodes[i]->pid == 0 ||
+                !status_says(nodes[i], nodes[j], "\"status\":\"Ready\"") ||
+                !status_says(nodes[i], nodes[j], "\"alive\":true"))
+                return false;
+    return true;
+}
+
+/* Lets the processes of all nodes go on, where they are stopped. */
+static void cluster_continue(void) {
+    for (int i = 0; i < node_count; i++) {
+        pid_t pids[16];
+        size_t n = processes_find(nodes[i]->dir, NULL, pids, 16);
+
+        for (size_t k = 0; k < n; k++)
+            kill(pids[k], SIGCONT);
+    }
+}
+
+/* Lets every stopped process go on, joins the network, sets the clocks right,
+   starts every node that is down, and waits until all is well; a cmocka
+   setup. */
+static int cluster_mend(void **state) {
+    (void)state;
+    cluster_continue();
+    atomic_store(&cable.cut, false);
+    for (int i = 0; i < node_count; i++) {
+        if (skews[i] != NULL)
+            *skews[i] = clocks_at;
+        if (nodes[i]->pid == 0)
+            server_start(nodes[i]);
+    }
+    for (int i = 0; i < node_count; i++)
+        server_ready(nodes[i]);
+    wait_until(cluster_is_whole(), LIMIT_MS, "not all Ready and alive");
+    return 0;
+}
+
+/* Lets time pass, for all nodes at once; it cannot be taken back. */
+static void clocks_forward(int64_t seconds) {
+    clocks_at += seconds;
+    for (int i = 0; i < node_count; i++)
+        if (skews[i] != NULL)
+            *skews[i] = clocks_at;
+}
+
+/* A file that the i-th node's clock reads how wrong it is from; its path. */
+static void skew_make(int i, char *path) {
+    int fd;
+    void *p;
+
+    snprintf(path, MAX_PATH + 16, "%.400s/skew-%d-%d", the_run.dir, node_count,
+             i);
+    fd = open(path, O_RDWR | O_CREAT | O_TRUNC, 0600);
+    check(fd >= 0 && ftruncate(fd, sizeof *skews[i]) == 0, "%s", path);
+    p = mmap(NULL, sizeof *skews[i], PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    check(p != MAP_FAILED, "cannot map %s", path);
+    close(fd);
+    skews[i] = p;
+}
+
+/* A node whose clock can be set wrong, if the library for it is there. */
+static struct server *node_new(int i) {
+    const char *options = getenv("ASAN_OPTIONS");
+    char name[16], path[MAX_PATH + 16];
+    struct server *s;
+
+    snprintf(name, sizeof name, "node%d", i + 1);
+    skews[i] = NULL;
+    if (access(skew_library, R_OK) != 0)
+        return server_new(name);
+    skew_make(i, path);
+    s = server_plain(name, "env");
+    server_args(s,
+                "LD_PRELOAD=%s SKEW=%s "
+                "ASAN_OPTIONS=%s:verify_asan_link_order=0 %s -dataPath %s",
+                skew_library, path, options != NULL ? options : "", the_run.exe,
+                s->dir);
+    return s;
+}
+
+/* Makes a cluster of so many nodes and waits for it. */
+static int cluster_begin(int count) {
+    char members[512] = "";
+    size_t n = 0;
+
+    node_count = count;
+    clocks_at = 0;
+    for (int i = 0; i < count; i++)
+        n += (size_t)snprintf(members + n, sizeof members - n,
+                              "%snode%d=http://127.0.0.1:%d", i ? "," : "",
+                              i + 1, port_pair());
+    for (int i = 0; i < count; i++) {
+        int port = port_pair();
+
+        nodes[i] = node_new(i);
+        server_args(nodes[i],
+                    "-name %s -port %d -peerPort %d -partitions %d "
+                    "-replicas %d -initialCluster %s",
+                    nodes[i]->name, port, port - 1, PARTITIONS, REPLICAS,
+                    members);
+        nodes[i]->port = port;
+        nodes[i]->peer = port - 1;
+    }
+    cable_begin(nodes[count - 1]->peer);
+    if (cable.port != 0)
+        server_args(nodes[count - 1], "-host %s -listen 127.0.0.1", CUT_HOST);
+    return cluster_mend(NULL);
+}
+
+/* Ends a cluster; a cmocka teardown. */
+static int cluster_end(void **state) {
+    servers_end(state);
+    cable_end();
+    return 0;
+}
+
+static int cluster_of_three(void **state) {
+    (void)state;
+    return cluster_begin(3);
+}
+
+static int cluster_of_five(void **state) {
+    (void)state;
+    return cluster_begin(5);
+}
+
+/* The seed of this run, which is printed. */
+static uint64_t seed_said(void) {
+    const char *s = getenv("SEED");
+    uint64_t seed = s != NULL ? strtoull(s, NULL, 10) : the_run.random >> 20;
+
+    part("SEED=%llu", (unsigned long long)seed);
+    return seed * 0x9E3779B97F4A7C15u | 1;
+}
+
+/* ---- Faults ---------------------------------------------------------- */
+
+enum fault {
+    FAULT_KILL,     /* kill -9, and a start soon after */
+    FAULT_STOP,     /* a process rests, and goes on */
+    FAULT_ETCD,     /* all etcds rest */
+    FAULT_RESTART,  /* a clean end, and a start */
+    FAULT_CUT,      /* the network to a node */
+    FAULT_CLOCK,    /* a clock jumps */
+    FAULT_MAJORITY, /* one is killed while another rests */
+    FAULT_KILL_ALL, /* kill -9 of all at once */
+    FAULTS
+};
+
+/* From low to high, by the seed. */
+static long between(uint64_t *seed, long low, long high) {
+    return low + (long)(random_next(seed) >> 8) % (high - low + 1);
+}
+
+/* Waits until a node that was ended has a ready successor. */
+static void again(struct server *s) {
+    server_start(s);
+    server_ready(s);
+}
+
+/* Sends a signal to the etcd of every node that has one. */
+static void etcds_signal(int number) {
+    for (int i = 0; i < node_count; i++) {
+        pid_t pids[4];
+        size_t n = processes_find(nodes[i]->dir, "etcd", pids, 4);
+
+        for (size_t k = 0; k < n; k++)
+            kill(pids[k], number);
+    }
+}
+
+/* One fault, from its begin to its end. */
+static void fault_run(enum fault fault, uint64_t *seed) {
+    int victim = (int)between(seed, 0, node_count - 1);
+    struct server *s = nodes[victim], *other = nodes[(victim + 1) % node_count];
+    long ms = between(seed, 500, torture() ? 4000 : 2800);
+
+    switch (fault) {
+    case FAULT_KILL:
+        server_kill(s);
+        pause_ms(ms / 3);
+        again(s);
+        break;
+    case FAULT_STOP:
+        kill(s->pid, SIGSTOP);
+        pause_ms(ms);
+        kill(s->pid, SIGCONT);
+        break;
+    case FAULT_ETCD:
+        etcds_signal(SIGSTOP);
+        pause_ms(ms / 2);
+        etcds_signal(SIGCONT);
+        break;
+    case FAULT_RESTART:
+        server_stop(s);
+        again(s);
+        break;
+    case FAULT_CUT:
+        atomic_store(&cable.cut, true);
+        pause_ms(ms);
+        atomic_store(&cable.cut, false);
+        break;
+    case FAULT_CLOCK:
+        if (skews[victim] != NULL)
+            *skews[victim] = clocks_at + between(seed, -SKEW_MAX, SKEW_MAX);
+        break;
+    case FAULT_MAJORITY:
+        kill(other->pid, SIGSTOP);
+        server_kill(s);
+        pause_ms(ms / 3);
+        kill(other->pid, SIGCONT);
+        again(s);
+        break;
+    case FAULT_KILL_ALL:
+        for (int i = 0; i < node_count; i++)
+            server_kill(nodes[i]);
+        for (int i = 0; i < node_count; i++)
+            server_start(nodes[i]);
+        for (int i = 0; i < node_count; i++)
+            server_ready(nodes[i]);
+        break;
+    case FAULTS:
+        break;
+    }
+    pause_ms(ms / 4);
+}
+
+/* ---- Clients that record what they see ------------------------------- */
+
+enum mode { PLAIN, CONSISTENT, MIXED };
+static const char *const mode_names[MODES] = {"plain", "consistent", "mixed"};
+
+enum { ETAG_MAX = 40 };
+
+/* One history, of clients that ask in one way, about keys of its own. */
+struct story {
+    enum mode mode;
+    unsigned number; /* its keys' names have it */
+    struct history *history;
+    char (*etags)[ETAG_MAX]; /* that operations came with, or "" */
+    size_t etags_cap;
+    pthread_mutex_t lock; /* of what is above, and what is below */
+    size_t wrong;         /* answers that nothing allows */
+    char error[512];      /* the first of them */
+};
+
+/* One client, with a connection to each node. */
+struct actor {
+    struct story *story;
+    unsigned number;
+    uint64_t random;
+    struct client to[NODES_MAX];
+    long avoid[NODES_MAX];      /* not asked until then, if others can be */
+    char etags[KEYS][ETAG_MAX]; /* last seen of each key, "" for none */
+    uint64_t values[KEYS];      /* that they belong to */
+    pthread_t thread;
+};
+
+static atomic_bool actors_stop;
+static atomic_ullong values_made; /* no two writes have one value */
+
+/* Nanoseconds on the monotonic clock. */
+static uint64_t now_ns(void) {
+    struct timespec t;
+
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+}
+
+/* The text of a value: its number, and more or less behind it.  One in
+   eight is of more than a packet. */
+enum { VALUE_TEXT = 3100 };
+static size_t value_text(uint64_t value, char *out) {
+    int n = snprintf(out, VALUE_TEXT, "%llu.", (unsigned long long)value);
+    size_t len = (size_t)n + (value % 8 == 0 ? 3000 : value % 32);
+
+    memset(out + n, 'a' + (int)(value % 26), len - (size_t)n);
+    out[len] = '\0';
+    return len;
+}
+
+/* The number of a text that value_text() made, or 0. */
+static uint64_t value_number(const char *text, size_t len) {
+    uint64_t value = strtoull(text, NULL, 10);
+    char want[VALUE_TEXT];
+
+    return value_text(value, want) == len && memcmp(want, text, len) == 0
+               ? value
+               : 0;
+}
+
+/* Notes an answer that is wrong in itself; under the story's lock. */
+static void story_wrong(struct story *s, const struct client *c,
+                        const char *what) {
+    if (s->wrong++ == 0)
+        snprintf(s->error, sizeof s->error, "%s: %d from port %d: %.200s", what,
+                 c->status, c->port, c->body != NULL ? c->body : "");
+}
+
+/* A client of a story, not yet connected. */
+static void actor_make(struct actor *a, struct story *s, unsigned number,
+                       uint64_t seed) {
+    memset(a, 0, sizeof *a);
+    a->story = s;
+    a->number = number;
+    a->random = (seed + number) * 0x9E3779B97F4A7C15u | 1;
+    for (int i = 0; i < node_count; i++) {
+        a->to[i] = client_make(nodes[i]->port);
+        a->to[i].limit_ms = number % 2 ? HASTY_MS : PATIENT_MS;
+    }
+}
+
+static void actor_end(struct actor *a) {
+    for (int i = 0; i < node_count; i++)
+        client_end(&a->to[i]);
+}
+
+/* A connection to a node, or NULL when there is none to be had now.  One
+   that the server has closed meanwhile is made anew. */
+static struct client *actor_reach(struct actor *a, int node) {
+    struct client *c = &a->to[node];
+
+    if (c->fd >= 0 && client_poll(c, POLLIN, 0))
+        client_drop(c);
+    if (c->fd >= 0 || client_connect(c))
+        return c;
+    a->avoid[node] = now_ms() + 100;
+    return NULL;
+}
+
+/* A connection to a random node, rather one that was not in trouble. */
+static struct client *actor_choose(struct actor *a) {
+    int node = 0;
+
+    for (int turn = 0; turn < 4; turn++) {
+        node = (int)between(&a->random, 0, node_count - 1);
+        if (a->avoid[node] <= now_ms())
+            break;
+    }
+    return actor_reach(a, node);
+}
+
+/* An operation that is about to be asked. */
+struct asked {
+    struct history_op op;
+    size_t index;
+    char target[64], headers[64];
+    const char *method;
+};
+
+/* The outcome of an operation that was asked, by the answer to it. */
+static enum history_outcome outcome_of(const struct history_op *op,
+                                       const struct client *c) {
+    bool read = op->kind == HISTORY_READ;
+    int s = c->status;
+
+    if (s == 200 || s == 201 || s == 204 || s == 404 || s == 412)
+        return HISTORY_OK;
+    if (s == 503)
+        return HISTORY_FAILED;
+    return read ? HISTORY_FAILED : HISTORY_UNKNOWN;
+}
+
+/* What nothing allows an operation to be answered with, or NULL. */
+static const char *answer_wrong(const struct history_op *op,
+                                const struct client *c, uint64_t value) {
+    bool read = op->kind == HISTORY_READ, stale = op->stale;
+    const char *body = c->body != NULL ? c->body : "";
+
+    switch (c->status) {
+    case 200:
+        return !read ? "a write" : value == 0 ? "a value of nobody" : NULL;
+    case 201:
+        return op->kind != HISTORY_WRITE ? "not a write" : NULL;
+    case 204:
+        return read ? "a read" : NULL;
+    case 404:
+        return op->kind == HISTORY_WRITE ? "a write"
+               : stale                   ? "stale, and absent"
+                                         : NULL;
+    case 412:
+        return !op->conditional ? "no condition was made" : NULL;
+    case 503:
+        return strstr(body, "unknown") != NULL ? "503 means not applied" : NULL;
+    case 504:
+        return !read && strstr(body, "outcome unknown") == NULL
+                   ? "does not say \"outcome unknown\""
+                   : NULL;
+    default:
+        return c->status > 0 ? "not one of the answers" : NULL;
+    }
+}
+
+/* Puts an operation's answer into the story, and the etag into the table
+   of the client. */
+static void actor_note(struct actor *a, struct asked *q,
+                       const struct client *c) {
+    struct history_op *op = &q->op;
+    struct story *s = a->story;
+    uint64_t value = op->value;
+    const char *wrong;
+    char text[ETAG_MAX] = "";
+
+    if (c->status == 200 && op->kind == HISTORY_READ)
+        value = value_number(c->body, c->body_len);
+    if (op->kind == HISTORY_READ && c->status > 0)
+        op->stale = client_header(c, "Estoraje-Stale", text, sizeof text);
+    op->existed = c->status == 204;
+    op->refused = c->status == 412;
+    text[0] = '\0';
+    if (c->status == 200 || c->status == 201 ||
+        (c->status == 204 && op->kind == HISTORY_WRITE)) {
+        client_header(c, "ETag", text, sizeof text);
+        snprintf(a->etags[op->key], ETAG_MAX, "%s", text);
+        a->values[op->key] = value;
+    }
+    wrong = answer_wrong(op, c, value);
+    pthread_mutex_lock(&s->lock);
+    if (wrong != NULL)
+        story_wrong(s, c, wrong);
+    snprintf(s->etags[q->index], ETAG_MAX, "%s", text);
+    history_at(s->history, q->index)->stale = op->stale;
+    history_at(s->history, q->index)->existed = op->existed;
+    history_end(s->history, q->index, outcome_of(op, c), value, op->refused,
+                now_ns());
+    pthread_mutex_unlock(&s->lock);
+}
+
+/* Puts an operation that is about to be asked into the story. */
+static void actor_begin(struct actor *a, struct asked *q) {
+    struct story *s = a->story;
+
+    pthread_mutex_lock(&s->lock);
+    q->op.begin = now_ns();
+    q->index = history_begin(s->history, &q->op);
+    if (q->index >= s->etags_cap) {
+        s->etags_cap = 2 * q->index + 4096;
+        s->etags = realloc(s->etags, s->etags_cap * sizeof s->etags[0]);
+        if (s->etags == NULL)
+            abort();
+    }
+    s->etags[q->index][0] = '\0';
+    pthread_mutex_unlock(&s->lock);
+}
+
+/* Asks one operation on an open connection, and records it. */
+static void actor_ask(struct actor *a, struct asked *q, struct client *c) {
+    struct history_op *op = &q->op;
+    char value[VALUE_TEXT] = "";
+    bool write = op->kind == HISTORY_WRITE;
+    size_t len = write ? value_text(op->value, value) : 0;
+
+    op->client = a->number;
+    snprintf(q->target, sizeof q->target, "/%s/%u/%u%s",
+             mode_names[a->story->mode], a->story->number, op->key,
+             op->consistent ? "?consistent" : "");
+    actor_begin(a, q);
+    client_ask(c, q->method, q->target, q->headers, write ? value : NULL, len);
+    actor_note(a, q, c);
+    if (c->status <= 0 || c->status >= 500) {
+        a->avoid[c == NULL ? 0 : c - a->to] =
+            now_ms() + (c->status <= 0 ? 1000 : 50);
+        if (c->status > 0)
+            pause_ms(5);
+    }
+}
+
+/* Makes an operation conditional: on the value last seen of its key, or on
+   there being none. */
+static void condition_make(struct actor *a, struct asked *q, bool absent) {
+    struct history_op *op = &q->op;
+
+    op->conditional = op->consistent = true;
+    if (absent) {
+        snprintf(q->headers, sizeof q->headers, "If-None-Match: *\r\n");
+    } else {
+        op->expect = a->values[op->key];
+        snprintf(q->headers, sizeof q->headers, "If-Match: %s\r\n",
+                 a->etags[op->key]);
+    }
+}
+
+/* Chooses an operation: half of them reads.  Some keys are asked for more
+   often than others. */
+static void actor_plan(struct actor *a, struct asked *q) {
+    static const char *const methods[] = {"GET", "PUT", "DELETE"};
+    struct history_op *op = &q->op;
+    unsigned k = (unsigned)between(&a->random, 0, KEYS - 1);
+    unsigned m = (unsigned)between(&a->random, 0, KEYS - 1);
+    long dice = between(&a->random, 0, 99);
+
+    memset(q, 0, sizeof *q);
+    op->key = k < m ? k : m;
+    op->kind = dice < 45   ? HISTORY_READ
+               : dice < 88 ? HISTORY_WRITE
+                           : HISTORY_DELETE;
+    op->consistent =
+        a->story->mode == CONSISTENT ||
+        (a->story->mode == MIXED && between(&a->random, 0, 1) == 1);
+    if (op->kind != HISTORY_READ && op->consistent) {
+        dice = between(&a->random, 0, 99);
+        if (dice < 55 && a->etags[op->key][0] != '\0')
+            condition_make(a, q, false);
+        else if (dice >= 85 && op->kind == HISTORY_WRITE)
+            condition_make(a, q, true);
+    }
+    if (op->kind == HISTORY_WRITE)
+        op->value = atomic_fetch_add(&values_made, 1) + 1;
+    q->method = methods[op->kind];
+    if (op->kind == HISTORY_WRITE && between(&a->random, 0, 3) == 0)
+        q->method = "POST";
+}
+
+static void *actor_main(void *arg) {
+    struct actor *a = arg;
+
+    while (!atomic_load(&actors_stop)) {
+        struct client *c = actor_choose(a);
+        struct asked q;
+
+        if (c == NULL) {
+            pause_ms(2);
+            continue;
+        }
+        actor_plan(a, &q);
+        actor_ask(a, &q, c);
+    }
+    return NULL;
+}
+
+/* ---- Stories --------------------------------------------------------- */
+
+static struct story stories[MODES];
+static struct actor actors[MODES * ACTORS];
+static size_t actors_running;
+
+/* Begins a story of each mode, and its clients. */
+static void stories_begin(uint64_t seed) {
+    static unsigned number;
+
+    number++;
+    atomic_store(&actors_stop, false);
+    for (unsigned i = 0; i < MODES * ACTORS; i++) {
+        struct story *s = &stories[i % MODES];
+
+        if (i < MODES) {
+            memset(s, 0, sizeof *s);
+            s->mode = (enum mode)i;
+            s->number = number;
+            s->history = history_new();
+            pthread_mutex_init(&s->lock, NULL);
+        }
+        actor_make(&actors[i], s, i, seed);
+    }
+    for (; actors_running < MODES * ACTORS; actors_running++)
+        check(pthread_create(&actors[actors_running].thread, NULL, actor_main,
+                             &actors[actors_running]) == 0,
+              "no thread");
+}
+
+/* Ends the clients, once what they have asked is answered; a teardown. */
+static int actors_join(void **state) {
+    (void)state;
+    atomic_store(&actors_stop, true);
+    cluster_continue();
+    while (actors_running > 0)
+        pthread_join(actors[--actors_running].thread, NULL);
+    return 0;
+}
+
+/* Asks a node for a key, and says what it holds: 0 when it is absent. */
+static uint64_t story_read(struct actor *a, int node, unsigned key,
+                           bool consistent) {
+    struct asked q = {
+        .op = {.kind = HISTORY_READ, .key = key, .consistent = consistent},
+        .method = "GET"};
+    struct client *c = actor_reach(a, node);
+
+    check(c != NULL, "cannot connect to %s", nodes[node]->name);
+    actor_ask(a, &q, c);
+    check(c->status == 200 || c->status == 404, "%s at %s: %d %s", q.target,
+          nodes[node]->name, c->status, c->body);
+    return history_at(a->story->history, q.index)->value;
+}
+
+/* Reads all keys at all nodes until these agree about each; with what the
+   majority says, where the story is not a plain one. */
+static void story_read_back(struct story *s) {
+    struct actor *a = malloc(sizeof *a);
+    long until = now_ms() + LIMIT_MS / 2;
+
+    check(a != NULL, "no memory");
+    actor_make(a, s, MODES * ACTORS + s->mode, 1);
+    for (int i = 0; i < node_count; i++)
+        a->to[i].limit_ms = PATIENT_MS;
+    for (unsigned key = 0; key < KEYS; key++) {
+        uint64_t first, other;
+        bool same;
+
+        do {
+            same = true;
+            first = story_read(a, 0, key, s->mode != PLAIN);
+            for (int i = 0; i < node_count; i++) {
+                other = story_read(a, i, key, s->mode == CONSISTENT);
+                same = same && other == first;
+            }
+            check(same || now_ms() < until, "%s: the nodes differ about %u",
+                  mode_names[s->mode], key);
+        } while (!same);
+    }
+    actor_end(a);
+    free(a);
+}
+
+/* What came with an etag, for the check of all of them. */
+struct tagged {
+    const char *etag;
+    uint64_t value;
+};
+
+static int tagged_order(const void *a, const void *b) {
+    const struct tagged *x = a, *y = b;
+    int by = strcmp(x->etag, y->etag);
+
+    return by != 0 ? by : (x->value > y->value) - (x->value < y->value);
+}
+
+static int tagged_order_value(const void *a, const void *b) {
+    const struct tagged *x = a, *y = b;
+    int by = (x->value > y->value) - (x->value < y->value);
+
+    return by != 0 ? by : strcmp(x->etag, y->etag);
+}
+
+/* Checks that each value has one etag and each etag one value, wherever it
+   was read and however often it was written again. */
+static void story_check_etags(struct story *s) {
+    size_t count = history_count(s->history), n = 0;
+    struct tagged *all = malloc((count + 1) * sizeof *all);
+
+    check(all != NULL, "no memory");
+    for (size_t i = 0; i < count; i++)
+        if (s->etags[i][0] != '\0')
+            all[n++] =
+                (struct tagged){s->etags[i], history_at(s->history, i)->value};
+    qsort(all, n, sizeof *all, tagged_order);
+    for (size_t i = 1; i < n; i++)
+        check(strcmp(all[i].etag, all[i - 1].etag) != 0 ||
+                  all[i].value == all[i - 1].value,
+              "%s: etag %s has values %llu and %llu", mode_names[s->mode],
+              all[i].etag, (unsigned long long)all[i - 1].value,
+              (unsigned long long)all[i].value);
+    qsort(all, n, sizeof *all, tagged_order_value);
+    for (size_t i = 1; i < n; i++)
+        check(all[i].value != all[i - 1].value ||
+                  strcmp(all[i].etag, all[i - 1].etag) == 0,
+              "%s: value %llu has etags %s and %s", mode_names[s->mode],
+              (unsigned long long)all[i].value, all[i - 1].etag, all[i].etag);
+    free(all);
+}
+
+/* Says what a story was made of. */
+static void story_sum(struct story *s) {
+    size_t outcomes[4] = {0}, count = history_count(s->history), refused = 0;
+    size_t stale = 0;
+
+    for (size_t i = 0; i < count; i++) {
+        const struct history_op *op = history_at(s->history, i);
+
+        outcomes[op->outcome]++;
+        refused += op->refused;
+        stale += op->stale;
+    }
+    part("%s: %zu operations; %zu failed, %zu unknown, %zu refused, "
+         "%zu stale",
+         mode_names[s->mode], count, outcomes[HISTORY_FAILED],
+         outcomes[HISTORY_UNKNOWN], refused, stale);
+}
+
+/* Checks a story that has ended. */
+static void story_check(struct story *s) {
+    const char *wrong;
+
+    story_sum(s);
+    check(s->wrong == 0, "%s: %zu wrong answers, first: %s",
+          mode_names[s->mode], s->wrong, s->error);
+    wrong = s->mode == CONSISTENT
+                ? history_check_linear(s->history)
+                : history_check_plain(s->history, (uint64_t)BOUND_MS * 1000000);
+    if (wrong != NULL && strncmp(wrong, "key ", 4) == 0)
+        history_print(s->history, (unsigned)strtoul(wrong + 4, NULL, 10));
+    check(wrong == NULL, "%s: %s", mode_names[s->mode], wrong);
+    story_check_etags(s);
+    history_free(s->history);
+    free(s->etags);
+    pthread_mutex_destroy(&s->lock);
+}
+
+/* ---- What the logs hold ---------------------------------------------- */
+
+/* The newest record of a key in one node's log. */
+struct held {
+    char key[48];
+    int node;
+    unsigned long long version;
+    bool put;
+};
+
+static struct {
+    struct held *all;
+    size_t count, cap;
+} helds;
+
+/* Takes a line of -dump: offset, ok or bad, version, time, put or delete,
+   key, size. */
+static void held_take(char *line, int node) {
+    struct held h = {.node = node};
+    char *field[7] = {line};
+
+    for (int i = 1; i < 7; i++) {
+        char *tab = strchr(field[i - 1], '\t');
+
+        check(tab != NULL, "a line of -dump: %s", line);
+        *tab = '\0';
+        field[i] = tab + 1;
+    }
+    check(strcmp(field[1], "ok") == 0, "%s of %s is %s", field[5],
+          nodes[node]->name, field[1]);
+    snprintf(h.key, sizeof h.key, "%s", field[5]);
+    h.version = strtoull(field[2], NULL, 10);
+    h.put = strcmp(field[4], "put") == 0;
+    if (helds.count == helds.cap) {
+        helds.cap = 2 * helds.cap + 4096;
+        helds.all = realloc(helds.all, helds.cap * sizeof helds.all[0]);
+        if (helds.all == NULL)
+            abort();
+    }
+    helds.all[helds.count++] = h;
+}
+
+/* By key, the newest first; what is of one version together. */
+static int held_order(const void *a, const void *b) {
+    const struct held *x = a, *y = b;
+    int by = strcmp(x->key, y->key);
+
+    if (by != 0)
+        return by;
+    if (x->version != y->version)
+        return x->version < y->version ? 1 : -1;
+    return x->node - y->node;
+}
+
+/* Reads the logs of all nodes. */
+static void helds_read(void) {
+    helds.count = 0;
+    for (int i = 0; i < node_count; i++)
+        for (int k = 0; k < PARTITIONS; k++) {
+            struct output o = {0};
+            char path[MAX_PATH + 16], *next;
+
+            snprintf(path, sizeof path, "%s/%03d.log", nodes[i]->dir, k);
+            if (access(path, R_OK) != 0)
+                continue;
+            run(&o, "%s -dump %s", the_run.exe, path);
+            check(o.code == 0, "-dump %s: %d %s", path, o.code, o.err);
+            for (char *line = o.out; *line != '\0'; line = next) {
+                next = line + strcspn(line, "\n");
+                if (*next != '\0')
+                    *next++ = '\0';
+                held_take(line, i);
+            }
+            output_free(&o);
+        }
+    qsort(helds.all, helds.count, sizeof helds.all[0], held_order);
+}
+
+/* How many bits are set. */
+static int bits(unsigned x) {
+    int n = 0;
+
+    for (; x != 0; x &= x - 1)
+        n++;
+    return n;
+}
+
+/* Whether each key's newest record is on all of its owners, or a tombstone
+   that is newer than what any other has: if not, names one. */
+static bool helds_agree(char *error) {
+    for (size_t i = 0, next; i < helds.count; i = next) {
+        const struct held *newest = &helds.all[i];
+        unsigned have = 0, had = 0;
+
+        for (next = i; next < helds.count &&
+                       strcmp(newest->key, helds.all[next].key) == 0;
+             next++) {
+            unsigned bit = 1u << helds.all[next].node;
+
+            had |= bit;
+            have |= helds.all[next].version == newest->version ? bit : 0;
+        }
+        if (have == had && (!newest->put || bits(have) == REPLICAS))
+            continue;
+        snprintf(error, 200, "%s version %llu (%s): nodes %x hold it, of %x",
+                 newest->key, newest->version, newest->put ? "put" : "delete",
+                 have, had);
+        return false;
+    }
+    return true;
+}
+
+/* Waits until the logs of all owners hold the same. */
+static void replicas_check(void) {
+    long until = now_ms() + LIMIT_MS / 2;
+    char error[200] = "";
+
+    do {
+        helds_read();
+        check(now_ms() < until, "the replicas differ: %s", error);
+    } while (!helds_agree(error));
+    part("%zu records in the logs, and the owners agree", helds.count);
+}
+
+/* ---- Histories ------------------------------------------------------- */
+
+/* A story of each mode with some faults, each kind of them once, and a
+   check of it all. */
+static void histories_run(uint64_t *seed, size_t count) {
+    enum fault order[FAULTS] = {FAULT_KILL};
+    void *state = NULL;
+
+    for (int i = 0; i < FAULTS; i++) {
+        int k = (int)between(seed, 0, i);
+
+        order[i] = order[k];
+        order[k] = (enum fault)i;
+    }
+    stories_begin(*seed);
+    for (size_t i = 0; i < count; i++)
+        fault_run(order[i % FAULTS], seed);
+    actors_join(&state);
+    cluster_mend(&state);
+    for (int i = 0; i < MODES; i++)
+        story_read_back(&stories[i]);
+    for (size_t i = 0; i < MODES * ACTORS; i++)
+        actor_end(&actors[i]);
+    for (int i = 0; i < MODES; i++)
+        story_check(&stories[i]);
+    replicas_check();
+}
+
+static void test_histories(void **state) {
+    uint64_t seed = seed_said();
+    long until = now_ms() + 1800000;
+
+    (void)state;
+    if (skews[0] == NULL)
+        part("clocks are right: no %s", skew_library);
+    do
+        histories_run(&seed, torture() ? FAULTS + 3 : 4);
+    while (torture() && now_ms() < until);
+}
+
+/* ---- A counter ------------------------------------------------------- */
+
+/* What the clients of the counter have come to. */
+static struct {
+    atomic_size_t raised, unknown, wrong;
+    char error[300]; /* one of those that were wrong */
+} counter;
+
+/* Raises the counter once, if nobody else does so first. */
+static void counter_raise(struct actor *a) {
+    struct client *c = actor_choose(a);
+    char etag[ETAG_MAX], headers[64], text[32];
+
+    if (c == NULL || client_text(c, "GET", "/counter", NULL) != 200 ||
+        !client_header(c, "ETag", etag, sizeof etag)) {
+        if (c != NULL && c->status <= 0)
+            a->avoid[c - a->to] = now_ms() + 500;
+        pause_ms(2);
+        return;
+    }
+    snprintf(text, sizeof text, "%llu", strtoull(c->body, NULL, 10) + 1);
+    snprintf(headers, sizeof headers, "If-Match: %s\r\n", etag);
+    if ((c = actor_choose(a)) == NULL)
+        return;
+    client_ask(c, "PUT", "/counter", headers, text, strlen(text));
+    if (c->status <= 0)
+        a->avoid[c - a->to] = now_ms() + 500;
+    if (c->status == 204) {
+        atomic_fetch_add(&counter.raised, 1);
+    } else if (c->status <= 0 || c->status == 504) {
+        atomic_fetch_add(&counter.unknown, 1);
+    } else if (c->status != 412 && c->status != 503) {
+        if (atomic_fetch_add(&counter.wrong, 1) == 0)
+            snprintf(counter.error, sizeof counter.error, "%d %.200s",
+                     c->status, c->body);
+    }
+}
+
+static void *counter_main(void *arg) {
+    while (!atomic_load(&actors_stop))
+        counter_raise(arg);
+    return NULL;
+}
+
+/* 16 clients raise a counter by compare-and-set, each on random nodes, while
+   nodes are killed: no raise is lost, and none is done twice. */
+static void test_counter(void **state) {
+    static struct actor raisers[COUNTERS];
+    pthread_t threads[COUNTERS];
+    uint64_t seed = seed_said();
+    struct client c = client_make(nodes[0]->port);
+    size_t value, raised, unknown;
+
+    (void)state;
+    memset(&counter, 0, sizeof counter);
+    check(client_text(&c, "PUT", "/counter", "0") / 100 == 2, "%d", c.status);
+    atomic_store(&actors_stop, false);
+    for (unsigned i = 0; i < COUNTERS; i++) {
+        actor_make(&raisers[i], NULL, i, seed);
+        check(pthread_create(&threads[i], NULL, counter_main, &raisers[i]) == 0,
+              "no thread");
+    }
+    for (int i = 0; i < (torture() ? 100 : 2); i++)
+        fault_run(FAULT_KILL, &seed);
+    atomic_store(&actors_stop, true);
+    for (unsigned i = 0; i < COUNTERS; i++) {
+        pthread_join(threads[i], NULL);
+        actor_end(&raisers[i]);
+    }
+    check(counter.wrong == 0, "%zu wrong answers: %s", (size_t)counter.wrong,
+          counter.error);
+    raised = counter.raised;
+    unknown = counter.unknown;
+    for (int i = 0; i < node_count; i++) {
+        c.port = nodes[i]->port;
+        client_drop(&c);
+        check(client_text(&c, "GET", "/counter?consistent", NULL) == 200,
+              "%d %s", c.status, c.body);
+        value = strtoul(c.body, NULL, 10);
+        check(value >= raised && value <= raised + unknown,
+              "the counter is %zu after %zu raises and %zu unknown", value,
+              raised, unknown);
+    }
+    client_end(&c);
+    part("%zu raises, %zu of unknown outcome", raised, unknown);
+    check(raised > 20, "%zu raises", raised);
+}
+
+/* ---- A replica that is cut off --------------------------------------- */
+
+enum { BOUND_KEYS = 8, BOUND_WRITES = 100000 };
+
+/* A writer of rising numbers, which notes when each was acknowledged, and a
+   reader at one node, which looks how old is what it gets. */
+static struct {
+    _Atomic uint64_t acked[BOUND_KEYS][BOUND_WRITES]; /* ns, 0: not yet */
+    int port;                                         /* of the reader */
+    atomic_size_t written, reads;
+    atomic_ullong oldest; /* ns */
+    atomic_size_t wrong;
+} bound;
+
+/* Writes through the first two nodes, as fast as it can but not too fast. */
+static void *bound_write(void *arg) {
+    struct client c[2] = {client_make(nodes[0]->port),
+                          client_make(nodes[1]->port)};
+
+    (void)arg;
+    for (unsigned n = 1; n < BOUND_WRITES && !atomic_load(&actors_stop); n++)
+        for (unsigned k = 0; k < BOUND_KEYS; k++) {
+            struct client *to = &c[(n + k) % 2];
+            char target[32], value[32];
+
+            snprintf(target, sizeof target, "/bound/%u", k);
+            snprintf(value, sizeof value, "%u", n);
+            client_text(to, "PUT", target, value);
+            if (to->status == 201 || to->status == 204)
+                atomic_store(&bound.acked[k][n], now_ns());
+            else
+                atomic_fetch_add(&bound.wrong, 1);
+            atomic_fetch_add(&bound.written, 1);
+        }
+    client_end(&c[0]);
+    client_end(&c[1]);
+    return NULL;
+}
+
+/* Notes a read that was begun at a time and gave n: how long ago the first
+   write after it had been acknowledged then. */
+static void bound_note(unsigned k, size_t n, uint64_t begun) {
+    uint64_t acked = n + 1 < BOUND_WRITES ? bound.acked[k][n + 1] : 0;
+
+    if (acked != 0 && acked < begun && begun - acked > bound.oldest)
+        bound.oldest = begun - acked;
+    atomic_fetch_add(&bound.reads, 1);
+}
+
+static void *bound_read(void *arg) {
+    struct client c = client_make(bound.port);
+
+    (void)arg;
+    for (unsigned k = 0; !atomic_load(&actors_stop); k = (k + 1) % BOUND_KEYS) {
+        uint64_t begun = now_ns();
+        char target[32];
+
+        snprintf(target, sizeof target, "/bound/%u", k);
+        if (client_text(&c, "GET", target, NULL) == 200)
+            bound_note(k, strtoul(c.body, NULL, 10), begun);
+        else if (c.status != 503)
+            atomic_fetch_add(&bound.wrong, 1);
+    }
+    client_end(&c);
+    return NULL;
+}
+
+/* Waits until so many more reads are done. */
+static void bound_go(size_t more) {
+    size_t reads = bound.reads;
+
+    wait_until(bound.reads > reads + more, LIMIT_MS, "%zu reads",
+               (size_t)bound.reads);
+}
+
+/* A replica rests, and goes on; then it is cut off from the others, but goes
+   on to be read.  It notices within the bound that it has missed something. */
+static void test_bound(void **state) {
+    static const long rests[] = {400, 1600};
+    struct server *cut = nodes[node_count - 1];
+    pthread_t writer, reader;
+    struct client c = client_make(nodes[0]->port);
+
+    (void)state;
+    for (unsigned k = 0; k < BOUND_KEYS; k++) {
+        char target[32];
+
+        snprintf(target, sizeof target, "/bound/%u", k);
+        check(client_text(&c, "PUT", target, "0") == 201, "%d", c.status);
+    }
+    client_end(&c);
+    bound.port = cut->port;
+    atomic_store(&actors_stop, false);
+    check(pthread_create(&writer, NULL, bound_write, NULL) == 0 &&
+              pthread_create(&reader, NULL, bound_read, NULL) == 0,
+          "no thread");
+    for (size_t i = 0; i < sizeof rests / sizeof rests[0]; i++) {
+        kill(cut->pid, SIGSTOP);
+        pause_ms(rests[i]);
+        kill(cut->pid, SIGCONT);
+        bound_go(500);
+    }
+    part("stopped: of %zu reads the oldest was %llu ms old; %zu writes",
+         (size_t)bound.reads, bound.oldest / 1000000, (size_t)bound.written);
+    if (cable.port != 0) {
+        long until = now_ms() + BOUND_MS + 500;
+
+        atomic_store(&cable.cut, true);
+        while (now_ms() < until)
+            bound_go(100);
+        atomic_store(&cable.cut, false);
+        bound_go(500);
+        part("cut off: of %zu the oldest was %llu ms old; %zu writes",
+             (size_t)bound.reads, bound.oldest / 1000000,
+             (size_t)bound.written);
+    }
+    atomic_store(&actors_stop, true);
+    pthread_join(writer, NULL);
+    pthread_join(reader, NULL);
+    check(bound.wrong == 0, "%zu wrong answers", (size_t)bound.wrong);
+    check(bound.oldest < (uint64_t)BOUND_MS * 1000000, "over the bound");
+}
+
+/* ---- A node that was away -------------------------------------------- */
+
+enum { BATCH = 100 };
+
+/* Which of many keys a bulk is about, and what is in them. */
+struct bulk {
+    const char *prefix;
+    size_t count, step; /* numbers 0, step, 2 * step, ... below count */
+    int round;          /* its values tell */
+    bool drop;          /* delete them instead */
+};
+
+/* The target, and the value, of one of many keys. */
+static void bulk_text(const struct bulk *b, size_t i, char *target,
+                      char *value) {
+    sprintf(target, "/%s/%zu", b->prefix, i);
+    sprintf(value, "%070zu of round %02d", i, b->round);
+}
+
+/* Does a batch of a bulk, from a number on, through one connection. */
+static void bulk_send(struct client *c, const struct bulk *b, size_t from) {
+    char *text = malloc(BATCH * 512), target[64], value[128];
+    size_t len = 0;
+
+    check(text != NULL && (c->fd >= 0 || client_connect(c)), "cannot connect");
+    for (size_t i = from; i < b->count && i < from + BATCH * b->step;
+         i += b->step) {
+        bulk_text(b, i, target, value);
+        len +=
+            (size_t)sprintf(text + len,
+                            "%s %s HTTP/1.1\r\nHost: x\r\n"
+                            "Content-Length: %zu\r\n\r\n%s",
+                            b->drop ? "DELETE" : "PUT", target,
+                            b->drop ? 0 : strlen(value), b->drop ? "" : value);
+    }
+    check(client_send(c, text, len), "cannot send");
+    free(text);
+    for (size_t i = from; i < b->count && i < from + BATCH * b->step;
+         i += b->step)
+        check(client_read(c, false) == 201 || c->status == 204,
+              "number %zu: %d %s", i, c->status, c->body);
+}
+
+/* Does a bulk through two nodes, a batch each in turn. */
+static void bulk_run(const struct bulk *b, const struct server *one,
+                     const struct server *other) {
+    struct client c[2] = {client_make(one->port), client_make(other->port)};
+    int turn = 0;
+
+    for (size_t i = 0; i < b->count; i += BATCH * b->step, turn++)
+        bulk_send(&c[turn % 2], b, i);
+    client_end(&c[0]);
+    client_end(&c[1]);
+}
+
+/* The sum of a figure in all lines of this start's log about repair; false
+   as long as none of them says that no doubt is left. */
+static bool repair_sum(const struct server *s, const char *name, size_t *sum) {
+    char *log = server_log(s), *line = log;
+    bool over = false;
+
+    *sum = 0;
+    while ((line = strstr(line, " repair records=")) != NULL) {
+        char *end = strchr(line, '\n'), *at;
+
+        if (end == NULL)
+            break;
+        *end = '\0';
+        at = strstr(line, name);
+        *sum += at != NULL ? strtoul(at + strlen(name), NULL, 10) : 0;
+        over = over || strstr(line, "partitions_in_doubt=0") != NULL;
+        line = end + 1;
+    }
+    free(log);
+    return over;
+}
+
+/* A node was away while a tenth of the keys changed: soon after its start it
+   is out of doubt, and has had little more sent than what changed. */
+static void test_away(void **state) {
+    size_t total = torture() ? 1000000 : sampled(20000), changed = total / 10;
+    struct server *away = nodes[2];
+    struct bulk b = {.prefix = "away", .count = total, .step = 1, .round = 1};
+    size_t records, bytes;
+    long begun;
+
+    (void)state;
+    bulk_run(&b, nodes[0], nodes[1]);
+    server_kill(away);
+    b.round = 2;
+    b.step = 10;
+    bulk_run(&b, nodes[0], nodes[1]);
+    begun = now_ms();
+    again(away);
+    wait_until(repair_sum(away, "records=", &records), 2 * LIMIT_MS,
+               "still in doubt");
+    wait_until(status_says(away, away, "\"status\":\"Ready\""), LIMIT_MS,
+               "not Ready");
+    part("%zu keys changed; out of doubt %ld ms after the start", changed,
+         now_ms() - begun);
+    repair_sum(away, "records=", &records);
+    repair_sum(away, "bytes=", &bytes);
+    part("%zu records and %zu bytes pulled", records, bytes);
+    check(records >= changed && records <= changed * 12 / 10 + 100,
+          "%zu records pulled, %zu keys changed", records, changed);
+    check(bytes >= changed * 80 && bytes <= changed * 400 + 100000,
+          "%zu bytes pulled", bytes);
+    for (size_t i = 0; i < total; i += total / 1000 + 1) {
+        struct client c = client_make(away->port);
+        char target[64], value[128];
+
+        b.round = i % 10 == 0 ? 2 : 1;
+        bulk_text(&b, i, target, value);
+        check(client_text(&c, "GET", target, NULL) == 200 &&
+                  strcmp(c.body, value) == 0,
+              "%s: %d %s", target, c.status, c.body);
+        client_end(&c);
+    }
+}
+
+/* ---- Deleted keys stay deleted --------------------------------------- */
+
+enum {
+    GONE_KEYS = 200,    /* of which the even ones are deleted */
+    AWAY_SECONDS = 1200 /* longer than all times in the rules */
+};
+
+/* Asks a node for all keys: no deleted one is there and each other one has
+   the value of a round.  How many answers were none, or said themselves that
+   they may be old. */
+static size_t gone_look(const struct server *s, int round) {
+    struct bulk b = {.prefix = "gone", .round = round};
+    struct client c = client_make(s->port);
+    size_t unsure = 0;
+
+    for (size_t i = 0; i < GONE_KEYS; i++) {
+        char target[64], value[128], text[16];
+        int want = i % 2 == 0 ? 404 : 200;
+
+        bulk_text(&b, i, target, value);
+        client_text(&c, "GET", target, NULL);
+        if (c.status == 503 ||
+            (c.status > 0 &&
+             client_header(&c, "Estoraje-Stale", text, sizeof text)))
+            unsure++;
+        else
+            check(c.status == want &&
+                      (want == 404 || strcmp(c.body, value) == 0),
+                  "%s at %s: %d %s", target, s->name, c.status, c.body);
+    }
+    client_end(&c);
+    return unsure;
+}
+
+/* A node has just started: looks at all nodes that run until it is Ready,
+   and once more after that. */
+static void gone_watch(const struct server *back, int round) {
+    long until = now_ms() + LIMIT_MS;
+    bool ready = false;
+
+    for (int more = 1; more >= 0; more -= ready) {
+        ready = status_says(back, back, "\"status\":\"Ready\"");
+        check(ready || now_ms() < until, "%s does not get Ready", back->name);
+        for (int i = 0; i < node_count; i++)
+            if (nodes[i]->pid > 0)
+                check(gone_look(nodes[i], round) == 0 || more > 0,
+                      "%s is unsure", nodes[i]->name);
+    }
+}
+
+/* Deletes the even keys, and writes the odd ones of a round, through two of
+   the nodes. */
+static void gone_change(int round) {
+    struct client c = client_make(nodes[0]->port);
+
+    for (size_t i = 0; i < GONE_KEYS; i++) {
+        struct bulk b = {.prefix = "gone", .round = round};
+        char target[64], value[128];
+
+        bulk_text(&b, i, target, value);
+        if (i % 2 == 0)
+            client_text(&c, "DELETE", target, NULL);
+        else
+            client_text(&c, "PUT", target, value);
+        check(c.status == 204, "%s: %d %s", target, c.status, c.body);
+    }
+    client_end(&c);
+}
+
+/* Runs a command of the shell's, which must succeed. */
+static void command(const char *fmt, ...) {
+    struct output o = {0};
+    char line[4 * MAX_PATH];
+    va_list ap;
+
+    va_start(ap, fmt);
+    vsnprintf(line, sizeof line, fmt, ap);
+    va_end(ap);
+    run(&o, "%s", line);
+    check(o.code == 0, "%s: %s", line, o.err);
+    output_free(&o);
+}
+
+/* Makes a copy of a data directory without etcd's; or puts one back, over
+   all but that. */
+static void copy_take(const struct server *s, const char *copy) {
+    command("cp -a %s %s", s->dir, copy);
+    command("rm -rf %s/etcd", copy);
+}
+
+static void copy_back(const struct server *s, const char *copy) {
+    command("mv %s/etcd %s.etcd", s->dir, copy);
+    command("rm -rf %s", s->dir);
+    command("cp -a %s %s", copy, s->dir);
+    command("mv %s.etcd %s/etcd", copy, s->dir);
+}
+
+/* Whether this start of a node has been with its etcd, which so knows of it:
+   the word of the log for that. */
+static bool etcd_knows(const struct server *s) {
+    char *log = server_log(s);
+    bool knows = strstr(log, " answers\n") != NULL;
+
+    free(log);
+    return knows;
+}
+
+/* Starts a node on an old copy of its directory.  It may end, and ask to be
+   started again, once it has heard from etcd that it is one. */
+static void copy_start(struct server *s) {
+    long until = now_ms() + LIMIT_MS;
+
+    server_start(s);
+    while (!server_said_ready(s) || !etcd_knows(s)) {
+        int code = process_wait(s->pid, 20);
+
+        if (code >= 0) {
+            server_clean(s);
+            check(code == 1, "exit code %d", code);
+            part("it has asked to be started again");
+            server_start(s);
+        }
+        check(now_ms() < until, "no start on an old copy");
+    }
+    server_ready(s);
+}
+
+static void test_deleted(void **state) {
+    struct bulk b = {
+        .prefix = "gone", .count = GONE_KEYS, .step = 1, .round = 1};
+    struct server *away = nodes[2];
+    char copy[2][MAX_PATH + 16];
+
+    (void)state;
+    for (int i = 0; i < 2; i++)
+        snprintf(copy[i], sizeof copy[i], "%.400s/copy-%d", the_run.dir, i);
+    bulk_run(&b, nodes[0], nodes[1]);
+    copy_take(away, copy[0]);
+    server_stop(away);
+    copy_take(away, copy[1]);
+    again(away);
+    wait_until(etcd_knows(away), LIMIT_MS, "etcd does not answer");
+    cluster_mend(state);
+
+    part("a node that was away during the deletes, and %d minutes more",
+         AWAY_SECONDS / 60);
+    server_kill(away);
+    gone_change(2);
+    clocks_forward(AWAY_SECONDS);
+    again(away);
+    gone_watch(away, 2);
+    for (int i = 0; i < 2; i++) {
+        part("a copy of its directory, made %s, put back",
+             i == 0 ? "while it ran" : "after a clean end");
+        if (i == 0)
+            server_kill(away);
+        else
+            server_stop(away);
+        copy_back(away, copy[i]);
+        copy_start(away);
+        gone_watch(away, 2);
+        part("and another node killed");
+        server_kill(nodes[i]);
+        wait_until(gone_look(nodes[1 - i], 2) + gone_look(away, 2) == 0,
+                   BOUND_MS, "two of three are unsure");
+        cluster_mend(state);
+        gone_watch(nodes[i], 2);
+    }
+}
+
+/* ---- Conditions, and ?consistent, over HTTP -------------------------- */
+
+/* A request, and its answer.  "@" in its headers stands for the etag of what
+   the key has; before each, it has a value, or nothing. */
+static const struct row {
+    bool present;
+    int status;
+    const char *method, *query, *headers;
+} rows[] = {
+    /* ?consistent */
+    {true, 200, "GET", "?consistent", ""},
+    {false, 404, "GET", "?consistent", ""},
+    {true, 200, "HEAD", "?consistent", ""},
+    {false, 404, "HEAD", "?consistent", ""},
+    {true, 204, "PUT", "?consistent", ""},
+    {false, 201, "PUT", "?consistent", ""},
+    {true, 204, "POST", "?consistent", ""},
+    {false, 201, "POST", "?consistent", ""},
+    {true, 204, "DELETE", "?consistent", ""},
+    {false, 404, "DELETE", "?consistent", ""},
+    {true, 304, "GET", "?consistent", "If-None-Match: @\r\n"},
+    {true, 204, "PUT", "?consistent", "If-Match: @\r\n"},
+    {true, 412, "PUT", "?consistent", "If-Match: \"other\"\r\n"},
+    {true, 400, "GET", "?consistent&unheard-of", ""},
+    {true, 400, "PUT", "?unheard-of&consistent", ""},
+    {true, 400, "DELETE", "?consistent&unheard-of=1", ""},
+    /* If-Match */
+    {true, 204, "PUT", "", "If-Match: @\r\n"},
+    {true, 204, "POST", "", "If-Match: @\r\n"},
+    {true, 204, "DELETE", "", "If-Match: @\r\n"},
+    {true, 204, "PUT", "", "If-Match: *\r\n"},
+    {true, 204, "POST", "", "If-Match: *\r\n"},
+    {true, 204, "DELETE", "", "If-Match: *\r\n"},
+    {true, 412, "PUT", "", "If-Match: \"other\"\r\n"},
+    {true, 412, "POST", "", "If-Match: \"other\"\r\n"},
+    {true, 412, "DELETE", "", "If-Match: \"other\"\r\n"},
+    {true, 412, "PUT", "", "If-Match: \"\"\r\n"},
+    {false, 412, "PUT", "", "If-Match: \"other\"\r\n"},
+    {false, 412, "POST", "", "If-Match: *\r\n"},
+    {false, 412, "PUT", "", "If-Match: *\r\n"},
+    {false, 412, "DELETE", "", "If-Match: *\r\n"},
+    {false, 412, "DELETE", "", "If-Match: \"other\"\r\n"},
+    /* a weak one never does; a list does if one does */
+    {true, 412, "PUT", "", "If-Match: W/@\r\n"},
+    {true, 412, "DELETE", "", "If-Match: W/@\r\n"},
+    {true, 204, "PUT", "", "If-Match: \"other\", @\r\n"},
+    {true, 204, "PUT", "", "If-Match: @,\"other\"\r\n"},
+    {true, 204, "PUT", "", "If-Match: W/@, @\r\n"},
+    {true, 204, "PUT", "", "If-Match: \"a,b\" ,\t@\r\n"},
+    {true, 204, "PUT", "", "If-Match: , \"a\",, @\r\n"},
+    {true, 412, "PUT", "", "If-Match: \"a\", W/\"b\", \"c\"\r\n"},
+    /* If-None-Match */
+    {false, 201, "PUT", "", "If-None-Match: *\r\n"},
+    {false, 201, "POST", "", "If-None-Match: *\r\n"},
+    {false, 404, "DELETE", "", "If-None-Match: *\r\n"},
+    {true, 412, "PUT", "", "If-None-Match: *\r\n"},
+    {true, 412, "POST", "", "If-None-Match: *\r\n"},
+    {true, 412, "DELETE", "", "If-None-Match: *\r\n"},
+    {true, 412, "PUT", "", "If-None-Match: @\r\n"},
+    {true, 412, "POST", "", "If-None-Match: @\r\n"},
+    {true, 412, "DELETE", "", "If-None-Match: @\r\n"},
+    {true, 412, "PUT", "", "If-None-Match: W/@\r\n"},
+    {true, 412, "PUT", "", "If-None-Match: \"other\", W/@\r\n"},
+    {true, 204, "PUT", "", "If-None-Match: \"other\"\r\n"},
+    {true, 204, "DELETE", "", "If-None-Match: \"other\", W/\"b\"\r\n"},
+    {false, 201, "PUT", "", "If-None-Match: \"other\"\r\n"},
+    /* both */
+    {true, 204, "PUT", "", "If-Match: @\r\nIf-None-Match: \"other\"\r\n"},
+    {true, 412, "PUT", "", "If-Match: @\r\nIf-None-Match: *\r\n"},
+    {true, 412, "PUT", "", "If-Match: \"a\"\r\nIf-None-Match: \"b\"\r\n"},
+    /* what is no entity tag, or no list of them */
+    {true, 400, "PUT", "", "If-Match: abc\r\n"},
+    {true, 400, "PUT", "", "If-Match: \"a\r\n"},
+    {true, 400, "PUT", "", "If-Match: a\"\r\n"},
+    {true, 400, "PUT", "", "If-Match: W/\r\n"},
+    {true, 400, "PUT", "", "If-Match: W/abc\r\n"},
+    {true, 400, "PUT", "", "If-Match: w/@\r\n"},
+    {true, 400, "PUT", "", "If-Match: @ @\r\n"},
+    {true, 400, "PUT", "", "If-Match: *, @\r\n"},
+    {true, 400, "PUT", "", "If-Match: @, *\r\n"},
+    {true, 400, "PUT", "", "If-Match: **\r\n"},
+    {true, 400, "PUT", "", "If-Match:\r\n"},
+    {true, 400, "POST", "", "If-None-Match: abc\r\n"},
+    {true, 400, "POST", "", "If-None-Match: \"a\r\n"},
+    {true, 400, "POST", "", "If-None-Match: W/\r\n"},
+    {true, 400, "POST", "", "If-None-Match: \"a\" \"b\"\r\n"},
+    {true, 400, "POST", "", "If-None-Match: *, \"a\"\r\n"},
+    {true, 400, "POST", "", "If-None-Match: \r\n"},
+    {true, 400, "DELETE", "", "If-Match: abc\r\n"},
+    {true, 400, "DELETE", "", "If-None-Match: \"a\r\n"},
+    {false, 400, "PUT", "", "If-Match: \"a\" \"b\"\r\n"},
+};
+
+/* The headers of a row, with the etag in its place. */
+static void row_headers(const struct row *row, const char *etag, char *out) {
+    for (const char *p = row->headers; *p != '\0'; p++) {
+        if (*p == '@')
+            out += sprintf(out, "%s", etag);
+        else
+            *out++ = *p;
+    }
+    *out = '\0';
+}
+
+/* Checks that a node says of a row's key what it must after the row. */
+static void row_after(const struct row *row, struct client *c,
+                      const char *target, const char *etag) {
+    bool write = row->method[0] == 'P', done = row->status / 100 == 2;
+    bool drop = row->method[0] == 'D' && (done || row->status == 404);
+    const char *want = write && done ? "newer" : "value";
+    bool present = (write && done) || (row->present && !drop);
+    char seen[ETAG_MAX] = "";
+
+    client_text(c, "GET", target, NULL);
+    check(c->status == (present ? 200 : 404), "after %s %s%s: %d", row->method,
+          row->headers, row->query, c->status);
+    check(!present || strcmp(c->body, want) == 0, "after %s %s%s: %s",
+          row->method, row->headers, row->query, c->body);
+    if (present)
+        client_header(c, "ETag", seen, sizeof seen);
+    check(!present || strcmp(seen, etag) == 0, "after %s %s%s: etag %s, not %s",
+          row->method, row->headers, row->query, seen, etag);
+}
+
+/* One row: prepared at one node, asked at a second, looked at on a third.
+   False, and a line, when the status is another. */
+static bool row_run(const struct row *row, struct client *c, int n,
+                    const char *target) {
+    struct client *by = &c[1 % n], *at = &c[2 % n];
+    char etag[ETAG_MAX] = "", headers[256], full[96];
+    bool write = row->method[0] == 'P';
+
+    if (row->present) {
+        client_text(c, "PUT", target, "value");
+        client_header(c, "ETag", etag, sizeof etag);
+    } else {
+        client_text(c, "DELETE", target, NULL);
+    }
+    check(c->status > 0 && c->status < 500, "%s: %d", target, c->status);
+    row_headers(row, etag, headers);
+    snprintf(full, sizeof full, "%s%s", target, row->query);
+    client_ask(by, row->method, full, headers, write ? "newer" : NULL,
+               write ? 5 : 0);
+    if (by->status != row->status) {
+        fprintf(stderr, "%s %s, %s: %d, not %d\n%s%s\n", row->method, full,
+                row->present ? "there" : "absent", by->status, row->status,
+                headers, by->body != NULL ? by->body : "");
+        return false;
+    }
+    check(by->status < 400 || by->status == 404 || by->body_len == 0 ||
+              (text_lines(by->body) == 1 && by->body[by->body_len - 1] == '\n'),
+          "not one line: %s", by->body);
+    if (write && row->status / 100 == 2)
+        client_header(by, "ETag", etag, sizeof etag);
+    row_after(row, at, target, etag);
+    return true;
+}
+
+/* The whole table, at nodes in turn. */
+static void rows_run(int *ports, int n) {
+    size_t wrong = 0;
+
+    for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
+        struct client c[NODES_MAX];
+        char target[32];
+
+        for (int k = 0; k < n; k++)
+            c[k] = client_make(ports[((size_t)k + i) % (size_t)n]);
+        snprintf(target, sizeof target, "/row/%zu", i);
+        wrong += !row_run(&rows[i], c, n, target);
+        for (int k = 0; k < n; k++)
+            client_end(&c[k]);
+    }
+    check(wrong == 0, "%zu rows are wrong", wrong);
+}
+
+static void test_rows(void **state) {
+    int ports[NODES_MAX];
+
+    (void)state;
+    for (int i = 0; i < node_count; i++)
+        ports[i] = nodes[i]->port;
+    rows_run(ports, node_count);
+}
+
+static void test_rows_alone(void **state) {
+    struct server *s = server_new("alone");
+    int port = port_pair();
+
+    (void)state;
+    server_args(s, "-port %d -peerPort %d -partitions %d", port, port - 1,
+                PARTITIONS);
+    again(s);
+    rows_run(&port, 1);
+    server_stop(s);
+}
+
+/* Checks what one consistent operation is answered by a node. */
+static void quorum_check(const struct server *s, const char *method,
+                         const char *target, const char *headers, int status,
+                         const char *word) {
+    struct client c = client_make(s->port);
+    bool write = method[0] == 'P';
+
+    client_ask(&c, method, target, headers, write ? "value" : NULL,
+               write ? 5 : 0);
+    check(c.status == status && (word == NULL || strstr(c.body, word) != NULL),
+          "%s %s at %s: %d %s", method, target, s->name, c.status,
+          c.body != NULL ? c.body : "");
+    client_end(&c);
+}
+
+/* Consistent operations go on with two of three nodes, and say so when they
+   cannot, with one. */
+static void test_quorum(void **state) {
+    (void)state;
+    quorum_check(nodes[0], "PUT", "/quorum", NULL, 201, NULL);
+    part("two of three");
+    server_kill(nodes[1]);
+    for (int i = 0; i < 3; i += 2) {
+        quorum_check(nodes[i], "PUT", "/quorum?consistent", NULL, 204, NULL);
+        quorum_check(nodes[i], "GET", "/quorum?consistent", NULL, 200, "value");
+        quorum_check(nodes[i], "GET", "/none?consistent", NULL, 404, NULL);
+        quorum_check(nodes[i], "PUT", "/quorum", "If-Match: *\r\n", 204, NULL);
+        quorum_check(nodes[i], "PUT", "/quorum", "If-None-Match: *\r\n", 412,
+                     NULL);
+        quorum_check(nodes[i], "DELETE", "/none?consistent", NULL, 404, NULL);
+    }
+    part("one of three");
+    server_kill(nodes[2]);
+    quorum_check(nodes[0], "PUT", "/quorum?consistent", NULL, 503,
+                 "not applied");
+    quorum_check(nodes[0], "DELETE", "/quorum?consistent", NULL, 503,
+                 "not applied");
+    quorum_check(nodes[0], "PUT", "/quorum", "If-Match: *\r\n", 503,
+                 "not applied");
+    quorum_check(nodes[0], "PUT", "/quorum", "If-None-Match: *\r\n", 503,
+                 "not applied");
+    quorum_check(nodes[0], "GET", "/quorum?consistent", NULL, 503, NULL);
+    quorum_check(nodes[0], "GET", "/none?consistent", NULL, 503, NULL);
+    part("and all are back");
+    cluster_mend(state);
+    for (int i = 0; i < node_count; i++)
+        quorum_check(nodes[i], "GET", "/quorum?consistent", NULL, 200, "value");
+}
+
+#define TEST(f) cmocka_unit_test_setup_teardown(f, cluster_mend, actors_join)
+
+int main(int argc, char **argv) {
+    const struct CMUnitTest three[] = {
+        TEST(test_histories), TEST(test_counter), TEST(test_bound),
+        TEST(test_rows),      TEST(test_quorum),  TEST(test_deleted),
+        TEST(test_away),
+    };
+    const struct CMUnitTest five[] = {TEST(test_histories)};
+    const struct CMUnitTest others[] = {
+        cmocka_unit_test_teardown(test_rows_alone, servers_end),
+    };
+    const char *slash = strrchr(argv[0], '/');
+    char cwd[MAX_PATH / 2] = "";
+    int failed;
+
+    (void)argc;
+    if (argv[0][0] != '/' && getcwd(cwd, sizeof cwd) == NULL)
+        return 1;
+    snprintf(skew_library, sizeof skew_library, "%s%s%.*sskew.so", cwd,
+             cwd[0] != '\0' ? "/" : "",
+             slash != NULL ? (int)(slash - argv[0]) + 1 : 0, argv[0]);
+    run_begin(torture() ? 10800 : 400);
+    if (getenv("ONLY") != NULL)
+        cmocka_set_test_filter(getenv("ONLY"));
+    failed = cmocka_run_group_tests(others, NULL, NULL);
+    failed += cmocka_run_group_tests(three, cluster_of_three, cluster_end);
+    failed += cmocka_run_group_tests(five, cluster_of_five, cluster_end);
+    return run_result(failed);
+}
