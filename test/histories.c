@@ -1461,6 +1461,7 @@ static void copy_take(const struct server *s, const char *copy) {
 }
 
 static void copy_back(const struct server *s, const char *copy) {
+    marks_remove(s->dir); /* which the copy does not know of */
     command("mv %s/etcd %s.etcd", s->dir, copy);
     command("rm -rf %s", s->dir);
     command("cp -a %s %s", copy, s->dir);
