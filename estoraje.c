@@ -343,6 +343,8 @@ struct node {
     struct identity self;      /* house thread, once it runs */
     bool begun;                /* the superblock has this boot */
     bool unclean;              /* the machine went down under the last boot */
+    bool older;                /* the directory is a copy from before its end */
+    atomic_int mark_fd;        /* 0 or below: there is no mark */
     uint64_t begin_ceiling;    /* as the last process left it */
     uint64_t known_boot;       /* no higher one was told to etcd from here */
     atomic_ullong ceiling;     /* of self, for all to read */
@@ -1777,25 +1779,39 @@ static bool ceiling_allows(struct node *node, uint64_t version) {
  *
  * A mark in POSIX shared memory outlives a process and not the machine. Its
  * name has the boot number of the process that made it, which takes it away
- * when it ends well, or when a sync fails. So if the superblock says that the last process did not
- * end well, and the mark is not there, the machine went down with it, and what
- * was not synced may be lost. */
+ * when it ends well, or when a sync fails. So if the superblock says that the
+ * last process did not end well, and the mark is not there, the machine went
+ * down with it, and what was not synced may be lost. The mark's length is the
+ * sequence number of the superblock that the process wrote last: a directory
+ * whose superblock has a lower one is an older copy, put back. */
 
 static void mark_name(const struct node *node, uint64_t boot, char name[64]) {
     snprintf(name, 64, "/estoraje-%016" PRIx64 "-%" PRIu64, node->self.id,
              boot);
 }
 
-/* Opens this boot's mark, or makes it, as flags say. Whether that went well. */
-static bool mark_open(const struct node *node, int flags) {
+/* The length of this boot's mark; -1: there is none. */
+static int64_t mark_length(const struct node *node) {
+    struct stat st = {.st_size = -1};
     char name[64];
     int fd;
 
     mark_name(node, node->self.boot, name);
-    fd = shm_open(name, flags, 0600);
-    if (fd >= 0)
+    fd = shm_open(name, O_RDONLY, 0600);
+    if (fd >= 0) {
+        fstat(fd, &st);
         close(fd);
-    return fd >= 0;
+    }
+    return st.st_size;
+}
+
+/* Gives the mark its length: after the superblock is on the disk. */
+static void mark_set(struct node *node) {
+    int fd = atomic_load(&node->mark_fd);
+
+    if (fd > 0 && ftruncate(fd, (off_t)node->self.sequence) != 0)
+        say("warning", "the mark in shared memory cannot be written error=%s",
+            strerror(errno));
 }
 
 static void mark_remove(const struct node *node, uint64_t boot) {
@@ -1807,8 +1823,14 @@ static void mark_remove(const struct node *node, uint64_t boot) {
 
 /* Leaves a mark for this boot in place of the one before. Without one the next
    start looks unclean, which is slow but safe. */
-static void mark_make(const struct node *node) {
-    if (!mark_open(node, O_RDWR | O_CREAT))
+static void mark_make(struct node *node) {
+    char name[64];
+    int fd;
+
+    mark_name(node, node->self.boot, name);
+    fd = shm_open(name, O_RDWR | O_CREAT, 0600);
+    atomic_store(&node->mark_fd, fd);
+    if (fd < 0)
         say("warning", "no mark in shared memory: if this process is killed, "
                        "the next one takes it for a crash of the machine");
     mark_remove(node, node->self.boot - 1);
@@ -1846,6 +1868,8 @@ static int super_write(struct node *node) {
         error = errno;
     if (error != 0)
         self->sequence--;
+    else
+        mark_set(node);
     return error;
 }
 
@@ -1887,8 +1911,10 @@ static void identity_begin(struct node *node) {
     node->begun = true;
     node->self.boot++;
     identity_save(node);
-    if (!node->unclean) /* else when that is made good */
+    if (!node->unclean) { /* else when that is made good */
         mark_make(node);
+        mark_set(node);
+    }
 }
 
 /* At a start, before a log loses what it may have promised: until that is made
@@ -4801,14 +4827,14 @@ static bool logs_discard(const struct node *node) {
 }
 
 /*
- * etcd knows of a later boot of this data directory: it is an older copy, put
- * back. What it holds must not count or spread: what it accepted and promised
- * since then is forgotten, and the others may have dropped the tombstones of
- * keys that it still has. So it begins empty, and recovers, with a ceiling
- * above that of its lost self; before a log goes that is on the disk, or an end
- * here would leave a directory which looks well. Where there is no other copy
- * it is what there is. A process that serves already has to be started again:
- * false.
+ * etcd knows of a later boot of this data directory, or the mark in shared
+ * memory of a later superblock: it is an older copy, put back. What it holds
+ * must not count or spread: what it accepted and promised since then is
+ * forgotten, and the others may have dropped the tombstones of keys that it
+ * still has. So it begins empty, and recovers, with a ceiling above that of its
+ * lost self; before a log goes that is on the disk, or an end here would leave
+ * a directory which looks well. Where there is no other copy it is what there
+ * is. A process that serves already has to be started again: false.
  */
 static bool copy_found(struct node *node, const struct view *view) {
     uint64_t ceiling = VERSION_TIME(now_us() + LOST_MS * UINT64_C(1000));
@@ -4838,7 +4864,10 @@ static bool copy_found(struct node *node, const struct view *view) {
         say("warning", "this data directory is an older copy of itself, which "
                        "is used: there is no other copy of its data");
     }
-    node->known_boot = self->boot = view->member[view->me].boot;
+    if (view->member[view->me].boot > self->boot)
+        self->boot = view->member[view->me].boot;
+    node->known_boot = self->boot;
+    node->older = false;
     return true;
 }
 
@@ -4960,7 +4989,7 @@ static int etcd_step(struct node *node, struct etcd *e) {
         goto end;
     }
     if (!first && view->member[view->me].id == node->self.id &&
-        view->member[view->me].boot > node->known_boot &&
+        (view->member[view->me].boot > node->known_boot || node->older) &&
         !copy_found(node, view))
         goto end;
     if (e->lease[0] == '\0') {
@@ -8225,6 +8254,7 @@ static void directory_open(struct node *node) {
     struct flock lock = {.l_type = F_WRLCK, .l_whence = SEEK_SET};
     const int flags = O_RDWR | O_CREAT | O_CLOEXEC;
     struct identity *self = &node->self;
+    int64_t mark;
     int known;
 
     node->dir_fd = node->lock_fd = -1;
@@ -8250,7 +8280,9 @@ static void directory_open(struct node *node) {
         self->id = random_id();
         self->clean = 1;
     }
-    node->unclean = !self->clean && !mark_open(node, O_RDONLY);
+    mark = known > 0 ? mark_length(node) : -1;
+    node->unclean = !self->clean && mark < 0;
+    node->older = mark > (int64_t)self->sequence;
     node->begin_ceiling = self->ceiling;
     node->known_boot = self->boot;
 }
@@ -8480,6 +8512,8 @@ static void cluster_begin(struct node *node) {
     else
         etcd_begin(node, node->etcd);
     if (stop_requested)
+        exit(node->exit_code);
+    if (node->older && !copy_found(node, node->view))
         exit(node->exit_code);
     identity_begin(node);
     if (node->etcd != NULL)

@@ -364,6 +364,7 @@ static struct {
     struct ring *ring;
     /* In shared memory. */
     char mark[64];
+    FILE *mark_file;
     /* What the tests look at. */
     bool bad_log[PARTS]; /* a sync of the log failed in this life */
     bool pooling;        /* the pool is at work */
@@ -538,15 +539,21 @@ static int world_fallocate(int fd, off_t offset, off_t n) {
     return world_step(CALL_RESERVE) ? world.error : 0;
 }
 
-/* shm_open(): there is one mark, and a descriptor that is closed at once. */
+/* shm_open(): there is one mark, and behind it one file without a name. */
 static int world_mark_open(const char *name, int flags, mode_t mode) {
     (void)mode;
     if (world_step(CALL_MARK))
         return -1;
-    if ((flags & O_CREAT) != 0)
+    if ((flags & O_CREAT) != 0 && strcmp(world.mark, name) != 0) {
         snprintf(world.mark, sizeof world.mark, "%s", name);
+        must((world.mark_file != NULL || (world.mark_file = tmpfile())) &&
+                 (ftruncate)(fileno(world.mark_file), 0) == 0,
+             "a file for the mark");
+    }
     errno = ENOENT;
-    return strcmp(world.mark, name) == 0 ? world_fd(dup(drive.fd)) : -1;
+    return strcmp(world.mark, name) == 0
+               ? world_fd(dup(fileno(world.mark_file)))
+               : -1;
 }
 
 static int world_mark_unlink(const char *name) {
@@ -805,9 +812,12 @@ static enum end life(void (*run)(void), unsigned kill_at) {
 
 /* No file, no mark, nothing that fails; all that is random is of this seed. */
 static void world_reset(uint64_t seed) {
+    FILE *mark_file = world.mark_file;
+
     life_over(); /* if a test failed */
     disk_clear();
     memset(&world, 0, sizeof world);
+    world.mark_file = mark_file;
     memset(&process, 0, sizeof process);
     world.seed = seed;
     world.us = UINT64_C(1800000000000000);
@@ -817,6 +827,8 @@ static void world_reset(uint64_t seed) {
 /* Teardown of all. */
 static int disk_end(void **state) {
     (void)state;
+    if (world.mark_file != NULL)
+        fclose(world.mark_file);
     disk_clear();
     while (spare_count > 0)
         free(spare[--spare_count].p);

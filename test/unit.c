@@ -2935,24 +2935,30 @@ static void test_super_failed(void **state) {
     assert_int_equal(super_again(node, &self), -1);
 }
 
-/* The mark of a process outlives it and not the next one. */
+/* The mark of a process outlives it and not the next one, and knows the last
+   superblock. */
 static void test_mark(void **state) {
     struct node *node = *state;
 
     node->self.id = random_id();
     node->self.boot = 5;
-    assert_false(mark_open(node, O_RDONLY));
+    assert_int_equal(mark_length(node), -1);
     mark_make(node);
-    assert_true(mark_open(node, O_RDONLY));
+    assert_true(mark_length(node) >= 0);
     node->self.boot = 6;
-    assert_false(mark_open(node, O_RDONLY));
+    assert_int_equal(mark_length(node), -1);
     mark_make(node);
-    assert_true(mark_open(node, O_RDONLY));
+    assert_true(mark_length(node) >= 0);
     node->self.boot = 5;
-    assert_false(mark_open(node, O_RDONLY));
+    assert_int_equal(mark_length(node), -1);
     node->self.boot = 6;
+    assert_int_equal(mark_length(node), 0);
+    node->self.sequence = 77;
+    mark_set(node);
+    assert_int_equal(mark_length(node), 77);
     mark_remove(node, node->self.boot);
-    assert_false(mark_open(node, O_RDONLY));
+    assert_int_equal(mark_length(node), -1);
+    close(node->mark_fd);
 }
 
 /* Opens a node's directory, in a child. */
