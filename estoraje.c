@@ -5994,6 +5994,9 @@ static void turn_give(struct op *op, uint64_t etag) {
     }
     pthread_mutex_unlock(&op->part->lock);
     op->phase = PHASE_NONE;
+    op->attempt++; /* answers that are still to come are void, and nothing is
+                      due: a large value may be sent for long after this */
+    op->due = NULL;
     if (next != NULL)
         ops_post(next, 0);
 }
