@@ -5261,6 +5261,16 @@ static void link_check(struct worker *w, const struct link *l) {
         conn_kill(l->conn);
 }
 
+/* Ends a route to a member that is not heard any more: what was sent there
+   has no other clock, and a read can be asked of the next owner. */
+static void link_check_route(struct worker *w, const struct link *l) {
+    const struct call *call = link_oldest(l);
+
+    if (call != NULL && w->now - call->since > LOST_MS &&
+        !member_alive(w->node, l->number))
+        conn_kill(l->conn);
+}
+
 /* Whether two secrets are equal, in a time that tells nothing about them. */
 static bool secret_equal(struct slice given, const char *secret) {
     size_t n = strlen(secret);
@@ -6005,6 +6015,7 @@ static void turn_give(struct op *op, uint64_t etag) {
 static void turn_take(struct op *op) {
     struct op **at = &op->part->turns;
 
+    op->began = op->w->now; /* not when it was sent to an owner that is gone */
     op->phase = PHASE_TURN;
     op->resume = consistent_start;
     pthread_mutex_lock(&op->part->lock);
@@ -6679,6 +6690,7 @@ static void worker_beat(struct worker *w) {
 
         link_check(w, &w->links[number]);
         link_check(w, &w->routes[number]);
+        link_check_route(w, &w->routes[number]);
         link_check(w, &w->beats[number]);
         if (w->index == 0 && i != w->view->me &&
             (due || (member_alive(node, number)
