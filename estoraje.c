@@ -6198,6 +6198,10 @@ static void consistent_send(struct op *op, unsigned i) {
 static void consistent_store(struct op *op) {
     struct buf *bytes = op->settles ? &op->old : &op->rec;
 
+    if (op->epoch != op->w->view->epoch) { /* those were other owners */
+        consistent_again(op);
+        return;
+    }
     record_stamp(bytes->p, op->version,
                  op->settles ? op->newest_etag : op->etag);
     op->phase = PHASE_WRITE;
@@ -6366,8 +6370,11 @@ static void consistent_answered(struct op *op, unsigned i, unsigned status,
     if ((op->promised >> i & 1) == 0) {
         if (status != 200 || !consistent_prepared(op, i, body))
             op->answers[i] = ANSWER_FAILED;
-        else if (op->phase == PHASE_WRITE && (op->promised >> i & 1) != 0)
+        else if (op->phase == PHASE_WRITE && (op->promised >> i & 1) != 0 &&
+                 op->epoch == op->w->view->epoch)
             consistent_send(op, i);
+        else if (op->phase == PHASE_WRITE)
+            op->answers[i] = ANSWER_FAILED; /* it does not have the record */
     } else {
         bool voted = status == 200 && body.n == VOTE_SIZE;
         int verdict = voted ? body.p[0] : ACCEPT_DEAD;
