@@ -6401,7 +6401,8 @@ static void consistent_round(struct op *op) {
     struct prepared p;
 
     op_owners(op);
-    if (op->mine == op->count || op_count(op, ANSWER_NONE, true) < op->quorum) {
+    if (op->mine == op->count || op_count(op, ANSWER_NONE, true) < op->quorum ||
+        (!looks && clock_wrong(w->node, w->view))) { /* a read settles, too */
         consistent_failed(op);
         return;
     }
