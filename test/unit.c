@@ -1,6 +1,6 @@
 /*
  * unit.c - tests of the inside of estoraje.c: checksums and bytes, records, the
- * log and the store with its superblock, the clock, the HTTP parser, the JSON
+ * log, the store with its promises and superblock, the clock, the HTTP parser, the JSON
  * reader and the calls to etcd, the view of the cluster, the command line.
  *
  *     make test-unit
@@ -16,7 +16,7 @@
  * the random operations of a run that printed it; TORTURE=1 does many more.
  *
  * Chapters: The world - Nodes and records - Checksums and bytes - One record -
- * The log - The store - The superblock - The clock - HTTP heads - HTTP bodies -
+ * The log - The store - Promises - The superblock - The clock - HTTP heads - HTTP bodies -
  * JSON and base64 - etcd - The view - The command line.
  */
 #include <limits.h>
@@ -2816,6 +2816,453 @@ static void test_heal_compacting(void **state) {
     }
 }
 
+/* ------------------------------------------------------------- Promises */
+
+/* Has a partition promise a version of a key, or say what it holds of it. */
+static struct accepted part_promise(struct node *node, struct part *part,
+                                    const char *key, uint64_t version) {
+    struct slice name = slice_of(key);
+    struct entry entry;
+    struct file *file;
+    struct accepted a = store_prepare(
+        node, part, version, ring_fingerprint(name.p, name.n, node->self.hash),
+        name, &entry, &file);
+
+    assert_int_equal(file != NULL, a.held != 0);
+    if (file != NULL)
+        assert_int_equal(entry.version, a.held);
+    file_release(file);
+    return a;
+}
+
+/* Has it accept a value that comes in one of the ways. */
+static struct accepted part_take(struct node *node, struct part *part,
+                                 const char *key, uint64_t version,
+                                 enum how how) {
+    struct slice name = slice_of(key);
+    struct record r = {0};
+    struct buf b = {0};
+    struct accepted a;
+
+    record_make(&b, name, "", slice_of("value"), version);
+    assert_true(record_parse(b.p, b.n, 0, &r));
+    a = store_accept(node, part, b.p, &r,
+                     ring_fingerprint(name.p, name.n, node->self.hash), how);
+    buf_free(&b);
+    return a;
+}
+
+/* Checks an answer, and the version that the next has to be above. */
+#define SAYS(answer, want, least)                               \
+    do {                                                        \
+        struct accepted said = answer;                          \
+        if (said.verdict != (want) || said.above != (least))    \
+            fail_msg("%s: verdict %d, above %" PRIu64, #answer, \
+                     (int)said.verdict, said.above);            \
+    } while (0)
+
+/* What a partition says to a prepare, and which accept may follow. Versions
+   are 10 times as large as here, so that there are some between. */
+static void test_promise_rule(void **state) {
+    enum { ANY = -1 };
+    static const struct {
+        int held, floor, promised; /* 0: nothing */
+        bool accepts;              /* else it is a prepare */
+        enum how how;
+        int version;
+        enum verdict want;
+        int above; /* ANY: it does not matter */
+    } rows[] = {
+        /* Above what is held, the floor, and the promise; not the same. */
+        {0, 0, 0, false, 0, 1, ACCEPT_OK, 0},
+        {5, 0, 0, false, 0, 4, ACCEPT_HELD, 5},
+        {5, 0, 0, false, 0, 5, ACCEPT_HELD, 5},
+        {5, 0, 0, false, 0, 6, ACCEPT_OK, 0},
+        {0, 5, 0, false, 0, 4, ACCEPT_FLOOR, 5},
+        {0, 5, 0, false, 0, 5, ACCEPT_FLOOR, 5},
+        {0, 5, 0, false, 0, 6, ACCEPT_OK, 5},
+        {0, 0, 5, false, 0, 4, ACCEPT_FLOOR, 5},
+        {0, 0, 5, false, 0, 5, ACCEPT_FLOOR, 5},
+        {0, 0, 5, false, 0, 6, ACCEPT_OK, 5},
+        {2, 3, 5, false, 0, 2, ACCEPT_HELD, 2},
+        {2, 3, 5, false, 0, 3, ACCEPT_FLOOR, 5},
+        {2, 3, 5, false, 0, 6, ACCEPT_OK, 5},
+        /* Version 0 promises nothing, and tells. */
+        {0, 0, 0, false, 0, 0, ACCEPT_OK, 0},
+        {2, 3, 0, false, 0, 0, ACCEPT_OK, 3},
+        {2, 3, 5, false, 0, 0, ACCEPT_OK, 5},
+        /* A plain write, and what repair brings, is not below them. */
+        {0, 0, 5, true, HOW_PLAIN, 4, ACCEPT_FLOOR, 5},
+        {0, 0, 5, true, HOW_PLAIN, 5, ACCEPT_OK, 0},
+        {0, 0, 5, true, HOW_PLAIN, 6, ACCEPT_OK, 0},
+        {2, 3, 5, true, HOW_PLAIN, 2, ACCEPT_OK, ANY},
+        {2, 3, 5, true, HOW_PLAIN, 4, ACCEPT_FLOOR, 5},
+        {2, 3, 0, true, HOW_PLAIN, 3, ACCEPT_OK, ANY},
+        {0, 0, 5, true, HOW_REPAIR, 4, ACCEPT_FLOOR, 5},
+        {0, 5, 0, true, HOW_REPAIR, 4, ACCEPT_FLOOR, 5},
+        {0, 0, 5, true, HOW_REPAIR, 5, ACCEPT_OK, 0},
+        /* What a majority holds passes, but never goes back. */
+        {0, 0, 5, true, HOW_MAJORITY, 4, ACCEPT_OK, 0},
+        {0, 5, 0, true, HOW_MAJORITY, 4, ACCEPT_OK, 0},
+        {2, 3, 5, true, HOW_MAJORITY, 1, ACCEPT_HELD, 2},
+        /* A promised one is exactly what was promised, or is there. */
+        {0, 0, 0, true, HOW_PROMISED, 5, ACCEPT_FLOOR, ANY},
+        {0, 3, 0, true, HOW_PROMISED, 3, ACCEPT_FLOOR, ANY},
+        {0, 3, 0, true, HOW_PROMISED, 5, ACCEPT_FLOOR, ANY},
+        {0, 0, 5, true, HOW_PROMISED, 4, ACCEPT_FLOOR, ANY},
+        {0, 0, 5, true, HOW_PROMISED, 5, ACCEPT_OK, 0},
+        {0, 0, 5, true, HOW_PROMISED, 6, ACCEPT_FLOOR, ANY},
+        {2, 3, 5, true, HOW_PROMISED, 5, ACCEPT_OK, ANY},
+        {2, 3, 5, true, HOW_PROMISED, 2, ACCEPT_OK, ANY},
+        {2, 3, 5, true, HOW_PROMISED, 1, ACCEPT_HELD, 2},
+    };
+    struct node *node = *state;
+    struct part *part = part_again(node, 0);
+
+    for (size_t i = 0; i < COUNT(rows); i++) {
+        uint64_t version = (uint64_t)rows[i].version * 10;
+        struct accepted a;
+        char key[16];
+
+        snprintf(key, sizeof key, "key %zu", i);
+        part->floor = 0;
+        if (rows[i].held != 0)
+            part_set(node, part, key, "old", (uint64_t)rows[i].held * 10);
+        part->floor = (uint64_t)rows[i].floor * 10;
+        if (rows[i].promised != 0)
+            assert_int_equal(
+                part_promise(node, part, key, (uint64_t)rows[i].promised * 10)
+                    .verdict,
+                ACCEPT_OK);
+        a = rows[i].accepts ? part_take(node, part, key, version, rows[i].how)
+                            : part_promise(node, part, key, version);
+        if (a.verdict != rows[i].want ||
+            (rows[i].above != ANY && a.above != (uint64_t)rows[i].above * 10) ||
+            a.held != (uint64_t)rows[i].held * 10 ||
+            a.existed != (rows[i].held != 0))
+            fail_msg("row %zu: verdict %d, held %" PRIu64 ", above %" PRIu64, i,
+                     (int)a.verdict, a.held, a.above);
+        part->promised = 0;
+    }
+}
+
+/* A promise is for one coordinator, once, and of one key. */
+static void test_promise_once(void **state) {
+    struct node *node = *state;
+    struct part *part = part_again(node, 0);
+
+    SAYS(part_promise(node, part, "a", 1000), ACCEPT_OK, 0);
+    SAYS(part_promise(node, part, "a", 1000), ACCEPT_FLOOR, 1000);
+    SAYS(part_promise(node, part, "a", 0), ACCEPT_OK, 1000);
+    /* A look has changed nothing; another key is as free as before. */
+    SAYS(part_promise(node, part, "a", 999), ACCEPT_FLOOR, 1000);
+    SAYS(part_take(node, part, "b", 1, HOW_PLAIN), ACCEPT_OK, 0);
+    SAYS(part_promise(node, part, "b", 10), ACCEPT_OK, 0);
+    SAYS(part_take(node, part, "b", 1000, HOW_PROMISED), ACCEPT_FLOOR, 1001);
+    SAYS(part_take(node, part, "b", 10, HOW_PROMISED), ACCEPT_OK, 1);
+    /* A higher promise takes the place of the lower one, whose coordinator
+       has lost. */
+    SAYS(part_promise(node, part, "a", 2000), ACCEPT_OK, 1000);
+    SAYS(part_take(node, part, "a", 1000, HOW_PROMISED), ACCEPT_FLOOR, 1001);
+    SAYS(part_take(node, part, "a", 1999, HOW_PLAIN), ACCEPT_FLOOR, 2000);
+    SAYS(part_take(node, part, "a", 2000, HOW_PROMISED), ACCEPT_OK, 0);
+    /* The same again, as a network does it, is a yes; but a promise that was
+       kept is none any more. */
+    SAYS(part_take(node, part, "a", 2000, HOW_PROMISED), ACCEPT_OK, 2000);
+    SAYS(part_take(node, part, "a", 2001, HOW_PROMISED), ACCEPT_FLOOR, 2002);
+    assert_int_equal(part->promised, 0);
+    /* What is plainly written above a promise voids it: what was read under it
+       is not the newest. Below it a majority's version leaves it standing. */
+    SAYS(part_promise(node, part, "a", 3000), ACCEPT_OK, 0);
+    SAYS(part_take(node, part, "a", 2500, HOW_MAJORITY), ACCEPT_OK, 2000);
+    SAYS(part_take(node, part, "a", 2900, HOW_PLAIN), ACCEPT_FLOOR, 3000);
+    SAYS(part_take(node, part, "a", 3001, HOW_PLAIN), ACCEPT_OK, 2500);
+    SAYS(part_take(node, part, "a", 3000, HOW_PROMISED), ACCEPT_HELD, 3001);
+    assert_int_equal(part->promised, 0);
+    assert_int_equal(part->floor, 0);
+}
+
+/* A floor that is raised over the partition, as repair does it, takes all
+   promises up to it. */
+static void test_promise_raised(void **state) {
+    struct node *node = *state;
+    struct part *part = part_again(node, 0);
+
+    SAYS(part_promise(node, part, "a", 1000), ACCEPT_OK, 0);
+    SAYS(part_promise(node, part, "b", 1999), ACCEPT_OK, 0);
+    SAYS(part_promise(node, part, "c", 2000), ACCEPT_OK, 0);
+    SAYS(part_promise(node, part, "d", 2001), ACCEPT_OK, 0);
+    part->floor = 2000;
+    SAYS(part_take(node, part, "a", 1000, HOW_PROMISED), ACCEPT_FLOOR, 1001);
+    SAYS(part_take(node, part, "b", 1999, HOW_PROMISED), ACCEPT_FLOOR, 2000);
+    SAYS(part_take(node, part, "c", 2000, HOW_PROMISED), ACCEPT_FLOOR, 2001);
+    SAYS(part_take(node, part, "d", 2001, HOW_PROMISED), ACCEPT_OK, 0);
+    /* They are no floor any more, the partition's is. */
+    SAYS(part_promise(node, part, "a", 0), ACCEPT_OK, 2000);
+    SAYS(part_take(node, part, "a", 1999, HOW_PLAIN), ACCEPT_FLOOR, 2000);
+    SAYS(part_promise(node, part, "a", 2000), ACCEPT_FLOOR, 2000);
+    SAYS(part_promise(node, part, "a", 2001), ACCEPT_OK, 2000);
+    SAYS(part_take(node, part, "a", 2001, HOW_PROMISED), ACCEPT_OK, 0);
+    SAYS(part_take(node, part, "b", 2000, HOW_PLAIN), ACCEPT_OK, 0);
+    assert_int_equal(part->floor, 2000);
+}
+
+/* When the table of promises is full the lowest becomes the partition's floor:
+   for its own coordinator, too, who could not be told from another. */
+static void test_promise_folded(void **state) {
+    struct node *node = *state;
+    struct part *part = part_again(node, 0);
+    char key[16];
+
+    /* The lowest are neither the first nor the last that were made. */
+    for (unsigned i = 0; i < PROMISES; i++) {
+        snprintf(key, sizeof key, "key %u", i);
+        SAYS(part_promise(node, part, key, 1000 + (i + 20) % PROMISES),
+             ACCEPT_OK, 0);
+    }
+    assert_int_equal(part->floor, 0);
+    SAYS(part_promise(node, part, "more", 5000), ACCEPT_OK, 1000);
+    assert_int_equal(part->floor, 1000);
+    SAYS(part_promise(node, part, "most", 500), ACCEPT_FLOOR, 1001);
+    assert_int_equal(part->floor, 1001);
+    for (unsigned i = 0; i < PROMISES; i++) {
+        uint64_t version = 1000 + (i + 20) % PROMISES;
+        bool folded = version <= 1001;
+
+        snprintf(key, sizeof key, "key %u", i);
+        SAYS(part_promise(node, part, key, 0), ACCEPT_OK,
+             folded ? 1001 : version);
+        SAYS(part_take(node, part, key, version - 1, HOW_PLAIN), ACCEPT_FLOOR,
+             folded ? 1001 : version);
+        SAYS(part_take(node, part, key, version, HOW_PROMISED),
+             folded ? ACCEPT_FLOOR : ACCEPT_OK, folded ? version + 1 : 0);
+    }
+    SAYS(part_take(node, part, "more", 5000, HOW_PROMISED), ACCEPT_OK, 0);
+    SAYS(part_take(node, part, "other", 1000, HOW_PLAIN), ACCEPT_FLOOR, 1001);
+    SAYS(part_take(node, part, "other", 1001, HOW_PLAIN), ACCEPT_OK, 0);
+    assert_int_equal(part->promised, 0);
+    /* Promises below a floor that was raised go first, and take nothing
+       down. */
+    for (unsigned i = 0; i <= PROMISES; i++) {
+        snprintf(key, sizeof key, "next %u", i);
+        if (i == PROMISES)
+            part->floor = 2500;
+        SAYS(part_promise(node, part, key, i == 7 ? 2000 : 3000 + i), ACCEPT_OK,
+             i == PROMISES ? 2500 : 1001);
+    }
+    assert_int_equal(part->floor, 2500);
+    assert_int_equal(part->promised, PROMISES);
+    SAYS(part_take(node, part, "next 0", 3000, HOW_PROMISED), ACCEPT_OK, 0);
+    SAYS(part_take(node, part, "next 7", 2000, HOW_PROMISED), ACCEPT_FLOOR,
+         2001);
+}
+
+/* Wild versions: refused in a cluster, where no ceiling could keep such a
+   promise. A node alone makes them, so that a bad clock's key can be written
+   over; folded into the floor they would refuse every other key. */
+static void test_promise_wild(void **state) {
+    struct node *node = *state;
+    struct part *part = part_again(node, 0);
+    uint64_t wild = version_at(120 * SECOND), edge;
+    char key[16];
+
+    edge = VERSION_TIME(NOON + 60 * (uint64_t)SECOND);
+    world.us = NOON + 120 * (uint64_t)SECOND;
+    part_set(node, part, "wild", "value", wild);
+    world.us = NOON;
+    atomic_store(&node->clock, 0);
+    atomic_store(&node->ceiling, edge);       /* is not asked for wild ones */
+    node->etcd = (struct etcd *)(void *)node; /* that it is there is enough */
+    SAYS(part_promise(node, part, "wild", wild + 1), ACCEPT_AHEAD, 0);
+    SAYS(part_promise(node, part, "a", wild), ACCEPT_AHEAD, 0);
+    SAYS(part_promise(node, part, "a", edge + 1), ACCEPT_AHEAD, 0);
+    assert_int_equal(part->promised, 0);
+    assert_int_equal(atomic_load(&node->clock), 0);
+    SAYS(part_promise(node, part, "a", edge), ACCEPT_OK, 0);
+    assert_int_equal(atomic_load(&node->clock), edge);
+    SAYS(part_take(node, part, "a", edge, HOW_PROMISED), ACCEPT_OK, 0);
+    node->etcd = NULL;
+    SAYS(part_promise(node, part, "wild", wild), ACCEPT_HELD, wild);
+    SAYS(part_promise(node, part, "wild", wild + 1), ACCEPT_OK, 0);
+    SAYS(part_take(node, part, "wild", wild + 1, HOW_PROMISED), ACCEPT_OK,
+         wild);
+    assert_false(atomic_load(&node->ceiling_short));
+    /* Above one that is not wild it is not stored, promised or not. */
+    SAYS(part_promise(node, part, "a", wild), ACCEPT_OK, 0);
+    SAYS(part_take(node, part, "a", wild, HOW_PROMISED), ACCEPT_AHEAD, edge);
+    part->promised = 0;
+    for (unsigned i = 0; i <= PROMISES; i++) {
+        snprintf(key, sizeof key, "key %u", i);
+        SAYS(part_promise(node, part, key, wild + i), ACCEPT_OK, 0);
+    }
+    assert_int_equal(part->floor, 0);
+    SAYS(part_take(node, part, "other", 1, HOW_PLAIN), ACCEPT_OK, 0);
+    SAYS(part_promise(node, part, "key 0", 0), ACCEPT_OK, 0);
+    SAYS(part_promise(node, part, "key 9", 0), ACCEPT_OK, wild + 9);
+}
+
+/* What is promised is below the ceiling, which the floor of the next process
+   is: nothing is promised until that is on the disk. */
+static void test_promise_ceiling(void **state) {
+    struct node *node = *state;
+    struct part *part = part_again(node, 0);
+
+    atomic_store(&node->ceiling, 1000);
+    SAYS(part_promise(node, part, "a", 1001), ACCEPT_CEILING, 0);
+    assert_true(atomic_exchange(&node->ceiling_short, false));
+    assert_int_equal(part->promised, 0);
+    assert_int_equal(atomic_load(&node->clock), 1001); /* it follows that */
+    SAYS(part_promise(node, part, "a", 0), ACCEPT_OK, 0);
+    SAYS(part_promise(node, part, "a", 1000), ACCEPT_OK, 0);
+    assert_false(atomic_load(&node->ceiling_short));
+}
+
+/* Where a record may be hidden, or nothing can be written, nothing is promised;
+   to look is possible on a log that is dead. */
+static void test_promise_damaged(void **state) {
+    struct node *node = *state;
+    struct part *part = part_again(node, 0);
+
+    part_set(node, part, "a", "value", 1000);
+    part->unsure = part->log.end;
+    part_set(node, part, "b", "value", 1000);
+    assert_int_equal(part_promise(node, part, "a", 0).verdict, ACCEPT_DAMAGED);
+    assert_int_equal(part_promise(node, part, "a", 2000).verdict,
+                     ACCEPT_DAMAGED);
+    assert_int_equal(part_promise(node, part, "none", 2000).verdict,
+                     ACCEPT_DAMAGED);
+    assert_int_equal(part->promised, 0);
+    SAYS(part_promise(node, part, "b", 2000), ACCEPT_OK, 0);
+    part->unsure = 0;
+    part->dead = true;
+    SAYS(part_promise(node, part, "a", 2000), ACCEPT_DEAD, 0);
+    SAYS(part_promise(node, part, "a", 0), ACCEPT_OK, 0);
+    assert_int_equal(part->promised, 1);
+    part->dead = false;
+}
+
+#define PROMISERS (PROMISES + 40) /* keys, so that the table overflows */
+
+/* What a partition should know of its keys. */
+struct vows {
+    uint64_t floor;
+    unsigned count; /* of promises that are not 0 */
+    struct vow {
+        uint64_t held, promise; /* 0: none */
+        uint64_t highest;       /* that was ever promised */
+    } keys[PROMISERS];
+};
+
+/* A prepare of a key, as the rules say. */
+static enum verdict vows_prepare(struct vows *v, unsigned key,
+                                 uint64_t version) {
+    struct vow *lowest = NULL, *k = &v->keys[key];
+
+    for (unsigned i = 0; i < PROMISERS; i++)
+        if (v->keys[i].promise != 0 &&
+            (lowest == NULL || v->keys[i].promise < lowest->promise))
+            lowest = &v->keys[i];
+    if (v->count == PROMISES) {
+        v->floor = lowest->promise > v->floor ? lowest->promise : v->floor;
+        lowest->promise = 0;
+        v->count--;
+    }
+    if (version == 0)
+        return ACCEPT_OK;
+    if (version <= k->held)
+        return ACCEPT_HELD;
+    if (version <= v->floor || version <= k->promise)
+        return ACCEPT_FLOOR;
+    v->count += k->promise == 0;
+    k->promise = version;
+    return ACCEPT_OK;
+}
+
+/* An accept. */
+static enum verdict vows_accept(struct vows *v, unsigned key, uint64_t version,
+                                enum how how) {
+    struct vow *k = &v->keys[key];
+    bool stands = k->promise > v->floor;
+
+    if (version <= k->held)
+        return version == k->held ? ACCEPT_OK : ACCEPT_HELD;
+    if (how == HOW_PROMISED && (!stands || version != k->promise))
+        return ACCEPT_FLOOR;
+    if ((how == HOW_PLAIN || how == HOW_REPAIR) &&
+        (version < v->floor || version < k->promise))
+        return ACCEPT_FLOOR;
+    if (stands && k->promise <= version) {
+        k->promise = 0;
+        v->count--;
+    }
+    k->held = version;
+    return ACCEPT_OK;
+}
+
+/* Random prepares and accepts of all kinds, raises of the floor, and starts,
+   whose floor is above all that was promised: a simple model says the same. And
+   whatever it says: no promise is made twice, nor one below another. */
+static void test_promise_random(void **state) {
+    static const enum how hows[] = {HOW_PLAIN, HOW_PROMISED, HOW_PROMISED,
+                                    HOW_REPAIR, HOW_MAJORITY};
+    struct node *node = *state;
+    struct part *part = part_again(node, 0);
+    struct vows v = {0};
+    uint64_t seed = random_seed(), top = 0;
+    unsigned folds = 0, kept = 0;
+
+    for (unsigned i = 1; i <= 20000; i++) {
+        unsigned key = random_next(&seed) % PROMISERS;
+        unsigned kind = random_next(&seed) % 1000;
+        enum how how = hows[random_next(&seed) % COUNT(hows)];
+        uint64_t near =
+            i + 300 - random_next(&seed) % 600 + (i < 300 ? 300 : 0);
+        uint64_t floor = part->floor;
+        struct vow *k = &v.keys[key];
+        enum verdict want;
+        struct accepted a;
+        char name[16];
+
+        snprintf(name, sizeof name, "key %u", key);
+        if (random_next(&seed) % 2 && k->promise != 0)
+            near = k->promise;
+        top = near > top ? near : top;
+        if (kind == 0) {
+            part = part_again(node, 0);
+            v.floor = part->floor = top;
+            v.count = 0;
+            for (unsigned j = 0; j < PROMISERS; j++)
+                v.keys[j].promise = 0;
+        } else if (kind < 5) {
+            v.floor = near > v.floor ? near : v.floor;
+            part->floor = v.floor;
+        } else if (kind < 600) {
+            near = kind < 50 ? 0 : kind < 500 ? i + 300 : near;
+            folds += v.count == PROMISES;
+            want = vows_prepare(&v, key, near);
+            a = part_promise(node, part, name, near);
+            if (a.verdict != want || a.held != k->held)
+                fail_msg("step %u: %s prepares %" PRIu64 ": %d, not %d", i,
+                         name, near, (int)a.verdict, (int)want);
+            if (want == ACCEPT_OK && near != 0) {
+                assert_true(near > k->highest);
+                k->highest = near;
+            }
+        } else {
+            want = vows_accept(&v, key, near, how);
+            kept += how == HOW_PROMISED && want == ACCEPT_OK;
+            a = part_take(node, part, name, near, how);
+            if (a.verdict != want)
+                fail_msg("step %u: %s accepts %" PRIu64 ", %d: %d, not %d", i,
+                         name, near, (int)how, (int)a.verdict, (int)want);
+        }
+        top = near > top ? near : top;
+        assert_true(part->floor >= floor);
+        assert_int_equal(part->floor, v.floor);
+    }
+    assert_true(folds > 10 && kept > 100);
+}
+
 /* --------------------------------------------------------- The superblock */
 
 /* Reads the superblock as a start does; the identity is in *self. */
@@ -4754,6 +5201,14 @@ static const struct CMUnitTest all_tests[] = {
     NODE(test_give_up_fails),
     NODE(test_heal),
     NODE(test_heal_compacting),
+    NODE(test_promise_rule),
+    NODE(test_promise_once),
+    NODE(test_promise_raised),
+    NODE(test_promise_folded),
+    NODE(test_promise_wild),
+    NODE(test_promise_ceiling),
+    NODE(test_promise_damaged),
+    NODE(test_promise_random),
     NODE(test_super_slots),
     NODE(test_super_torn),
     NODE(test_super_failed),
