@@ -4,8 +4,8 @@
 #
 # usage: make bench [SETTING=VALUE ...]    or: bench/bench.sh [SETTING=VALUE ...]
 #
-#   rows         "get absent put delete mixed start100 start1k sync compact
-#                overwrite", or some of them
+#   rows         "get absent put delete mixed get-consistent put-consistent cas
+#                start100 start1k sync compact overwrite", or some of them
 #   servers      "one three nginx": one node, three, files by nginx, or some
 #   seconds      5: of one run
 #   runs         3: of each row; the table shows medians
@@ -32,9 +32,16 @@
 # without its cache of open files, for which there may be too many. All of
 # it needs Linux, for /proc.
 #
-# Some rows are no part of the table. Each has a new node that is alone, prints
-# what it measures, and has a target below the table, for the median of `runs`:
+# get-consistent and put-consistent are of three nodes only, and have no floor:
+# beside them stands "plain", the same nodes without ?consistent, and "to floor"
+# is to that.
 #
+# Some rows are no part of the table. Each prints what it measures, and has a
+# target below the table, for the median of `runs`. cas is of the three nodes,
+# the others have each a new one that is alone:
+#
+#   cas        writes a second by compare-and-set on one key, each with a read
+#              before it, of 64 clients over all nodes to those of one alone
 #   start100   memory of its own that a node needs for a key; the seconds from
 #              a start to its line "ready", with the logs in the page cache
 #   start1k    bytes of logs a second that such a start reads
@@ -48,7 +55,8 @@ set -u
 export LC_ALL=C PATH="$PATH:/usr/sbin:/sbin"
 cd "$(dirname "$0")/.." || exit 2
 
-all="get absent put delete mixed start100 start1k sync compact overwrite"
+all="get absent put delete mixed get-consistent put-consistent cas start100 \
+start1k sync compact overwrite"
 : "${rows:=$all}" "${servers:=one three nginx}"
 : "${seconds:=5}" "${runs:=3}" "${keys:=100000}" "${size:=1024}"
 : "${connections:=64}" "${flags:=}"
@@ -208,6 +216,8 @@ start_three() {
         ready "node$((n += 1))" "http://127.0.0.1:$port/_ready"
     done
     urls[three]=http://127.0.0.1:$port
+    pids[plain]=${pids[three]}
+    urls[plain]=${urls[three]}
 }
 
 start_nginx() {
@@ -257,6 +267,10 @@ fill() { # SERVER PREFIX COUNT BYTES [PUTS]
 # The servers that have this row: nginx only reads.
 servers_of() { # ROW
     local server
+    if [[ $1 == *-consistent ]]; then
+        [[ " $servers " != *" three "* ]] || echo plain three
+        return
+    fi
     echo floor
     for server in $servers; do
         case $server:$1 in
@@ -267,7 +281,7 @@ servers_of() { # ROW
 
 # One run of one row; what it measured is a line more in $dir/results.
 measure() { # ROW SERVER RUN
-    local threads=2 prefix=key ports=() before answer
+    local op=$1 threads=2 prefix=key ports=() before answer
     case $1 in
     absent)
         prefix=abs ;;
@@ -275,9 +289,14 @@ measure() { # ROW SERVER RUN
         prefix=$(printf 'd%02d' "$3")
         [ "$2" = floor ] || { fill "$2" "$prefix" "$keys" "$size"; sleep 1; } ;;
     esac
-    [ "$2" != three ] || { threads=3; read -ra ports <<<"$three_ports"; }
+    case $2 in
+    plain | three)
+        threads=3
+        read -ra ports <<<"$three_ports" ;;
+    esac
+    [ "$2" != plain ] || op=${op%-consistent}
     set -- "$@" wrk -t"$threads" -c"$connections" -d"${seconds}s" \
-        -s bench/load.lua "${urls[$2]}" -- "$1" "$prefix" "$keys" "$size" \
+        -s bench/load.lua "${urls[$2]}" -- "$op" "$prefix" "$keys" "$size" \
         "${ports[@]}"
     [ "$3" != 1 ] || echo "$2: ${*:4}"
     before=$(cpu "$2")
@@ -380,6 +399,38 @@ measure_sync() {
     note sync "$(median "${ratios[@]}")"
     stop_node sync
     rm -r "${dir:?}/sync"
+}
+
+# Notes as cas how many times as many writes a second 64 clients get through by
+# compare-and-set on one key as one does alone. Each run has a key of its own,
+# since it matters which nodes own it. In the end the counter is the number of
+# writes that were done, and of some that wrk has no answer of since it ended.
+measure_cas() {
+    local run clients answer result ratios=() rate=() value sum ports
+    read -ra ports <<<"$three_ports"
+    echo "cas: wrk with 1 and 64 threads of one connection, $seconds s each," \
+        "over ${#ports[@]} nodes"
+    for ((run = 1; run <= runs; run++)); do
+        curl -s -o "$dir/body" -T - "${urls[three]}/cas-$run" <<<0
+        sum=0
+        for clients in 1 64; do
+            answer=$(wrk -t"$clients" -c"$clients" -d"${seconds}s" \
+                -s bench/cas.lua "${urls[three]}" -- "cas-$run" \
+                "${ports[@]}") || fail "wrk: $answer"
+            read -ra result <<<"$(sed -n 's/^cas //p' <<<"$answer")"
+            ((result[3] + result[4] == 0)) || fail "cas: ${result[*]}"
+            rate[clients]=$(calculate "${result[0]} * 1e6 / ${result[2]}")
+            ((sum += result[0]))
+            sleep 1
+        done
+        value=$(curl -s "${urls[three]}/cas-$run?consistent")
+        ((value >= sum && value <= sum + 65)) ||
+            fail "cas: $sum writes were done, and the counter is at $value"
+        ratios+=("$(calculate "${rate[64]} / ${rate[1]}")")
+        echo "cas: run $run: ${rate[1]} and ${rate[64]} writes/s," \
+            "${result[1]} of the 64 clients' refused, ${ratios[-1]} times"
+    done
+    note cas "$(median "${ratios[@]}")"
 }
 
 # Whether the node of the row compact is writing a log anew.
@@ -530,7 +581,8 @@ trap 'exit 130' INT TERM HUP
 : >"$dir/results"
 
 describe
-if [[ $rows =~ get|absent|put|delete|mixed ]]; then
+[[ " $servers " == *" three "* ]] || rows=${rows//cas/}
+if [[ $rows =~ get|absent|put|delete|mixed|cas ]]; then
     start_floor
     for server in $servers; do
         case $server in
@@ -547,7 +599,7 @@ for row in $rows; do
     case $row in
     start100) measure_start start100 "$startkeys" 100 ;;
     start1k) measure_start start1k "$startkeys1k" 1024 ;;
-    sync | compact | overwrite) "measure_$row" ;;
+    cas | sync | compact | overwrite) "measure_$row" ;;
     *)
         for ((run = 1; run <= runs; run++)); do
             for server in $(servers_of "$row"); do

@@ -1,7 +1,8 @@
 -- The load of one row:
 --   wrk [FLAGS] -s bench/load.lua URL -- OP PREFIX KEYS SIZE [PORT...]
 --
--- OP       get, absent, put, delete, or mixed: ten reads to one write
+-- OP       get, absent, put, delete, or mixed: ten reads to one write; or
+--          get-consistent, put-consistent
 -- PREFIX   keys are PREFIX-000000 and on, KEYS of them, taken at random; a
 --          delete takes them in order, so that each is there the first time
 -- SIZE     bytes of a value
@@ -34,7 +35,9 @@ unexpected = 0
 function init(args)
     local op, prefix = args[1], args[2]
     local keys, size = tonumber(args[3]), tonumber(args[4])
-    local tail = " HTTP/1.1\r\nHost: 127.0.0.1\r\n"
+    local plain = op:gsub("%-consistent$", "")
+    local tail = (plain ~= op and "?consistent" or "")
+        .. " HTTP/1.1\r\nHost: 127.0.0.1\r\n"
     local body = "Content-Length: " .. size .. "\r\n\r\n"
         .. string.rep("v", size)
     local read = "GET /" .. prefix .. "-"
@@ -51,9 +54,9 @@ function init(args)
 
     function request()
         n = n + 1
-        if op == "delete" then
+        if plain == "delete" then
             return delete .. format("%06d", n % keys) .. tail .. "\r\n"
-        elseif op == "put" or (op == "mixed" and n % 11 == 0) then
+        elseif plain == "put" or (plain == "mixed" and n % 11 == 0) then
             return write .. format("%06d", random(0, keys - 1)) .. tail .. body
         end
         return read .. format("%06d", random(0, keys - 1)) .. tail .. "\r\n"

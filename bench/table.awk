@@ -22,7 +22,7 @@ $1 == "=" {
     bad[k] += $9
     errors[k] += $10
     wrong += $9 + $10
-    floor = cpu[$1 " floor", $3]
+    floor = cpu[$1 ($1 ~ /-consistent$/ ? " plain" : " floor"), $3]
     ratio[k, $3] = floor ? cpu[k, $3] / floor : 0
 }
 
@@ -55,13 +55,13 @@ function at_least(name, value, least, unit) {
 
 END {
     if (rows)
-        printf "\n%-7s %-6s %9s %8s %8s %8s %6s %6s %9s   %s\n", "", "",
+        printf "\n%-14s %-6s %9s %8s %8s %8s %6s %6s %9s   %s\n", "", "",
             "req/s", "p50 ms", "p99 ms", "CPU us", "bad", "errors",
             "to floor", "[min .. max]"
     for (r = 1; r <= rows; r++) {
         k = order[r]
         split(k, name)
-        printf "%-7s %-6s %9.0f %8.2f %8.2f %8.2f %6d %6d", name[1], name[2],
+        printf "%-14s %-6s %9.0f %8.2f %8.2f %8.2f %6d %6d", name[1], name[2],
             median(rate, k), median(p50, k), median(p99, k), median(cpu, k),
             bad[k], errors[k]
         to_floor[k] = median(ratio, k)
@@ -71,6 +71,7 @@ END {
     at_most("GET, one node", to_floor["get one"], 1.5, "x floor")
     at_most("PUT, one node", to_floor["put one"], 1.7, "x floor")
     at_most("PUT, three nodes", to_floor["put three"], 5, "x floor")
+    at_least("cas, 64 to 1", figure["cas"], 0.5, "times")
     at_most("memory of a key", figure["start100"], 40, "bytes")
     at_most("start100", figure["start100-seconds"], 4, "seconds")
     at_least("start1k", figure["start1k-rate"], 800, "MB/s")
