@@ -1,7 +1,8 @@
 /*
  * unit.c - tests of the inside of estoraje.c: checksums and bytes, records, the
- * log, the store with its promises and superblock, the clock, the HTTP parser, the JSON
- * reader and the calls to etcd, the view of the cluster, the command line.
+ * log, the store with its promises and superblock, the clock, the HTTP parser,
+ * the JSON reader and the calls to etcd, the view of the cluster, the command
+ * line.
  *
  *     make test-unit
  *
@@ -16,8 +17,8 @@
  * the random operations of a run that printed it; TORTURE=1 does many more.
  *
  * Chapters: The world - Nodes and records - Checksums and bytes - One record -
- * The log - The store - Promises - The superblock - The clock - HTTP heads - HTTP bodies -
- * JSON and base64 - etcd - The view - The command line.
+ * The log - The store - Promises - The superblock - The clock - HTTP heads -
+ * HTTP bodies - JSON and base64 - etcd - The view - The command line.
  */
 #include <limits.h>
 #include <setjmp.h>
