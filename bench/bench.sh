@@ -5,12 +5,14 @@
 # usage: make bench [SETTING=VALUE ...]    or: bench/bench.sh [SETTING=VALUE ...]
 #
 #   rows         "get absent put delete mixed get-consistent put-consistent cas
-#                start100 start1k sync compact overwrite", or some of them
+#                repair start100 start1k sync compact overwrite", or some of
+#                them
 #   servers      "one three nginx": one node, three, files by nginx, or some
 #   seconds      5: of one run
 #   runs         3: of each row; the table shows medians
 #   keys, size   100000 keys with values of 1024 bytes
 #   connections  64: of wrk, divided evenly among its threads
+#   repairkeys   1000000: keys, with values of 100 bytes, of repair
 #   startkeys    10000000: keys, with values of 100 bytes, of start100
 #   startkeys1k  1000000: keys, with values of 1024 bytes, of start1k
 #   compactkeys  400000: keys, with values of 1024 bytes, of compact
@@ -37,11 +39,13 @@
 # is to that.
 #
 # Some rows are no part of the table. Each prints what it measures, and has a
-# target below the table, for the median of `runs`. cas is of the three nodes,
-# the others have each a new one that is alone:
+# target below the table, for the median of `runs`. cas and repair are of the
+# three nodes, the others have each a new one that is alone:
 #
 #   cas        writes a second by compare-and-set on one key, each with a read
 #              before it, of 64 clients over all nodes to those of one alone
+#   repair     bytes and CPU time of a full round of repair that finds nothing;
+#              the bytes are all that pass the loopback, less what did before
 #   start100   memory of its own that a node needs for a key; the seconds from
 #              a start to its line "ready", with the logs in the page cache
 #   start1k    bytes of logs a second that such a start reads
@@ -52,21 +56,22 @@
 # With the settings above they take up to 20 minutes, and 2.5 GB of disk.
 
 set -u
+shopt -s extglob
 export LC_ALL=C PATH="$PATH:/usr/sbin:/sbin"
 cd "$(dirname "$0")/.." || exit 2
 
-all="get absent put delete mixed get-consistent put-consistent cas start100 \
-start1k sync compact overwrite"
+all="get absent put delete mixed get-consistent put-consistent cas repair \
+start100 start1k sync compact overwrite"
 : "${rows:=$all}" "${servers:=one three nginx}"
 : "${seconds:=5}" "${runs:=3}" "${keys:=100000}" "${size:=1024}"
 : "${connections:=64}" "${flags:=}"
 : "${startkeys:=10000000}" "${startkeys1k:=1000000}" "${compactkeys:=400000}"
-: "${overwrites:=10000000}"
+: "${overwrites:=10000000}" "${repairkeys:=1000000}"
 for setting; do
     case $setting in
     rows=* | servers=* | seconds=* | runs=* | keys=* | size=* | \
         connections=* | startkeys=* | startkeys1k=* | \
-        compactkeys=* | overwrites=* | flags=*)
+        compactkeys=* | overwrites=* | repairkeys=* | flags=*)
         printf -v "${setting%%=*}" %s "${setting#*=}" ;;
     *)
         echo "bench.sh: $setting: not one of the settings in its head" >&2
@@ -433,6 +438,56 @@ measure_cas() {
     note cas "$(median "${ratios[@]}")"
 }
 
+# What has gone so far: bytes over the loopback, clock ticks of the three nodes.
+spent() {
+    echo "$(awk '$1 == "lo:" { print $2 }' /proc/net/dev)" "$(cpu three)"
+}
+
+# Sets $phase to what goes while PID stands still for 1.4 s, if there is one, and
+# in the 5 s after that.
+measure_repair_phase() { # [PID]
+    local before
+    read -ra before <<<"$(spent)"
+    [ -z "${1:-}" ] || kill -STOP "$1"
+    sleep 1.4
+    [ -z "${1:-}" ] || kill -CONT "$1"
+    sleep 5
+    read -ra phase <<<"$(spent)"
+    ((phase[0] -= before[0], phase[1] -= before[1]))
+}
+
+# Notes as repair-bytes and repair-cpu what a full round of repair between equal
+# replicas takes, in MB, and seconds of all three nodes. A node that has stood
+# still for a while makes one, since it cannot know what it has missed; not for
+# so long that the others miss it, since they would make one each as well. What
+# the same time takes without a round, for heartbeats and etcd, comes off.
+measure_repair() {
+    local run pid said round phase bytes=() ticks=() log=$dir/node1.log
+    fill three repair "$repairkeys" 100
+    sleep 5
+    read -r pid _ <<<"${pids[three]}"
+    echo "repair: $repairkeys keys of 100 bytes on three nodes, beside those of" \
+        "other rows"
+    for ((run = 1; run <= runs; run++)); do
+        said=$(grep -c 'this process was paused' "$log")
+        measure_repair_phase "$pid"
+        round=("${phase[@]}")
+        (($(grep -c 'this process was paused' "$log") > said)) ||
+            fail "repair: the node is not in doubt" "$log"
+        curl -s -o "$dir/body" "${urls[three]}/_cluster_status"
+        [ "$(grep -o '"status":"Ready"' "$dir/body" | wc -l)" = 3 ] ||
+            fail "repair: no round within 5 s" "$log"
+        measure_repair_phase
+        echo "repair: run $run: ${round[0]} bytes and ${round[1]} ticks with a" \
+            "round, ${phase[0]} and ${phase[1]} without"
+        bytes+=("$(calculate "(${round[0]} - ${phase[0]}) / 1e6")")
+        ticks+=("$((round[1] - phase[1]))")
+    done
+    note repair-bytes "$(median "${bytes[@]}")"
+    note repair-cpu \
+        "$(calculate "$(median "${ticks[@]}") / $(getconf CLK_TCK)")"
+}
+
 # Whether the node of the row compact is writing a log anew.
 compacts() {
     set -- "$dir"/compact/*.new
@@ -581,8 +636,8 @@ trap 'exit 130' INT TERM HUP
 : >"$dir/results"
 
 describe
-[[ " $servers " == *" three "* ]] || rows=${rows//cas/}
-if [[ $rows =~ get|absent|put|delete|mixed|cas ]]; then
+[[ " $servers " == *" three "* ]] || rows=${rows//@(cas|repair)/}
+if [[ $rows =~ get|absent|put|delete|mixed|cas|repair ]]; then
     start_floor
     for server in $servers; do
         case $server in
@@ -599,7 +654,7 @@ for row in $rows; do
     case $row in
     start100) measure_start start100 "$startkeys" 100 ;;
     start1k) measure_start start1k "$startkeys1k" 1024 ;;
-    cas | sync | compact | overwrite) "measure_$row" ;;
+    cas | repair | sync | compact | overwrite) "measure_$row" ;;
     *)
         for ((run = 1; run <= runs; run++)); do
             for server in $(servers_of "$row"); do

@@ -72,6 +72,8 @@ END {
     at_most("PUT, one node", to_floor["put one"], 1.7, "x floor")
     at_most("PUT, three nodes", to_floor["put three"], 5, "x floor")
     at_least("cas, 64 to 1", figure["cas"], 0.5, "times")
+    at_most("traffic of a round", figure["repair-bytes"], 1, "MB")
+    at_most("CPU of a round", figure["repair-cpu"], 1, "s")
     at_most("memory of a key", figure["start100"], 40, "bytes")
     at_most("start100", figure["start100-seconds"], 4, "seconds")
     at_least("start1k", figure["start1k-rate"], 800, "MB/s")
