@@ -272,6 +272,60 @@ static void read_back(const struct server *s, size_t count, int round) {
 
 /* ---- While all is well ----------------------------------------------- */
 
+/* A large value, consistently: from the node that does it, by way of another,
+   and to a reader who is slow, so that all owners have answered before the last
+   byte is sent. */
+static void test_large(void **state) {
+    enum { SIZE = 16 << 20 };
+    static char value[SIZE], got[65536];
+
+    (void)state;
+    random_bytes(value, SIZE, 4);
+    for (int i = 0; i < NODES; i++) {
+        struct client c = client_make(nodes[i]->port);
+        const char *ask = "GET /large?consistent HTTP/1.1\r\nHost: h\r\n\r\n";
+        size_t n = 0, body = 0;
+        ssize_t part;
+
+        check(client_ask(&c, "PUT", "/large?consistent", NULL, value, SIZE) ==
+                  (i == 0 ? 201 : 204),
+              "PUT at node %d: %d", i, c.status);
+        for (int k = 0; k < NODES; k++) {
+            struct client o = client_make(nodes[k]->port);
+
+            check(client_ask(&o, "GET", "/large?consistent", NULL, NULL, 0) ==
+                          200 &&
+                      o.body_len == SIZE && memcmp(o.body, value, SIZE) == 0,
+                  "GET at node %d: %d, %zu bytes", k, o.status, o.body_len);
+            client_end(&o);
+        }
+        check(client_send(&c, ask, strlen(ask)), "not sent");
+        while ((part = recv(c.fd, got, sizeof got, 0)) > 0) {
+            const char *from = got;
+
+            if (body == 0) {
+                from = strstr(got, "\r\n\r\n");
+                check(from != NULL, "no head at node %d", i);
+                from += 4;
+                body = n = (size_t)(from - got);
+                part -= from - got;
+                n = 0;
+            }
+            check(memcmp(from, value + n, (size_t)part) == 0,
+                  "other bytes at node %d, from %zu on", i, n);
+            n += (size_t)part;
+            if (n == SIZE)
+                break;
+            if (n % (1 << 20) < sizeof got)
+                pause_ms(25); /* a reader who is slow */
+        }
+        check(n == SIZE, "%zu bytes at node %d", n, i);
+        client_end(&c);
+    }
+    check(status_of(nodes[0]->port, "DELETE", "/large?consistent") == 204,
+          "DELETE");
+}
+
 static void test_everywhere(void **state) {
     struct client c[NODES];
     char etag[64], seen[64], target[64], value[64];
@@ -1107,7 +1161,7 @@ int main(void) {
         TEST(test_peer_garbage), TEST(test_refused),        TEST(test_pause),
         TEST(test_etcd_stopped), TEST(test_kill),           TEST(test_minority),
         TEST(test_ten_restarts), TEST(test_real_input),     TEST(test_storm),
-        TEST(test_stop_all),
+        TEST(test_large),        TEST(test_stop_all),
     };
     const struct CMUnitTest others[] = {
         cmocka_unit_test_teardown(test_gateway_off, servers_end),
