@@ -826,9 +826,9 @@ static struct slice slice_skip(struct slice s, size_t n) {
 
 /* Copies the slice as a string into text; false: no room, or a NUL in it. */
 static bool slice_copy(struct slice s, char *text, size_t room) {
-    if (s.n >= room || (s.n > 0 && memchr(s.p, '\0', s.n) != NULL))
+    if (s.n >= room || (s.p != NULL && memchr(s.p, '\0', s.n) != NULL))
         return false;
-    if (s.n > 0)
+    if (s.p != NULL)
         memcpy(text, s.p, s.n);
     text[s.n] = '\0';
     return true;
@@ -3191,7 +3191,6 @@ static int etag_next(struct slice *rest, struct slice *tag) {
         return -1;
     *tag = (struct slice){rest->p, n + 1};
     *rest = slice_skip(*rest, n + 1);
-    n = rest->n;
     *rest = slice_trim(*rest);
     return rest->n == 0 || *rest->p == ',' ? 1 : -1;
 }
@@ -6246,18 +6245,19 @@ static void consistent_settle(struct op *op) {
 static void consistent_tell(struct op *op) {
     struct record r = {0};
 
+    bool told = true;
+
     if (!op->reads)
         consistent_error(op, 412, REFUSED);
-    else if (op->newest == 0)
+    else if (op->newest != 0 && op->newest == op->here)
+        told = consistent_here(op);
+    else if (op->newest == 0 || (record_parse(op->old.p, op->old.n, 0, &r) &&
+                                 r.version == op->newest))
         consistent_record(op, &r);
-    else if (op->newest == op->here && !consistent_here(op))
+    else
+        told = false;
+    if (!told)
         consistent_again(op);
-    else if (op->newest != op->here &&
-             (!record_parse(op->old.p, op->old.n, 0, &r) ||
-              r.version != op->newest))
-        consistent_again(op);
-    else if (op->newest != op->here)
-        consistent_record(op, &r);
 }
 
 /*
@@ -6368,13 +6368,13 @@ static bool consistent_prepared(struct op *op, unsigned i, struct slice body) {
 static void consistent_answered(struct op *op, unsigned i, unsigned status,
                                 struct slice body) {
     if ((op->promised >> i & 1) == 0) {
-        if (status != 200 || !consistent_prepared(op, i, body))
-            op->answers[i] = ANSWER_FAILED;
-        else if (op->phase == PHASE_WRITE && (op->promised >> i & 1) != 0 &&
-                 op->epoch == op->w->view->epoch)
+        bool good = status == 200 && consistent_prepared(op, i, body);
+
+        if (good && op->phase == PHASE_WRITE && (op->promised >> i & 1) != 0 &&
+            op->epoch == op->w->view->epoch)
             consistent_send(op, i);
-        else if (op->phase == PHASE_WRITE)
-            op->answers[i] = ANSWER_FAILED; /* it does not have the record */
+        else if (!good || op->phase == PHASE_WRITE)
+            op->answers[i] = ANSWER_FAILED; /* nor does it have the record */
     } else {
         bool voted = status == 200 && body.n == VOTE_SIZE;
         int verdict = voted ? body.p[0] : ACCEPT_DEAD;
@@ -7126,6 +7126,7 @@ static void repair_pull(struct repair *repair, struct other *other) {
     const struct want *end = want + other->wants.n / sizeof *want;
 
     while (want < end && !repair->failed) {
+        struct slice records = {0};
         const struct buf *reply;
         uint64_t n = 0;
 
@@ -7135,10 +7136,10 @@ static void repair_pull(struct repair *repair, struct other *other) {
         if (other_call(repair, other, "/_peer/pull", 16)) {
             reply = &repair->callers[other->m->number]->reply;
             n = get64(reply->p + 8);
+            records = (struct slice){reply->p + 16, reply->n - 16};
         }
         if (n == 0 || n > (uint64_t)(end - want) ||
-            !repair_store(repair, want, want + n,
-                          (struct slice){reply->p + 16, reply->n - 16}))
+            !repair_store(repair, want, want + n, records))
             repair->failed = true;
         else
             want += n;
@@ -7230,11 +7231,13 @@ static enum how repair_how(const struct repair *repair, unsigned holders) {
 static void repair_decide(struct repair *repair, struct slice *list,
                           uint64_t print) {
     struct claim mine = claim_take(list, print), claims[REPLICAS_MAX];
-    struct claim newest = mine.marks & LIST_BAD ? (struct claim){0} : mine;
+    struct claim newest = mine;
     unsigned bucket = bucket_of(repair->node, print), holders = 0;
     struct other *from = NULL;
     bool collide = mine.n > 1;
 
+    if (mine.marks & LIST_BAD)
+        newest = (struct claim){0};
     for (unsigned i = 0; i < repair->count; i++) {
         struct claim *c = &claims[i];
 
