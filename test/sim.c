@@ -540,6 +540,7 @@ static unsigned messages_under_way;
 static struct {
     uint64_t lost, doubled, slow, very_slow;
     uint64_t very_slow_us, doubled_us;
+    uint64_t late, late_us; /* promises, and what was promised */
     bool cut[NODES + 1][NODES + 1];
 } weather;
 
@@ -641,7 +642,12 @@ static const char *message_path(const struct message *m) {
 }
 
 /* How long a message takes, us. */
-static uint64_t message_delay(void) {
+static uint64_t message_delay(const struct message *m) {
+    bool promised =
+        m->bytes.n > 21 && memcmp(m->bytes.p, "POST /_peer/promised", 20) == 0;
+
+    if (promised && once_in(weather.late))
+        return below(weather.late_us);
     if (once_in(weather.very_slow))
         return below(weather.very_slow_us);
     return once_in(weather.slow) ? below(30000) : between(50, 300);
@@ -740,7 +746,7 @@ static void message_send(struct sock *link, const void *p, size_t n) {
         trace("%u -> %u lost %s", m->from, m->to, message_path(m));
         message_lost(m, false);
     } else {
-        event_add(world.now + message_delay(), message_arrive, m, 0);
+        event_add(world.now + message_delay(m), message_arrive, m, 0);
     }
 }
 
@@ -767,7 +773,7 @@ static void sock_sent(struct sock *s) {
             if (once_in(weather.lost) || weather.cut[m->to][m->from])
                 message_lost(m, false);
             else
-                event_add(world.now + message_delay(), answer_arrive, m, 0);
+                event_add(world.now + message_delay(m), answer_arrive, m, 0);
         }
         bytes_drop(&s->out, n);
         if (closes)
@@ -1455,6 +1461,11 @@ sim_print(FILE *file, const char *format, ...) {
 #define abort              sim_abort
 #define main               estoraje_main
 
+#ifdef PLANTS
+/* The error that is planted, as plants.sh numbers them; 0: none. */
+static unsigned plant;
+#endif
+
 #ifndef PROGRAM
 #define PROGRAM "../estoraje.c"
 #endif
@@ -1490,8 +1501,18 @@ static enum duty duty_of(void *(*run)(void *)) {
                                : DUTY_START;
 }
 
-/* What differs from history to history. */
-static struct { enum sync_mode sync; } setting;
+/* What differs from history to history. A pointed one is about one key, for
+   which its first two owners do consistent operations against each other. */
+static struct {
+    enum sync_mode sync;
+    bool pointed;
+    unsigned owners[NODES]; /* of the key */
+} setting;
+
+/* Owners of each key, in a cluster of so many. */
+static unsigned replicas_of(unsigned count) {
+    return count == NODES ? NODES : 3;
+}
 
 /* The view of a node, of a cluster of so many. */
 static struct view *view_of(unsigned count, unsigned number) {
@@ -1505,9 +1526,9 @@ static struct view *view_of(unsigned count, unsigned number) {
         return *view;
     buf_print(&text,
               "{\"cluster\":\"%016x\",\"hash0\":\"%016x\",\"hash1\":\"%016x\","
-              "\"epoch\":\"1\",\"partitions\":\"%u\",\"replicas\":\"3\","
+              "\"epoch\":\"1\",\"partitions\":\"%u\",\"replicas\":\"%u\","
               "\"members\":[",
-              17, 18, 19, PARTS);
+              17, 18, 19, PARTS, replicas_of(count));
     for (unsigned i = 1; i <= count; i++)
         buf_print(&text,
                   "%s{\"name\":\"n%u\",\"number\":\"%u\",\"id\":\"%016x\","
@@ -1543,7 +1564,7 @@ static void *node_begin(void *arg) {
                                  .port = 8000 + h->number,
                                  .peer_port = 9000 + h->number,
                                  .partitions = PARTS,
-                                 .replicas = 3,
+                                 .replicas = replicas_of(world.host_count),
                                  .threads = 1,
                                  .max_value = 1 << 20};
     h->node = node;
@@ -1862,7 +1883,8 @@ static void client_choose(struct client *c) {
                            : HISTORY_DELETE;
     op->consistent =
         show.mix == MIX_CONSISTENT || (show.mix == MIX_BOTH && once_in(2));
-    if (op->consistent && op->kind != HISTORY_READ && once_in(2)) {
+    if (op->consistent && op->kind != HISTORY_READ &&
+        (once_in(2) || (setting.pointed && once_in(2)))) {
         unsigned of = once_in(4) ? (unsigned)below(show.clients) : c->number;
 
         op->conditional = true;
@@ -1879,6 +1901,8 @@ static void client_next(void *thing, uint64_t life) {
 
     if (c->life != life || show.left == 0)
         return;
+    if (setting.pointed) /* one of those two, for the most part */
+        h = host_of(setting.owners[below(once_in(4) ? world.host_count : 2)]);
     show.left--;
     if (!h->up) {
         event_add(world.now + below(show.pause_us + 1), client_next, c, life);
@@ -1975,6 +1999,87 @@ static void fault_deaf(void *thing, uint64_t life) {
     event_add(world.now + between(10000, 60000), fault_deaf, h, 0);
 }
 
+/* The owners of the key of a pointed history. */
+static void owners_find(void) {
+    const struct view *view = view_of(world.host_count, 1);
+    uint64_t print = ring_fingerprint("key0", 4, view->hash);
+    unsigned n;
+    const unsigned *owners =
+        ring_owners(view->ring, ring_partition(print, PARTS), &n);
+
+    for (unsigned i = 0; i < n; i++)
+        setting.owners[i] = view->member[owners[i]].number;
+}
+
+/* An event: a process is killed, and started again before long. */
+static void fault_blink(void *thing, uint64_t life) {
+    struct host *h = thing;
+
+    (void)life;
+    if (!h->up)
+        return;
+    host_end(h, false);
+    event_add(world.now + below(3000), fault_over, h, h->life);
+}
+
+/* An event, again and again: the second owner takes the first for dead, so
+   that both do operations; now and then any one does so, which then repairs. */
+static void fault_rival(void *thing, uint64_t life) {
+    unsigned by = setting.owners[1], of = setting.owners[0];
+    struct host *h;
+
+    (void)thing;
+    (void)life;
+    if (once_in(8)) {
+        by = (unsigned)between(1, world.host_count);
+        of =
+            1 + (by + (unsigned)below(world.host_count - 1)) % world.host_count;
+    }
+    h = host_of(by);
+    if (h->up && h->node != NULL && atomic_load(&h->node->loaded))
+        atomic_store(&h->node->peers[of].heard, 0);
+    event_add(world.now + between(5000, 30000), fault_rival, h, 0);
+}
+
+/* An event, again and again: of the owners each two may not reach each other,
+   the first two more often than not. */
+static void fault_part(void *thing, uint64_t life) {
+    unsigned rarity = once_in(4) ? 0 : (unsigned)between(2, 6);
+
+    (void)life;
+    memset(weather.cut, 0, sizeof weather.cut);
+    for (unsigned i = 1; i < world.host_count; i++)
+        for (unsigned j = 0; j < i; j++)
+            if (once_in(rarity) || (rarity > 0 && i == 1 && once_in(2))) {
+                unsigned one = setting.owners[i], two = setting.owners[j];
+
+                weather.cut[one][two] = weather.cut[two][one] = true;
+                trace("nodes %u and %u are cut off", one, two);
+            }
+    event_add(world.now + between(20000, 600000), fault_part, thing, 0);
+}
+
+/*
+ * Chooses what will go wrong in a pointed history: what is left of a promise
+ * between it and its record. So records of it come late, some never, while
+ * owners lose their memory and repair, and other majorities go on.
+ */
+static void faults_point(uint64_t span) {
+    owners_find();
+    weather.late = between(1, 3);
+    weather.late_us = once_in(2) ? 100000 : SECOND;
+    weather.lost = once_in(2) ? between(10, 40) : 0;
+    weather.doubled = once_in(2) ? between(2, 10) : 0;
+    weather.doubled_us = 500000;
+    fault_rival(NULL, 0);
+    fault_part(NULL, 0);
+    for (unsigned i = (unsigned)below(4); i > 0; i--)
+        event_add(
+            world.now + below(span), fault_blink,
+            host_of(setting.owners[once_in(2) ? 2 : below(world.host_count)]),
+            0);
+}
+
 /* Chooses what will go wrong in the next so many us. */
 static void faults_choose(uint64_t span) {
     unsigned count = (unsigned)below(once_in(4) ? 12 : 5);
@@ -2009,10 +2114,14 @@ static void faults_choose(uint64_t span) {
 static void faults_end(void) {
     trace("the faults are over");
     weather.slow = weather.very_slow = weather.lost = weather.doubled = 0;
+    weather.late = 0;
     fault_uncut(NULL, 0);
     for (size_t i = 0; i < world.queued; i++)
         if (world.queue[i].fn == fault_kill ||
+            world.queue[i].fn == fault_blink ||
             world.queue[i].fn == fault_freeze ||
+            world.queue[i].fn == fault_rival ||
+            world.queue[i].fn == fault_part ||
             world.queue[i].fn == fault_deaf || world.queue[i].fn == fault_cut)
             world.queue[i].fn = fault_uncut;
     for (unsigned i = 0; i < world.host_count; i++) {
@@ -2055,14 +2164,20 @@ static void world_begin(uint64_t seed) {
     world.now = UINT64_C(1800000000) * SECOND;
     world.order = 0;
     last_arrival = 0;
-    world.host_count = once_in(4) ? once_in(3) ? 4 : 5 : 3;
+    setting.pointed = once_in(3);
+    if (setting.pointed)
+        world.host_count = once_in(4) ? NODES : 3;
+    else
+        world.host_count = once_in(4) ? once_in(3) ? 4 : 5 : 3;
     memset(&weather, 0, sizeof weather);
     setting.sync = once_in(4) ? SYNC_ALWAYS : SYNC_SECOND;
     for (unsigned i = 0; i < world.host_count; i++) {
         struct host *h = &world.hosts[i];
 
         *h = (struct host){.number = i + 1, .life = h->life + 1};
-        h->skew = once_in(2) ? 0 : (int64_t)below(30 * SECOND);
+        h->skew = !setting.pointed && once_in(2)
+                      ? 0
+                      : (int64_t)below(setting.pointed ? SECOND : 30 * SECOND);
         host_start(h);
     }
 }
@@ -2075,9 +2190,11 @@ static void show_begin(void) {
     show.mix = (enum mix)below(3);
     if (getenv("PLAIN") != NULL)
         show.mix = MIX_PLAIN;
-    show.keys = (unsigned)between(1, KEYS);
+    else if (setting.pointed)
+        show.mix = MIX_CONSISTENT;
+    show.keys = setting.pointed ? 1 : (unsigned)between(1, KEYS);
     show.clients = (unsigned)between(2, CLIENTS);
-    show.left = (unsigned)between(10, 40);
+    show.left = (unsigned)(setting.pointed ? between(4, 12) : between(10, 40));
     show.patience_us = once_in(2) ? 15 * SECOND : between(100000, 5 * SECOND);
     for (unsigned i = 0; i <= CLIENTS; i++)
         show.client[i].number = i;
@@ -2130,11 +2247,14 @@ static void history_run(uint64_t seed) {
 
     world_begin(seed);
     show_begin();
-    if (!once_in(4))
+    if (setting.pointed || !once_in(4))
         time_until(all_rest, 5 * SECOND);
     span = once_in(4) ? between(SECOND, 5 * SECOND) : between(30000, SECOND);
     show.pause_us = 2 * span * show.clients / show.left;
-    faults_choose(span);
+    if (setting.pointed)
+        faults_point(span);
+    else
+        faults_choose(span);
     for (unsigned i = 0; i < show.clients; i++)
         event_add(world.now + below(show.pause_us), client_next,
                   &show.client[i], 0);
@@ -2176,6 +2296,9 @@ int main(void) {
                                                 : 10000;
     histories = environment("HISTORIES", histories);
     world.trace = environment("TRACE", 0) > 0;
+#ifdef PLANTS
+    plant = (unsigned)environment("PLANT", 0);
+#endif
     state = seed != 0 ? seed : (uint64_t)t.tv_sec << 20;
     fprintf(stderr, "sim: %" PRIu64 " histories from seed %" PRIu64 "\n",
             histories, state);
