@@ -5717,9 +5717,9 @@ static size_t read_most(const struct op *op) {
 }
 
 /* Answers with a record of this node's own, of which read_most() bytes are in
-   w->record, and all of it in a file, which is let go. A large value is verified
-   here, as after the head of the answer it is too late, and again block by block
-   when it is sent. false: it is damaged, and was not sent. */
+   w->record, and all of it in a file, which is let go. A large value is
+   verified here, as after the head of the answer it is too late, and again
+   block by block when it is sent. false: it is damaged, and was not sent. */
 static bool read_file(struct op *op, const struct record *r, struct file *file,
                       const struct entry *entry) {
     struct worker *w = op->w;
@@ -5971,9 +5971,10 @@ static void prepare_body(struct op *op) {
 static void consistent_start(struct op *op);
 
 /* Lets the next operation on the key, whose etag is this now or 0, have its
-   turn. An older one goes first; but of those that can succeed only on what was just written one may jump the
-   queue, every other time: among many that compare and set, most have lost
-   already, and to let them find out first would have the others lose as well. */
+   turn. An older one goes first; but of those that can succeed only on what was
+   just written one may jump the queue, every other time: among many that
+   compare and set most have lost already, and to let them find out first would
+   have the others lose as well. */
 static void turn_give(struct op *op, uint64_t etag) {
     struct op **at, *oldest = NULL, *next = NULL;
 
