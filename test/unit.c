@@ -18,7 +18,8 @@
  *
  * Chapters: The world - Nodes and records - Checksums and bytes - One record -
  * The log - The store - Promises - The superblock - The clock - HTTP heads -
- * HTTP bodies - JSON and base64 - etcd - The view - The command line.
+ * HTTP bodies - JSON and base64 - etcd - The view - The turns - The command
+ * line.
  */
 #include <limits.h>
 #include <setjmp.h>
@@ -4916,6 +4917,264 @@ static void test_view_refused(void **state) {
     child_refused(&ended, 1, "another cluster");
 }
 
+/* -------------------------------------------------------------- The turns */
+
+/* The operations on a node alone whose clients wait, each on a connection. While
+   the ceiling is 0 a write that has its turn waits for it: so tests see who is
+   at work. */
+struct turns {
+    struct worker *w;
+    struct conn *conns[400];
+    unsigned count;
+};
+
+/* Begins a node of one worker; no connection has a socket. */
+static void turns_begin(struct turns *t, struct node *node) {
+    struct worker *w = memory(1, sizeof *w);
+
+    part_again(node, 0);
+    node->self.number = 1;
+    node->peers = memory(MEMBERS_MAX + 1, sizeof *node->peers);
+    view_alone(node);
+    w->node = node;
+    w->view = view_hold(node);
+    w->now = now_ms();
+    w->synced_end = &w->synced;
+    mutex_init(&w->inbox_lock);
+    wake_pipe(w->wake);
+    atomic_store(&node->ceiling, 0);
+    *t = (struct turns){.w = w};
+}
+
+/* Frees it. */
+static void turns_end(struct turns *t) {
+    struct worker *w = t->w;
+
+    for (unsigned i = 0; i < t->count; i++) {
+        struct op *op = t->conns[i]->first;
+
+        buf_free(&op->rec);
+        buf_free(&op->old);
+        buf_free(&op->text);
+        buf_free(&t->conns[i]->out);
+        free(op);
+        free(t->conns[i]);
+    }
+    buf_free(&w->record);
+    view_release(w->view);
+    pthread_mutex_destroy(&w->inbox_lock);
+    close(w->wake[0]);
+    close(w->wake[1]);
+    free(w->node->peers);
+    w->node->peers = NULL;
+    free(w);
+}
+
+/* Begins a consistent operation: a read, or a write with an If-Match that may
+   be "". */
+static struct op *turns_add(struct turns *t, const char *key, bool reads,
+                            const char *if_match) {
+    struct conn *c = t->conns[t->count++] = memory(1, sizeof *c);
+    struct op *op;
+
+    assert_true(t->count < COUNT(t->conns));
+    c->w = t->w;
+    op = op_new(c);
+    strcpy((char *)op->key_bytes, key);
+    op->key = (struct slice){op->key_bytes, strlen(key)};
+    op->reads = reads;
+    snprintf(op->if_match, sizeof op->if_match, "%s", if_match);
+    if (!reads) {
+        op->value_at = record_begin(&op->rec, op->key, slice_of(""), false);
+        buf_text(&op->rec, "value");
+    }
+    consistent_begin(op);
+    return op;
+}
+
+/* An etag as If-Match has it; the text is good until the next one. */
+static const char *turns_etag(uint64_t etag) {
+    static char text[20];
+
+    snprintf(text, sizeof text, "\"%016" PRIx64 "\"", etag);
+    return text;
+}
+
+/* Lets the write that is at work end. */
+static void turns_write(struct turns *t, struct op *op) {
+    void (*due)(struct op *) = op->due;
+
+    assert_true(due != NULL && op->turn && !op->done);
+    atomic_store(&t->w->node->ceiling, UINT64_MAX);
+    op->due = NULL;
+    due(op);
+    atomic_store(&t->w->node->ceiling, 0);
+    assert_true(op->done);
+}
+
+/* Lets it end, and the next begin, which has to be this one. */
+static void turns_pass(struct turns *t, struct op *op, struct op *next) {
+    turns_write(t, op);
+    assert_ptr_equal(t->w->synced, next);
+    worker_inbox(t->w);
+}
+
+/* One at a time on a key, in the order of their coming; other keys wait for
+   none of them. */
+static void test_turns_order(void **state) {
+    struct node *node = *state;
+    struct turns t;
+    struct op *a, *b, *c, *d, *other;
+
+    turns_begin(&t, node);
+    a = turns_add(&t, "key", false, "");
+    b = turns_add(&t, "key", false, "*");
+    other = turns_add(&t, "other", false, "");
+    c = turns_add(&t, "key", true, "");
+    d = turns_add(&t, "key", false, "");
+    assert_true(a->turn && !a->parked && a->due != NULL);
+    assert_true(other->turn && !other->parked && other->due != NULL);
+    assert_true(!b->turn && b->parked && b->due == NULL);
+    assert_true(!c->turn && c->parked && !d->turn && d->parked);
+    turns_pass(&t, a, b);
+    assert_int_equal(a->status, 201);
+    assert_true(b->turn && !b->parked && b->due != NULL && c->parked);
+    /* Who ends on another key gives nothing to these. */
+    turns_write(&t, other);
+    assert_null(t.w->synced);
+    turns_pass(&t, b, c);
+    assert_int_equal(b->status, 204);
+    assert_true(b->etag > a->etag);
+    /* A read needs no ceiling: it has ended, and the next has its turn. */
+    assert_true(c->done && c->status == 200);
+    assert_ptr_equal(t.w->synced, d);
+    worker_inbox(t.w);
+    turns_pass(&t, d, NULL);
+    assert_int_equal(d->status, 204);
+    assert_null(node->parts[0].turns);
+    /* The queue was empty: the next begins at once. */
+    a = turns_add(&t, "key", true, "");
+    assert_true(a->done && a->status == 200);
+    assert_null(node->parts[0].turns);
+    turns_end(&t);
+}
+
+/* Who can succeed only on what was just written goes before older ones, but not
+   twice in a row. */
+static void test_turns_jump(void **state) {
+    struct node *node = *state;
+    struct turns t;
+    struct op *a, *lost, *too, *next, *after;
+
+    turns_begin(&t, node);
+    a = turns_add(&t, "key", false, "");
+    lost = turns_add(&t, "key", false, turns_etag(1));
+    too = turns_add(&t, "key", false, turns_etag(1));
+    next = turns_add(&t, "key", false, turns_etag(a->version));
+    turns_add(&t, "other", false, turns_etag(a->version)); /* waits for none */
+    turns_pass(&t, a, next);
+    assert_true(next->turn && lost->parked);
+    after = turns_add(&t, "key", false, turns_etag(next->version));
+    turns_pass(&t, next, lost);
+    assert_int_equal(next->status, 204);
+    turns_pass(&t, lost, after);
+    assert_int_equal(lost->status, 412);
+    turns_pass(&t, after, too);
+    assert_int_equal(after->status, 204);
+    turns_pass(&t, too, NULL);
+    assert_int_equal(too->status, 412);
+    turns_end(&t);
+}
+
+/* Who has waited for too long is told so, and gives the turn to the next. */
+static void test_turns_late(void **state) {
+    struct node *node = *state;
+    struct turns t;
+    struct op *a, *b, *c;
+
+    turns_begin(&t, node);
+    a = turns_add(&t, "key", false, "");
+    b = turns_add(&t, "key", false, "");
+    t.w->now += CONSISTENT_MS;
+    c = turns_add(&t, "key", false, "");
+    t.w->now++;
+    turns_pass(&t, a, b);
+    assert_true(b->done && b->status == 503);
+    assert_ptr_equal(t.w->synced, c);
+    worker_inbox(t.w);
+    turns_pass(&t, c, NULL);
+    assert_int_equal(c->status, 204);
+    turns_end(&t);
+}
+
+/* Random operations on three keys: one at a time is at work on each, all end,
+   each as a register would answer that was asked in the order of their turns,
+   and none sees more than twice as many go before it as came before it. */
+static void test_turns_random(void **state) {
+    static const char *const names[] = {"a", "b", "c"};
+    struct node *node = *state;
+    struct turns t;
+    struct op *work[COUNT(names)] = {NULL};
+    uint64_t seed = random_seed(), etags[COUNT(names)] = {0};
+    unsigned waits[COUNT(t.conns)] = {0}, more = COUNT(t.conns) - 1;
+
+    turns_begin(&t, node);
+    while (more > 0 || work[0] != NULL || work[1] != NULL || work[2] != NULL) {
+        unsigned k = random_next(&seed) % COUNT(names), kind, ahead = 0;
+        struct op *op = work[k];
+
+        kind = random_next(&seed) % 8;
+        if (more > 0 && random_next(&seed) % 16 > 0) {
+            more--;
+            for (unsigned i = 0; i < t.count; i++)
+                ahead += !t.conns[i]->first->done &&
+                         slice_is(t.conns[i]->first->key, names[k]);
+            op = turns_add(&t, names[k], kind == 0,
+                           kind < 3     ? ""
+                           : kind == 3  ? "*"
+                           : kind == 4  ? turns_etag(1)
+                           : kind == 5  ? turns_etag(etags[k])
+                           : op != NULL ? turns_etag(op->version)
+                                        : "");
+            waits[t.count - 1] = 2 * ahead;
+            assert_int_equal(op->turn, ahead == 0);
+            assert_int_equal(op->done, ahead == 0 && kind == 0);
+            if (!op->turn || op->done)
+                continue;
+            work[k] = op;
+        } else if (op != NULL) {
+            bool fits = op->if_match[0] == '\0' ||
+                        etag_listed(slice_of(op->if_match), etags[k], false);
+
+            turns_write(&t, op);
+            assert_int_equal(op->status, !fits           ? 412
+                                         : etags[k] == 0 ? 201
+                                                         : 204);
+            if (fits)
+                etags[k] = op->etag;
+            for (work[k] = NULL; work[k] == NULL && t.w->synced != NULL;) {
+                op = t.w->synced;
+                assert_true(slice_is(op->key, names[k]) && op->turn);
+                for (unsigned i = 0; i < t.count; i++) {
+                    struct op *o = t.conns[i]->first;
+
+                    if (o->parked && slice_is(o->key, names[k]))
+                        assert_true(waits[i]-- > 0);
+                }
+                worker_inbox(t.w);
+                if (!op->done)
+                    work[k] = op;
+                else
+                    assert_int_equal(op->status, etags[k] != 0 ? 200 : 404);
+            }
+        }
+    }
+    for (unsigned i = 0; i < t.count; i++)
+        assert_true(t.conns[i]->first->done);
+    assert_null(node->parts[0].turns);
+    turns_end(&t);
+}
+
 /* ------------------------------------------------------ The command line */
 
 /* URLs of etcd. */
@@ -5252,6 +5511,10 @@ static const struct CMUnitTest all_tests[] = {
     NODE(test_view_newer),
     NODE(test_view_kept),
     NODE(test_view_refused),
+    NODE(test_turns_order),
+    NODE(test_turns_jump),
+    NODE(test_turns_late),
+    NODE(test_turns_random),
     PLAIN(test_urls),
     PLAIN(test_initial_cluster),
     PLAIN(test_flags_good),
