@@ -199,6 +199,7 @@ struct entry {
 struct log {
     struct file *file; /* NULL until it is loaded */
     uint64_t end;      /* bytes in it that are whole records */
+    uint64_t synced;   /* of these, what a sync has surely covered */
     struct entry *table;
     uint32_t slots; /* where an entry's home can be; more lie behind */
     uint32_t total; /* slots and the run-over behind them */
@@ -502,6 +503,7 @@ struct accepted {
     enum verdict verdict;
     uint64_t held;  /* the version held before, 0: none */
     bool existed;   /* it was no tombstone */
+    bool unsynced;  /* a loss of power could take it back; store_prepare() */
     uint64_t above; /* what the next version has to be above */
 };
 
@@ -2082,9 +2084,10 @@ static void promise_keep(struct part *part, uint64_t print, uint64_t version) {
  * Promises a version for a key, if it is above what is held and what was
  * promised: a duplicate is refused, or two coordinators could take one promise
  * for theirs. Version 0 promises nothing. Either way says what is held: a.held,
- * and if that is not 0 *entry and *file, held for the caller. Like an accepted
- * version a promised one is below the ceiling: so the next process, whose floor
- * that is, keeps the promise.
+ * and if that is not 0 *entry and *file, held for the caller, and whether the
+ * disk has it, where -sync asks for that: if not, a loss of power may take it
+ * back. Like an accepted version a promised one is below the ceiling: so the
+ * next process, whose floor that is, keeps the promise.
  */
 static struct accepted store_prepare(struct node *node, struct part *part,
                                      uint64_t version, uint64_t print,
@@ -2104,6 +2107,8 @@ static struct accepted store_prepare(struct node *node, struct part *part,
     if (e != NULL) {
         a.held = e->version;
         a.existed = !entry_tombstone(e);
+        a.unsynced =
+            node->sync == SYNC_ALWAYS && entry_offset(e) >= part->log.synced;
         *entry = *e;
         *file = file_hold(part->log.file);
     }
@@ -2485,6 +2490,7 @@ static void sync_part(struct node *node, struct part *part) {
     struct op *waiters;
     struct file *file, *next;
     bool dead, renamed;
+    uint64_t end;
     int error = 0, next_error = 0;
 
     pthread_mutex_lock(&part->lock);
@@ -2492,6 +2498,7 @@ static void sync_part(struct node *node, struct part *part) {
     waiters = part->waiters;
     part->waiters = NULL;
     file = file_hold(part->log.file);
+    end = part->log.end;
     next = part->next.file != NULL ? file_hold(part->next.file) : NULL;
     renamed = part->renamed;
     pthread_mutex_unlock(&part->lock);
@@ -2509,8 +2516,10 @@ static void sync_part(struct node *node, struct part *part) {
         /* The next start repairs what may be lost. */
         mark_remove(node, node->self.boot);
     }
-    if (part->log.file == file)
+    if (part->log.file == file) {
         part->renamed = false;
+        part->log.synced = error == 0 ? end : part->log.synced;
+    }
     dead = part->dead;
     part->queued = false;
     if (part->waiters != NULL)
@@ -5866,8 +5875,8 @@ static void read_begin(struct op *op) {
  * owner in common, so of two such writes one sees the other, or fails it.
  *
  *     prepare   version, or 0 to look only; a version that the asker has; key
- *               answers verdict 1, tombstone 1, worth 1, 0 5; version held;
- *               what the next has to be above; etag; then the record held, if
+ *               answers verdict 1, tombstone 1, worth 1, unsynced 1, 0 4;
+ *               version held; what the next has to be above; etag; then the record held, if
  *               the asker has another
  *     consistent  1 reads, 2 is a HEAD, 4 is a DELETE; lengths of If-Match and
  *               If-None-Match, a byte each; these; then the key or the record
@@ -5895,6 +5904,7 @@ struct prepared {
     uint8_t verdict; /* enum verdict */
     bool tombstone;
     uint8_t worth; /* enum answer */
+    bool unsynced; /* what is held */
     uint64_t held, above, etag;
 };
 
@@ -5912,6 +5922,7 @@ static struct prepared replica_prepare(struct op *op, uint64_t version,
     struct record r;
 
     p.verdict = (uint8_t)a.verdict;
+    p.unsynced = a.unsynced;
     p.held = a.held;
     p.above = a.above;
     if (*file == NULL)
@@ -5952,6 +5963,7 @@ static void prepare_body(struct op *op) {
     answer.p[0] = p.verdict;
     answer.p[1] = p.tombstone;
     answer.p[2] = p.worth;
+    answer.p[3] = p.unsynced;
     put64(answer.p + 8, p.held);
     put64(answer.p + 16, p.above);
     put64(answer.p + 24, p.etag);
@@ -6164,15 +6176,16 @@ static unsigned consistent_count(const struct op *op, uint64_t version) {
 }
 
 /* What an owner answered to a prepare. Only the word of those counts that are
-   not recovering, and the newest is the newest that those hold. What was
-   promised to somebody else has the next round above it. */
+   not recovering, and the newest is the newest that those hold. Who has yet to
+   sync it does not count for it: what is told has to outlive a loss of power,
+   and settling waits for the disks. What was promised to somebody else has the next round above it. */
 static void consistent_note(struct op *op, unsigned i,
                             const struct prepared *p) {
     op->answers[i] = ANSWER_FAILED;
     if (p->verdict == ACCEPT_OK) {
         op->answers[i] = p->worth;
         op->promised |= UINT64_C(1) << i;
-        op->held[i] = p->held;
+        op->held[i] = p->unsynced ? 0 : p->held;
         if ((p->worth & ANSWER_COUNTS) != 0 && p->held > op->newest &&
             op->phase != PHASE_WRITE) {
             op->newest = p->held;
@@ -6339,9 +6352,10 @@ static bool consistent_prepared(struct op *op, unsigned i, struct slice body) {
 
     if (body.n < PREPARED_SIZE)
         return false;
-    p = (struct prepared){body.p[0],          body.p[1] != 0,
-                          body.p[2],          get64(body.p + 8),
-                          get64(body.p + 16), get64(body.p + 24)};
+    p = (struct prepared){body.p[0],         body.p[1] != 0,
+                          body.p[2],         body.p[3] != 0,
+                          get64(body.p + 8), get64(body.p + 16),
+                          get64(body.p + 24)};
     body = slice_skip(body, PREPARED_SIZE);
     if (body.n > 0) {
         if (!record_parse(body.p, body.n, 0, &r) || r.size != body.n ||

@@ -36,6 +36,8 @@ table() {
     # a repair that ignores floors
     row repair_below_floor part_least \
         'how == HOW_MAJORITY' 'how == HOW_MAJORITY || how == HOW_REPAIR'
+    # a version that is told before the disks of a majority have it
+    row told_unsynced consistent_note 'p->unsynced' false
     # a majority of those who promised, in place of the owners
     row majority_of_few consistent_judge \
         'op->phase == PHASE_WRITE && oks >= op->quorum' \
@@ -85,6 +87,7 @@ row() {
 # Runs the simulation with the plant of that number in force.
 run() {
     code=0
+    [ "$1" != told_unsynced ] || export DARK=1 # it takes a loss of power
     PLANT=$2 "$out/sim" >"$out/$1.log" 2>&1 || code=$?
     echo "$code" >"$out/$1.code"
 }

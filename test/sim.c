@@ -19,7 +19,7 @@
  *
  * Environment: SEED=n repeats the history of a run that printed it, TRACE=1
  * tells what happens in it, HISTORIES=n asks for so many, TORTURE=1 for ten
- * million.
+ * million; DARK=1 has all of them about losses of power under -sync always.
  *
  * Chapters: Random numbers and memory - Time - Files - The network - The
  * system as the program sees it - A node - Clients - Faults - A history.
@@ -533,7 +533,7 @@ struct message {
 
 static struct sock socks[SOCKS];
 static struct message *free_messages;
-static uint64_t last_arrival; /* of all that were doubled */
+static uint64_t last_arrival; /* of all that were sent under faults */
 static unsigned messages_under_way;
 
 /* How the network is: odds are once in so many, 0 is never. */
@@ -541,6 +541,7 @@ static struct {
     uint64_t lost, doubled, slow, very_slow;
     uint64_t very_slow_us, doubled_us;
     uint64_t late, late_us; /* promises, and what was promised */
+    bool slow_disk;         /* each sync takes a while */
     bool cut[NODES + 1][NODES + 1];
 } weather;
 
@@ -725,6 +726,15 @@ static void message_arrive(void *thing, uint64_t life) {
     host_poke(h);
 }
 
+/* A message will be there in so many us. */
+static void message_under_way(struct message *m,
+                              void (*arrive)(void *, uint64_t), uint64_t us) {
+    uint64_t at = world.now + us;
+
+    event_add(at, arrive, m, 0);
+    last_arrival = at > last_arrival ? at : last_arrival;
+}
+
 /* A request sets out. */
 static void message_send(struct sock *link, const void *p, size_t n) {
     struct message *m = message_new(link->host->number, link->with, p, n);
@@ -736,17 +746,14 @@ static void message_send(struct sock *link, const void *p, size_t n) {
         memcmp(p, "POST /_peer/consistent", 22) != 0) {
         struct message *copy = message_new(m->from, m->to, p, n);
 
-        uint64_t at = world.now + below(weather.doubled_us);
-
         copy->silent = true;
-        event_add(at, message_arrive, copy, 0);
-        last_arrival = at > last_arrival ? at : last_arrival;
+        message_under_way(copy, message_arrive, below(weather.doubled_us));
     }
     if (once_in(weather.lost)) {
         trace("%u -> %u lost %s", m->from, m->to, message_path(m));
         message_lost(m, false);
     } else {
-        event_add(world.now + message_delay(m), message_arrive, m, 0);
+        message_under_way(m, message_arrive, message_delay(m));
     }
 }
 
@@ -773,7 +780,7 @@ static void sock_sent(struct sock *s) {
             if (once_in(weather.lost) || weather.cut[m->to][m->from])
                 message_lost(m, false);
             else
-                event_add(world.now + message_delay(m), answer_arrive, m, 0);
+                message_under_way(m, answer_arrive, message_delay(m));
         }
         bytes_drop(&s->out, n);
         if (closes)
@@ -965,7 +972,7 @@ static int sim_fsync(int fd) {
     end = f->now.n;
     f->refs++;
     world.task->inode = f;
-    task_rest(once_in(16) ? below(20000) : below(300));
+    task_rest(weather.slow_disk || once_in(16) ? below(20000) : below(300));
     file_sync(f, end);
     world.task->inode = NULL;
     inode_let(f);
@@ -1502,10 +1509,11 @@ static enum duty duty_of(void *(*run)(void *)) {
 }
 
 /* What differs from history to history. A pointed one is about one key, for
-   which its first two owners do consistent operations against each other. */
+   which its first two owners do consistent operations against each other; in a
+   dark one all lose their power now and then, and are left with their disks. */
 static struct {
     enum sync_mode sync;
-    bool pointed;
+    bool pointed, dark;
     unsigned owners[NODES]; /* of the key */
 } setting;
 
@@ -2022,6 +2030,20 @@ static void fault_blink(void *thing, uint64_t life) {
     event_add(world.now + below(3000), fault_over, h, h->life);
 }
 
+/* An event: all machines lose their power at once. Only what was synced is left
+   then, and it has to be all that anybody was told of. */
+static void fault_blackout(void *thing, uint64_t life) {
+    (void)thing;
+    (void)life;
+    for (unsigned i = 0; i < world.host_count; i++) {
+        struct host *h = &world.hosts[i];
+
+        if (h->up)
+            host_end(h, true);
+        event_add(world.now + below(10000), fault_over, h, h->life);
+    }
+}
+
 /* An event, again and again: the second owner takes the first for dead, so
    that both do operations; now and then any one does so, which then repairs. */
 static void fault_rival(void *thing, uint64_t life) {
@@ -2038,7 +2060,8 @@ static void fault_rival(void *thing, uint64_t life) {
     h = host_of(by);
     if (h->up && h->node != NULL && atomic_load(&h->node->loaded))
         atomic_store(&h->node->peers[of].heard, 0);
-    event_add(world.now + between(5000, 30000), fault_rival, h, 0);
+    event_add(world.now + between(5000, 30000) / (weather.slow_disk ? 10 : 1),
+              fault_rival, h, 0);
 }
 
 /* An event, again and again: of the owners each two may not reach each other,
@@ -2059,6 +2082,16 @@ static void fault_part(void *thing, uint64_t life) {
     event_add(world.now + between(20000, 600000), fault_part, thing, 0);
 }
 
+/* Chooses what will go wrong in a pointed history on slow disks: whatever one
+   coordinator has had stored another one sees before it is synced, and then the
+   power is lost. */
+static void faults_dark(uint64_t span) {
+    weather.slow_disk = true;
+    fault_rival(NULL, 0);
+    for (unsigned i = (unsigned)between(1, 5); i > 0; i--)
+        event_add(world.now + below(span), fault_blackout, world.hosts, 0);
+}
+
 /*
  * Chooses what will go wrong in a pointed history: what is left of a promise
  * between it and its record. So records of it come late, some never, while
@@ -2066,6 +2099,10 @@ static void fault_part(void *thing, uint64_t life) {
  */
 static void faults_point(uint64_t span) {
     owners_find();
+    if (setting.dark) {
+        faults_dark(span);
+        return;
+    }
     weather.late = between(1, 3);
     weather.late_us = once_in(2) ? 100000 : SECOND;
     weather.lost = once_in(2) ? between(10, 40) : 0;
@@ -2115,10 +2152,12 @@ static void faults_end(void) {
     trace("the faults are over");
     weather.slow = weather.very_slow = weather.lost = weather.doubled = 0;
     weather.late = 0;
+    weather.slow_disk = false;
     fault_uncut(NULL, 0);
     for (size_t i = 0; i < world.queued; i++)
         if (world.queue[i].fn == fault_kill ||
             world.queue[i].fn == fault_blink ||
+            world.queue[i].fn == fault_blackout ||
             world.queue[i].fn == fault_freeze ||
             world.queue[i].fn == fault_rival ||
             world.queue[i].fn == fault_part ||
@@ -2164,13 +2203,14 @@ static void world_begin(uint64_t seed) {
     world.now = UINT64_C(1800000000) * SECOND;
     world.order = 0;
     last_arrival = 0;
-    setting.pointed = once_in(3);
+    setting.dark = getenv("DARK") != NULL || once_in(24);
+    setting.pointed = setting.dark || once_in(3);
     if (setting.pointed)
         world.host_count = once_in(4) ? NODES : 3;
     else
         world.host_count = once_in(4) ? once_in(3) ? 4 : 5 : 3;
     memset(&weather, 0, sizeof weather);
-    setting.sync = once_in(4) ? SYNC_ALWAYS : SYNC_SECOND;
+    setting.sync = setting.dark || once_in(4) ? SYNC_ALWAYS : SYNC_SECOND;
     for (unsigned i = 0; i < world.host_count; i++) {
         struct host *h = &world.hosts[i];
 
@@ -2262,10 +2302,12 @@ static void history_run(uint64_t seed) {
     faults_end();
     time_pass(world.now + 250000); /* until broken links are gone */
     time_until(clients_rest, 60 * SECOND);
-    if (!time_until(all_rest, 60 * SECOND))
-        fail("the cluster does not come to rest");
-    if (last_arrival > world.now)
-        time_pass(last_arrival);
+    for (int i = 0; i < 2; i++) { /* before and after what came very late */
+        if (!time_until(all_rest, 60 * SECOND))
+            fail("the cluster does not come to rest");
+        if (last_arrival > world.now)
+            time_pass(last_arrival);
+    }
     if (show.mix != MIX_PLAIN)
         show_audit(true);
     if (getenv("UNEQUAL") == NULL && !time_until(parts_equal, 600 * SECOND))
