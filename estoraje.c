@@ -245,7 +245,7 @@ struct part {
     struct op *turns;  /* consistent operations, at work or waiting for the one
                          before on their key */
     uint64_t doubts;   /* causes of doubt so far */
-    uint64_t cleared;  /* value of doubts at the begin of the last good round */
+    uint64_t cleared;  /* value of doubts when the last good round began */
     uint64_t round_at; /* ms: the next round of repair, doubt or not */
     bool recovering;   /* after an unclean start: what it says does not count */
     /* Syncing. */
@@ -1281,10 +1281,10 @@ static void log_die(struct node *node, struct part *part, int error) {
 
 /* ---- The reserve.
  *
- * A file that keeps some room on the disk: for tombstones in each partition, and
- * for the largest to be compacted. When the disk is full it is emptied, for just
- * that, which makes room in the end. All else is refused from then on, until
- * there is room for the reserve and as much again. */
+ * A file that keeps some room on the disk: for tombstones in each partition,
+ * and for the largest to be compacted. When the disk is full it is emptied, for
+ * just that, which makes room in the end. All else is refused from then on,
+ * until there is room for the reserve and as much again. */
 
 #define RESERVE_PART (16u << 10) /* of each partition: it takes whole blocks */
 #define FULL_ROOM    (1u << 20)  /* a disk with less is full */
@@ -1615,8 +1615,8 @@ static void table_put(struct log *log, uint32_t at, struct entry entry) {
     log->used++;
 }
 
-/* Makes a table anew, full to .65, without the tombstones below a cutoff. false:
-   no memory, and it is as it was. */
+/* Makes a table anew, full to .65, without the tombstones below a cutoff.
+   false: no memory, and it is as it was. */
 static bool table_renew(const struct node *node, struct log *log,
                         uint64_t cutoff) {
     struct entry *table, *old = log->table;
@@ -2193,9 +2193,9 @@ static void log_complain(const struct node *node, const struct part *part,
  * Puts what is in the log into the index, and has log.end behind it. What does
  * not verify, a header or a value, is the torn tail if no record follows it.
  * Otherwise it is damage: if only a value is rotten, reading it will find that
- * out, and only that key has it. A tail that was surely torn is the begin of a
- * record that is longer; any other may have been rot, and has part->recovering
- * set. How many records there are.
+ * out, and only that key has it. A tail that was surely torn is the first
+ * part of a longer record; any other may have been rot, and has
+ * part->recovering set. How many records there are.
  */
 static uint64_t log_replay(struct node *node, struct part *part,
                            const uint8_t *bytes, uint64_t size) {
@@ -5676,7 +5676,7 @@ static void write_begin(struct op *op) {
     "done; read the key for its ETag"
 
 /* Answers a read with a record; a version of 0: there is none. The value is in
-   r, or, file not being NULL, is sent from the file: c->stream_... says what. */
+   r, or, if file is not NULL, is sent from that: c->stream_... says what. */
 static void read_answer(struct op *op, const struct record *r, bool stale,
                         struct file *file) {
     struct conn *c = op->c;
@@ -5876,8 +5876,8 @@ static void read_begin(struct op *op) {
  *
  *     prepare   version, or 0 to look only; a version that the asker has; key
  *               answers verdict 1, tombstone 1, worth 1, unsynced 1, 0 4;
- *               version held; what the next has to be above; etag; then the record held, if
- *               the asker has another
+ *               version held; what the next version has to be above; etag;
+ *               then the record held, if the asker has another
  *     consistent  1 reads, 2 is a HEAD, 4 is a DELETE; lengths of If-Match and
  *               If-None-Match, a byte each; these; then the key or the record
  *               answers status 8, etag 8, then the record or a line of text
@@ -6023,7 +6023,7 @@ static void turn_give(struct op *op, uint64_t etag) {
         ops_post(next, 0);
 }
 
-/* Puts an operation behind those on its key, and begins it if there are none. */
+/* Puts an operation behind those on its key, and begins it if there is none. */
 static void turn_take(struct op *op) {
     struct op **at = &op->part->turns;
 
@@ -6175,10 +6175,11 @@ static unsigned consistent_count(const struct op *op, uint64_t version) {
     return n;
 }
 
-/* What an owner answered to a prepare. Only the word of those counts that are
-   not recovering, and the newest is the newest that those hold. Who has yet to
-   sync it does not count for it: what is told has to outlive a loss of power,
-   and settling waits for the disks. What was promised to somebody else has the next round above it. */
+/* Notes what an owner answered to a prepare. Only owners that are not
+   recovering count, and the newest is the newest of what those hold. An owner
+   that has not synced it yet does not count as a holder: what a client is told
+   has to survive a loss of power, and settling waits for the disks. If an owner
+   has promised or holds a higher version, the next round is above that. */
 static void consistent_note(struct op *op, unsigned i,
                             const struct prepared *p) {
     op->answers[i] = ANSWER_FAILED;
@@ -6258,7 +6259,6 @@ static void consistent_settle(struct op *op) {
 /* Answers a read, or a write whose condition does not hold, with the newest. */
 static void consistent_tell(struct op *op) {
     struct record r = {0};
-
     bool told = true;
 
     if (!op->reads)
@@ -7734,8 +7734,8 @@ static const char *owners_text(struct op *op, struct buf *b) {
 #define UNKNOWN    "404 no such path on this port"
 
 /* The first row that fits is the one; a * at the end stands for anything, which
-   the function finds in op->path. A row without functions says
-   all there is to say, or is a key's. */
+   the function finds in op->path. A row without functions says all there is to
+   say, or is a key's. */
 static const struct route {
     enum conn_kind port; /* a client's or a peer's */
     const char *path;
@@ -8444,7 +8444,7 @@ static void on_bus_error(int number) {
     _exit(write(STDERR_FILENO, line, sizeof line - 1) < 0 ? number : 1);
 }
 
-/* What a signal interrupts, in whatever thread, goes on, unless it is a rest. */
+/* What a signal interrupts, in any thread, goes on, unless it is a rest. */
 static void signals_prepare(void) {
     struct sigaction action = {.sa_handler = on_signal, .sa_flags = SA_RESTART};
 
