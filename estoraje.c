@@ -1719,7 +1719,13 @@ static void log_index(const struct node *node, struct log *log,
  * A version is 54 bits of microseconds since 1970 and 10 bits of the number of
  * the node that made it: a hybrid logical clock (Kulkarni et al., 2014) in
  * which the counter is the microsecond itself, since a node's next version is
- * above all that it has seen. */
+ * above all that it has seen.
+ *
+ * The ceiling is on the disk, above every version that this node has issued,
+ * stored or promised; what is above it waits until a higher one is there. A
+ * start begins at the ceiling. Without it a process whose clock was set back
+ * could give a version twice, or one below what was acknowledged before, and
+ * would not know what the process before it had promised. */
 
 #define VERSION_TIME(us) ((uint64_t)(us) << VERSION_BITS)
 
@@ -1739,7 +1745,8 @@ static uint64_t clock_now(struct node *node) {
     return clock > physical ? clock : physical;
 }
 
-/* Moves the clock past a version that was seen; a wild one moves nothing. */
+/* Moves the clock past a version that was seen. A wild one moves nothing: one
+   clock that is far ahead would carry those of all nodes with it. */
 static void clock_see(struct node *node, uint64_t version) {
     unsigned long long clock = atomic_load(&node->clock);
 
@@ -1961,12 +1968,14 @@ static void ceiling_raise(struct node *node) {
 
 /*
  * Applies a record if and only if its version is above the one that is held:
- * it is appended and put into the index. The same version again is put in the
- * place of one that is rotten; a replay, which does not know that any more,
- * takes the later. From outside a record must not be below the floor, nor from
- * a wild clock unless what is held is, too. bytes is the record as it is sealed
- * for the network; NULL: a replay has found it in the log, just before
- * log->end. Under the partition's lock.
+ * it is appended and put into the index. The version that is held is ok, even
+ * below the floor: it was here first, so whoever raised the floor knows of it,
+ * and to refuse it would count a replica that has the record as one without.
+ * Where the copy held is rotten, the same version takes its place; a replay,
+ * which does not know what was rotten, takes the later of two. From outside a
+ * record must not be below the floor, nor from a wild clock unless what is held
+ * is, too. bytes is the record as it is sealed for the network; NULL: a replay
+ * has found it in the log, just before log->end. Under the partition's lock.
  */
 static struct accepted part_apply(struct node *node, struct part *part,
                                   struct log *log, uint8_t *bytes,
@@ -2022,13 +2031,15 @@ static void compact_end(struct node *node, struct part *part) {
  *
  * The floor of a key is the highest version promised for it, and never goes
  * down: what was read under a promise stays the newest until the promised
- * version is written, or fails. It lives in memory. When the table is full the
- * lowest promise is folded into the floor of the whole partition, which keeps
- * the promise but not for whom it was: its version is refused then, since
- * another key's would look the same. At a start the partition's floor is the
- * ceiling, above all that the processes before have promised: a floor that was
- * forgotten would let an older operation succeed beside a newer one that has
- * read without it. */
+ * version is written, or fails. If a floor were forgotten, an older operation
+ * could still succeed after a newer one has read without seeing it, and one of
+ * the two would be lost.
+ *
+ * Floors live in memory. When the table is full the lowest promise is folded
+ * into the floor of the whole partition. That still keeps lower versions out,
+ * but whose promise it was is forgotten, so the promised version itself is
+ * refused, too: another key's would look the same. At a start the partition's
+ * floor is the ceiling, above all that earlier processes have promised. */
 
 /* The promise for a key; NULL: there is none, or it was folded. Under the
    partition's lock, like all of these. */
@@ -2047,9 +2058,9 @@ static uint64_t promise_floor(struct part *part, uint64_t print) {
     return p != NULL ? p->version : part->floor;
 }
 
-/* Makes room for one promise more: those below the floor are folded already,
-   else the lowest is. One of a wild clock would refuse everything; it is only
-   made where there is one replica, and can be dropped. */
+/* Makes room for one more promise: the lowest is folded, unless the floor is
+   above it already. One of a wild clock would refuse everything; it is only
+   made by a node that runs alone, and can be dropped. */
 static void promise_fold(struct part *part) {
     struct promise *lowest = part->promises;
 
@@ -2061,7 +2072,7 @@ static void promise_fold(struct part *part) {
     *lowest = part->promises[--part->promised];
 }
 
-/* Promises a version to the coordinator of a key, above all that was. */
+/* Promises a version of a key, above its floor, to a coordinator. */
 static void promise_make(struct part *part, uint64_t print, uint64_t version) {
     struct promise *p = part->promises, *end = p + part->promised;
 
@@ -2082,12 +2093,12 @@ static void promise_keep(struct part *part, uint64_t print, uint64_t version) {
 
 /*
  * Promises a version for a key, if it is above what is held and what was
- * promised: a duplicate is refused, or two coordinators could take one promise
- * for theirs. Version 0 promises nothing. Either way says what is held: a.held,
- * and if that is not 0 *entry and *file, held for the caller, and whether the
- * disk has it, where -sync asks for that: if not, a loss of power may take it
- * back. Like an accepted version a promised one is below the ceiling: so the
- * next process, whose floor that is, keeps the promise.
+ * promised: a duplicate is refused, or two coordinators could both take one
+ * promise for theirs. Version 0 promises nothing. Either way it says what is
+ * held: a.held, and if that is not 0 *entry and *file, held for the caller;
+ * and, with -sync always, whether the disk has it yet: if not, a loss of power
+ * may take it back. Like an accepted version a promised one is below the
+ * ceiling: that is the floor of the next process, which so keeps the promise.
  */
 static struct accepted store_prepare(struct node *node, struct part *part,
                                      uint64_t version, uint64_t print,
@@ -2136,8 +2147,10 @@ static struct accepted store_prepare(struct node *node, struct part *part,
     return a;
 }
 
-/* The lowest version that a record may have which comes so, below what is held
-   aside. A promised one has to be the one promised, and no other. */
+/* The lowest version that a record may have if it comes in this way; what is
+   held is looked at elsewhere. One that was promised has to be exactly that: a
+   replica which has not promised it may have stored a record since that its
+   coordinator was not told of, and would bury it. */
 static uint64_t part_least(struct part *part, const struct record *r,
                            uint64_t print, enum how how) {
     const struct promise *p = promise_find(part, print);
