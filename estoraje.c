@@ -242,8 +242,8 @@ struct part {
     uint64_t floor; /* versions below are refused, of all keys */
     struct promise promises[PROMISES]; /* and of single ones */
     unsigned promised;                 /* so many */
-    struct op *turns;  /* consistent operations, at work or waiting for the one
-                         before on their key */
+    struct op *turns;  /* consistent operations: of each key one is at work, the
+                         others wait for it */
     uint64_t doubts;   /* causes of doubt so far */
     uint64_t cleared;  /* value of doubts when the last good round began */
     uint64_t round_at; /* ms: the next round of repair, doubt or not */
@@ -513,16 +513,16 @@ enum answer {
     ANSWER_NONE = 1,
     ANSWER_WAIT = 2,
     ANSWER_FAILED = 4,
-    ANSWER_LAME = 8, /* well, but it is recovering: for no majority */
+    ANSWER_LAME = 8, /* well, but it is recovering: counts for no majority */
     ANSWER_OK = 16,
-    ANSWER_SURE = 32 /* nor is it in doubt: one such answer is enough */
+    ANSWER_SURE = 32 /* and it is not in doubt: one such answer is enough */
 };
 #define ANSWER_COUNTS (ANSWER_OK | ANSWER_SURE)
 #define ANSWER_WELL   (ANSWER_LAME | ANSWER_COUNTS)
 
 /* Where a consistent operation is; see "Consistent operations". */
 enum phase {
-    PHASE_NONE,    /* it is a plain one */
+    PHASE_NONE,    /* it is a plain one, or has had its turn */
     PHASE_ROUTE,   /* sent to the owner that does it */
     PHASE_TURN,    /* waits there for those before it */
     PHASE_LOOK,    /* asks what the owners hold */
@@ -581,7 +581,7 @@ struct op {
     bool settles;    /* what is stored is the newest, not the client's record */
     bool tried;      /* the client's record was sent */
     bool turn;       /* it is this one's: in part->turns, under its lock */
-    bool jumped;     /* it had its turn before older ones */
+    bool jumped;     /* it got its turn before older ones */
     bool brief;      /* a forwarded HEAD: the value is not wanted */
     uint64_t promised;           /* bit i: owner i has answered in this round */
     uint64_t held[REPLICAS_MAX]; /* version that it held then */
@@ -2576,10 +2576,13 @@ static void sync_now(struct node *node, struct part *part) {
  * no other log. Whatever goes wrong, it is the old log that stays; who reads
  * from that keeps it open.
  *
- * Old tombstones go first, where the last round of repair has found that every
- * owner answered and none has a value that one of them covers. The floor of the
- * partition takes their place: a copy of such a value that is still on its way
- * would bring the key back.
+ * Old tombstones go first, where every owner has answered in the last round of
+ * repair and none has a value that one of them covers: it would come back. The
+ * floor of the partition takes their place, since a copy of such a value may
+ * still be on its way here. One on its way to an owner that never had the
+ * tombstone is refused there for its age: a tombstone goes after 15 minutes, a
+ * record that comes first-hand is refused after 10, and the 5 between are for
+ * clocks that differ.
  *
  * A log with damage is left as it is until that is repaired, written over or
  * given up: what cannot be copied must not become absent. */
@@ -5585,8 +5588,10 @@ static void write_answered(struct op *op, unsigned i, unsigned status,
 
 /*
  * Sends the record to all owners of the view: to this node itself last, since
- * that may be the end of it. If one of them holds more, it gets a new version,
- * above that; it waits while that is above the ceiling, but not for ever.
+ * that may be the end of it. If an attempt has met a higher version, it gets a
+ * new one above that, with the same etag; it waits while that is above the
+ * ceiling, but not for ever. Answers are counted anew then: a majority has to
+ * hold one and the same version, or none of them would outlast the others.
  */
 static void write_attempt(struct op *op) {
     struct node *node = op->w->node;
@@ -5639,7 +5644,8 @@ static bool op_stalled(const struct op *op) {
  * What the answers so far amount to. With a majority it waits a little for the
  * others that live, so that on a healthy cluster every replica has what was
  * acknowledged. Without a chance for a majority it tries again above the
- * highest version it was told, if it was told one.
+ * highest version it was told, if it was told one: what is acknowledged has to
+ * be the newest, or the next repair would take it away again.
  */
 static void write_judge(struct op *op) {
     struct worker *w = op->w;
@@ -5880,12 +5886,13 @@ static void read_begin(struct op *op) {
 
 /* ---- Consistent operations.
  *
- * One key is one register of CASPaxos (Rystsov, 2018), without a leader. Who
- * writes takes a version and has a majority of the owners promise it: that they
- * store nothing lower from then on, and what they hold now. The newest of that
- * is what the write is conditional on, and what it replaces; then the record is
- * stored, under that version, by those that promised. Two majorities have an
- * owner in common, so of two such writes one sees the other, or fails it.
+ * One key is one register of CASPaxos (Rystsov, 2018), without a leader. The
+ * coordinator of a write takes a version and has a majority of the owners
+ * promise to store nothing lower from then on, and say what they hold now. The
+ * newest of that is what the write's condition is checked against, and what it
+ * replaces; then the record is stored, under that version, by those that
+ * promised. Two majorities have an owner in common, so of two such writes one
+ * sees the other, or makes it fail.
  *
  *     prepare   version, or 0 to look only; a version that the asker has; key
  *               answers verdict 1, tombstone 1, worth 1, unsynced 1, 0 4;
@@ -5896,13 +5903,15 @@ static void read_begin(struct op *op) {
  *               answers status 8, etag 8, then the record or a line of text
  *
  * A read looks at what the owners hold, and answers with what a majority holds
- * in one version. If there is none a write was cut short, or is under way: then
- * which is the newest may depend on whom one asks, so it is settled, by a
- * consistent write of the newest with its own etag, before anybody is told.
+ * in one version. If there is no such version, a write was cut short or is
+ * under way: which is the newest then depends on whom one asks, and a later
+ * read could find an older one. So the newest is settled before anybody is told
+ * of it: it is written once more, consistently, and keeps its etag.
  *
- * Operations on one key would fail each other all the time. So they go to the
- * first of its owners that lives, and are done there one at a time. Where two
- * nodes take different ones for the first, they do fail each other, and are
+ * Operations on one key that run side by side keep failing each other: each
+ * prepare voids the promises of the one before. So they all go to the first
+ * owner that is alive, and are done there one at a time. If two nodes take
+ * different owners for the first, their operations do fail each other, but are
  * safe all the same. */
 
 #define CONSISTENT_MS     5000 /* for all rounds of an operation */
@@ -5995,11 +6004,11 @@ static void prepare_body(struct op *op) {
 
 static void consistent_start(struct op *op);
 
-/* Lets the next operation on the key, whose etag is this now or 0, have its
-   turn. An older one goes first; but of those that can succeed only on what was
-   just written one may jump the queue, every other time: among many that
-   compare and set most have lost already, and to let them find out first would
-   have the others lose as well. */
+/* Ends an operation's turn, and gives it to the next one on the key, whose etag
+   is this now (0: absent, or not known). The oldest goes first; but every other
+   time one may jump the queue whose If-Match names what was just written. Where
+   many compare and set one key, most of those that wait have lost already, and
+   while they find that out the one that could succeed would lose as well. */
 static void turn_give(struct op *op, uint64_t etag) {
     struct op **at, *oldest = NULL, *next = NULL;
 
@@ -6056,8 +6065,8 @@ static void turn_take(struct op *op) {
         consistent_start(op);
 }
 
-/* ---- How a consistent operation ends: a reading with a record, a write with
-   its etag, either with a line of text. Before that the next has its turn. */
+/* ---- How a consistent operation ends: a read with a record, a write with its
+   etag, either with a line of text. First the next one is given its turn. */
 
 /* Tells the node that has the client. */
 static void forward_answer(struct op *op, unsigned status, uint64_t etag,
@@ -6159,13 +6168,13 @@ static bool consistent_here(struct op *op) {
 static void consistent_round(struct op *op);
 static void consistent_judge(struct op *op);
 
-/* Another round: at once, or after a while that grows, by chance, so that two
-   nodes which fail each other do so no more. */
+/* Another round: at once, or after a random rest that grows, so that two nodes
+   do not go on failing each other. */
 static void consistent_again(struct op *op) {
     struct worker *w = op->w;
 
     if (op->phase == PHASE_WRITE && op_count(op, ANSWER_WAIT, false) > 0)
-        op->reached = true; /* whoever has not answered may have it */
+        op->reached = true; /* an owner that has not answered may have it */
     op->tried = op->tried && op->reached; /* else all have refused it */
     op->attempt++; /* answers to this round are void, and so is its version */
     op->version = 0;
@@ -6220,8 +6229,8 @@ static void consistent_send(struct op *op, unsigned i) {
     op_call(op, i, "promised", buf_slice(op->settles ? &op->old : &op->rec));
 }
 
-/* Has the client's record, or the newest as it is, stored by all that have
-   promised, this node last. They are to say so in this same round. */
+/* Has the client's record, or the newest as it is, stored by all owners that
+   have promised, this node last. Only answers of this same round count. */
 static void consistent_store(struct op *op) {
     struct buf *bytes = op->settles ? &op->old : &op->rec;
 
@@ -6246,7 +6255,8 @@ static void consistent_store(struct op *op) {
     }
 }
 
-/* Writes the newest once more: then a majority holds it in one version. */
+/* Writes the newest once more, which takes a promise first: then a majority
+   holds it in one version. */
 static void consistent_settle(struct op *op) {
     struct record r = {0};
 
@@ -6289,11 +6299,12 @@ static void consistent_tell(struct op *op) {
 
 /*
  * A majority has promised: what is to be written? If the client's record was
- * sent before, and fell short, it may be what another operation has gone on
- * from: it is written again only where the newest is still what it was read
- * from, or is that record. A condition that does not hold is told only when a
- * majority holds what it does not hold for: else what the client is told of
- * might never have been.
+ * sent before and fell short, another operation may have found it, gone on from
+ * it and replaced it: to write it again would do it twice. So that is done only
+ * where the newest is that record, or what was there before it; else nobody can
+ * say what became of it. That a condition does not hold is told only when a
+ * majority holds the record for which it does not: one that few hold may still
+ * vanish, and the client would be refused for what never was.
  */
 static void consistent_decide(struct op *op) {
     bool present = op->newest != 0 && !op->newest_tombstone;
@@ -6388,10 +6399,11 @@ static bool consistent_prepared(struct op *op, unsigned i, struct slice body) {
 }
 
 /*
- * An owner's answer has come, or its link has failed. The first of one is to
- * the prepare, the second to the record: who promises when that is under way
- * gets it at once. Only those that said ok to the record count then, and of all
- * owners, or two majorities might have nobody in common.
+ * An owner's answer has come, or its link has failed. Its first answer is to
+ * the prepare, its second to the record: an owner that promises while the
+ * record is on its way to others is sent it at once. Those that said ok to the
+ * record have to be a majority of all owners, not of those that promised, or
+ * two majorities might have nobody in common.
  */
 static void consistent_answered(struct op *op, unsigned i, unsigned status,
                                 struct slice body) {
@@ -6485,8 +6497,8 @@ static void consistent_start(struct op *op) {
 
 /* ---- The way to the owner that does it */
 
-/* The node that was asked has answered, or its link has failed. A write may
-   have been done then; a read is asked of the next. */
+/* The node that was asked has answered, or its link has failed. In that case a
+   write may have been done, and a read is asked of the next owner. */
 static void forward_answered(struct op *op, unsigned i, unsigned status,
                              struct slice body);
 
