@@ -6752,34 +6752,36 @@ static void worker_beat(struct worker *w) {
 
 /* ---------------------------------------------------------------- Repair
  *
- * A round of repair brings one partition up to date and ends the doubt about
- * it. It is one when a majority of the owners, this one among them, has taken
- * part. One thread does it, in blocking code; who is asked never waits. First
- * the owners' digests are compared: a partition is cut into 256 buckets by
- * fingerprint, and a bucket's sum is that of a hash of each key's fingerprint
- * and version. Replicas that are equal are done with that. Of the buckets that
- * differ all owners are asked for a list, then it is decided what is missing
- * here, and that is pulled. In these calls a number has 8 bytes:
+ * A round of repair brings one partition up to date. It ends the doubt about it
+ * if a majority of the owners, this one among them, has taken part. One thread
+ * makes the rounds, in blocking code; the threads that answer it never wait, or
+ * two nodes that ask each other would wait for ever. First the owners' digests
+ * are compared: a partition is cut into 256 buckets by fingerprint, and the sum
+ * of a bucket adds up a hash of each key's fingerprint and version. Between
+ * replicas that are equal this is all. Otherwise each owner is asked for a list
+ * of the buckets in which it differs; then it is decided what is missing here,
+ * and that is pulled. In these calls a number has 8 bytes:
  *
  *     digest  partition, floor, cutoff
- *             answers what it says is worth, entries, sum of all buckets
+ *             answers what its word is worth, entries, sum of all buckets
  *     list    partition, cutoff, first and last bucket, the asker's sum of each
- *             answers what it says is worth; a bit for each bucket, set if it
+ *             answers what its word is worth; a bit for each bucket, set if it
  *             differs, 32 bytes; the entries of these, in order
  *     pull    partition, fingerprints in order
- *             answers what it says is worth, how many fingerprints it was for,
- *             and their records
+ *             answers what its word is worth, how many of the fingerprints were
+ *             looked up, and their records
  *
  * A tombstone below the cutoff counts as absent, so that owners which dropped
  * it at different times are equal; lists name it all the same, or an owner with
- * an older value would keep that. The asker sends the cutoff, since two clocks
- * would make two, and a difference where there is none.
+ * an older value would keep that. The asker sends the cutoff: two clocks would
+ * make two of it, and a difference where there is none.
  *
- * After an unclean start a replica may have lost what it had accepted, and must
- * not be counted until it has made that good: it is recovering. It has its
- * ceiling put under the floors of so many others that no majority can be found
- * without one of them, so that no write which it forgot can still succeed
- * without being seen; then it repairs with these.
+ * After an unclean start a replica may have lost what it had accepted, and has
+ * forgotten what it had promised. It must not be counted until it has made that
+ * good: it is recovering. It raises the floors of so many other owners above
+ * its ceiling that there is no majority without one of them: from then on no
+ * operation that counted on it can still succeed unseen. Then it takes over
+ * what these owners hold.
  */
 
 /* What the word of a replica is worth in a round. */
@@ -7031,9 +7033,9 @@ struct repair {
     uint64_t entries; /* here */
     uint64_t sums[BUCKETS];
     struct buf mine; /* a list */
-    bool whole;      /* all others took part, well or lame */
+    bool whole;      /* all others took part, some maybe recovering */
     bool failed;     /* something is still missing here */
-    bool needed;     /* some old tombstone is, by another owner or here */
+    bool needed;     /* some tombstone is, by another owner or here */
 };
 
 /* Calls a member, not faster than -moveRate. true: the answer, of that size at
@@ -7082,11 +7084,11 @@ static void repair_ask(struct repair *repair) {
     buf_word(&repair->ask, repair->part->number);
 }
 
-/* Has the key of a record settled, which is below the floor here and on no
-   majority: whether it is to be is not for this replica to say. A promise that
-   was made here may have been counted by an operation that has not seen it. */
+/* Has the key of a record settled which is below the floor here and is not held
+   by a majority. To take it as it is would break a promise: an operation that
+   counts on the floor here may not have seen the record. */
 static bool repair_settle(struct repair *repair, struct slice key) {
-    static const uint8_t head[3] = {1, 0, 0}; /* a read, with no conditions */
+    static const uint8_t head[3] = {FORWARD_READ, 0, 0}; /* no conditions */
 
     repair->ask.n = 0;
     buf_add(&repair->ask, head, sizeof head);
@@ -7112,10 +7114,11 @@ static enum verdict repair_accept(struct repair *repair, struct slice record,
 
 /*
  * Stores pulled records, which come in the order in which they were wanted. One
- * that is newer by now than was listed is not what a majority has: the floor
- * counts. A settled key is written by its coordinator, so the record is tried
- * again to see if it is held then: a majority may be without this replica.
- * false: one is missing or malformed, or cannot be stored.
+ * that is newer than it was when listed may not be what a majority holds: the
+ * floor counts for it. To settle a key is to have it written by a coordinator,
+ * maybe to a majority without this replica: so the record is tried once more,
+ * to see if what is held here now is as new. false: a record is missing or
+ * malformed, or cannot be stored.
  */
 static bool repair_store(struct repair *repair, const struct want *want,
                          const struct want *end, struct slice records) {
@@ -7218,10 +7221,10 @@ static void repair_want(struct other *other, uint64_t print, uint64_t version,
     buf_add(&other->wants, &want, sizeof want);
 }
 
-/* What follows for an owner from the newest that anybody has of a fingerprint.
-   It is told what it lacks, else it learns of it with its own next round only.
-   Not while that is so new that it may be on its way: two replicas under load
-   would have each other repair for ever. */
+/* What follows for an owner from the newest record that anybody has of a
+   fingerprint. An owner that lacks it is told so, else it would find out only
+   with its own next round. But not while the record is so new that it may still
+   be on its way: two replicas under load would keep each other repairing. */
 static void other_judge(struct repair *repair, struct other *other,
                         const struct claim *c, const struct claim *newest) {
     uint64_t settled = VERSION_TIME(now_us() - LOST_MS * UINT64_C(1000));
@@ -7229,7 +7232,7 @@ static void other_judge(struct repair *repair, struct other *other,
                  !(claim_absent(repair, c) && claim_absent(repair, newest));
 
     if (c->marks & LIST_BAD && c->version > newest->version)
-        other->word = WORD_HIDES; /* and nobody has it whole */
+        other->word = WORD_HIDES; /* it had one that nobody has whole */
     if (lacks && other->word == WORD_GOOD && newest->version < settled)
         peer_missed(repair->node, other->m->number, repair->part->number);
 }
@@ -7433,7 +7436,7 @@ static bool repair_enough(const struct repair *repair) {
         good += repair->others[i].word == WORD_GOOD;
         lame += repair->others[i].word == WORD_LAME;
     }
-    if (repair->floor > 0) { /* no majority is to be without one of these */
+    if (repair->floor > 0) { /* no majority may be without one of these */
         need = (repair->owners + 1) / 2;
         if (lame > 0 || need > repair->count)
             need = repair->count;
@@ -7526,7 +7529,7 @@ static unsigned repair_count(struct repair *repair, unsigned *recovering) {
 }
 
 /* Goes over all partitions owned here and repairs those in doubt, and those
-   whose turn it is. How many are left in doubt. */
+   whose time has come. How many are left in doubt. */
 static unsigned repair_all(struct repair *repair) {
     struct node *node = repair->node;
     struct peer *me = &node->peers[node->self.number];
