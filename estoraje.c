@@ -575,7 +575,7 @@ struct op {
 
     /* The same of a consistent operation. */
     enum phase phase;
-    bool consistent; /* it was asked for */
+    bool consistent; /* ?consistent was in the query */
     bool forwarded;  /* by another node, which has the client */
     bool reads;      /* GET or HEAD */
     bool settles;    /* what is stored is the newest, not the client's record */
@@ -585,7 +585,7 @@ struct op {
     bool brief;      /* a forwarded HEAD: the value is not wanted */
     uint64_t promised;           /* bit i: owner i has answered in this round */
     uint64_t held[REPLICAS_MAX]; /* version that it held then */
-    uint64_t began;              /* ms */
+    uint64_t began;              /* ms: when it got in line for its turn */
     uint64_t next_at;            /* no further round before */
     uint64_t newest, newest_etag; /* held by those that count; 0: absent */
     bool newest_tombstone;
@@ -6049,7 +6049,7 @@ static void turn_give(struct op *op, uint64_t etag) {
 static void turn_take(struct op *op) {
     struct op **at = &op->part->turns;
 
-    op->began = op->w->now; /* not when it was sent to an owner that is gone */
+    op->began = op->w->now;
     op->phase = PHASE_TURN;
     op->resume = consistent_start;
     pthread_mutex_lock(&op->part->lock);
@@ -6265,14 +6265,14 @@ static void consistent_settle(struct op *op) {
         consistent_again(op);
         return;
     }
-    if (op->newest == op->here &&
-        !entry_read(op->file, &op->entry, SIZE_MAX, &op->old, &r)) {
-        part_damaged(op->w->node, op->part, &op->entry);
-        consistent_again(op);
-        return;
-    }
-    if (op->newest == op->here)
+    if (op->newest == op->here) {
+        if (!entry_read(op->file, &op->entry, SIZE_MAX, &op->old, &r)) {
+            part_damaged(op->w->node, op->part, &op->entry);
+            consistent_again(op);
+            return;
+        }
         record_seal(op->old.p, 0);
+    }
     if (!record_parse(op->old.p, op->old.n, 0, &r) || r.version != op->newest)
         consistent_again(op);
     else
@@ -6568,8 +6568,6 @@ static void forward_answered(struct op *op, unsigned i, unsigned status,
 
 /* Begins an operation of a client, whose body has arrived. */
 static void consistent_begin(struct op *op) {
-    op->consistent = true;
-    op->began = op->w->now;
     op->phase = PHASE_ROUTE;
     if (!op->reads) {
         record_end(&op->rec, op->value_at);
@@ -6584,7 +6582,7 @@ static void consistent_begin(struct op *op) {
    it is done here, whoever this node takes for the first owner. */
 static void consistent_body(struct op *op) {
     struct slice ask = buf_slice(&op->rec), text;
-    struct record r;
+    struct record r = {0};
     bool good = ask.n > 3;
     size_t skip = 3;
 
@@ -6615,8 +6613,7 @@ static void consistent_body(struct op *op) {
     }
     memcpy(op->key_bytes, ask.p, ask.n);
     op->key = (struct slice){op->key_bytes, ask.n};
-    op->consistent = op->forwarded = true;
-    op->began = op->w->now;
+    op->forwarded = true;
     turn_take(op);
 }
 
