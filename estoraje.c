@@ -5557,32 +5557,43 @@ static void write_failed(struct op *op) {
                      op->count);
 }
 
-static void write_judge(struct op *op);
+/* An owner has refused a version: the next one has to be above this. */
+static void op_above(struct op *op, uint64_t above) {
+    clock_see(op->w->node, above);
+    if (above > op->highest)
+        op->highest = above;
+}
 
-/* An owner's vote has come, or its link has failed: then the write may have
-   arrived. Whether the key existed is what the newest record says that was held
-   before the first attempt. */
-static void write_answered(struct op *op, unsigned i, unsigned status,
-                           struct slice body) {
+/* Takes an owner's vote. Status 0: its link has failed, and the record may have
+   arrived all the same. What else is no vote was refused unread. */
+static void vote_take(struct op *op, unsigned i, unsigned status,
+                      struct slice body) {
     bool voted = status == 200 && body.n == VOTE_SIZE;
     int verdict = voted ? body.p[0] : ACCEPT_DEAD;
-    uint64_t held = voted ? get64(body.p + 8) : 0;
 
     op->answers[i] = verdict == ACCEPT_OK ? body.p[2] : ANSWER_FAILED;
     op->reached = op->reached || verdict == ACCEPT_OK || status == 0 ||
                   (voted && body.p[3]);
     op->full = op->full || verdict == ACCEPT_FULL;
+    if (verdict == ACCEPT_HELD || verdict == ACCEPT_FLOOR)
+        op_above(op, get64(body.p + 16));
+}
+
+static void write_judge(struct op *op);
+
+/* An owner has answered to a plain write, or its link has failed. Whether the
+   key existed is what the newest record says that was held before the first
+   attempt. */
+static void write_answered(struct op *op, unsigned i, unsigned status,
+                           struct slice body) {
+    bool voted = status == 200 && body.n == VOTE_SIZE;
+    uint64_t held = voted ? get64(body.p + 8) : 0;
+
     if (op->attempt == 1 && held != op->version && held > op->existed_version) {
         op->existed_version = held;
         op->existed = body.p[1];
     }
-    if (verdict == ACCEPT_HELD || verdict == ACCEPT_FLOOR) {
-        uint64_t above = get64(body.p + 16);
-
-        clock_see(op->w->node, above);
-        if (above > op->highest)
-            op->highest = above;
-    }
+    vote_take(op, i, status, body);
     write_judge(op);
 }
 
@@ -6216,9 +6227,7 @@ static void consistent_note(struct op *op, unsigned i,
             op->newest_tombstone = p->tombstone;
         }
     } else if (p->verdict == ACCEPT_HELD || p->verdict == ACCEPT_FLOOR) {
-        clock_see(op->w->node, p->above);
-        if (p->above > op->highest)
-            op->highest = p->above;
+        op_above(op, p->above);
     } else if (p->verdict == ACCEPT_DAMAGED) {
         op->damaged = true;
     }
@@ -6416,18 +6425,7 @@ static void consistent_answered(struct op *op, unsigned i, unsigned status,
         else if (!good || op->phase == PHASE_WRITE)
             op->answers[i] = ANSWER_FAILED; /* nor does it have the record */
     } else {
-        bool voted = status == 200 && body.n == VOTE_SIZE;
-        int verdict = voted ? body.p[0] : ACCEPT_DEAD;
-
-        op->answers[i] = verdict == ACCEPT_OK ? body.p[2] : ANSWER_FAILED;
-        op->reached = op->reached || verdict == ACCEPT_OK || status == 0 ||
-                      (voted && body.p[3]);
-        op->full = op->full || verdict == ACCEPT_FULL;
-        if ((verdict == ACCEPT_HELD || verdict == ACCEPT_FLOOR) &&
-            get64(body.p + 16) > op->highest) {
-            op->highest = get64(body.p + 16);
-            clock_see(op->w->node, op->highest);
-        }
+        vote_take(op, i, status, body);
     }
     consistent_judge(op);
 }
