@@ -247,6 +247,9 @@ struct part {
     uint64_t doubts;   /* causes of doubt so far */
     uint64_t cleared;  /* value of doubts when the last good round began */
     uint64_t round_at; /* ms: the next round of repair, doubt or not */
+    uint64_t again_at; /* ms: the next after one that failed, */
+    uint64_t failed;   /* for that value of doubts, */
+    unsigned failures; /* so many times in a row */
     bool recovering;   /* after an unclean start: what it says does not count */
     /* Syncing. */
     bool dirty;         /* it has records that no sync has begun to cover */
@@ -2061,13 +2064,14 @@ static uint64_t promise_floor(struct part *part, uint64_t print) {
 /* Makes room for one more promise: the lowest is folded, unless the floor is
    above it already. One of a wild clock would refuse everything; it is only
    made by a node that runs alone, and can be dropped. */
-static void promise_fold(struct part *part) {
+static void promise_fold(const struct node *node, struct part *part) {
     struct promise *lowest = part->promises;
 
     for (struct promise *p = lowest; p < part->promises + part->promised; p++)
         if (p->version < lowest->version)
             lowest = p;
-    if (lowest->version > part->floor && !clock_too_far(lowest->version))
+    if (lowest->version > part->floor &&
+        (node->etcd != NULL || !clock_too_far(lowest->version)))
         part->floor = lowest->version;
     *lowest = part->promises[--part->promised];
 }
@@ -2123,8 +2127,8 @@ static struct accepted store_prepare(struct node *node, struct part *part,
         *entry = *e;
         *file = file_hold(part->log.file);
     }
-    if (part->promised == PROMISES)
-        promise_fold(part);
+    if (version != 0 && part->promised == PROMISES)
+        promise_fold(node, part);
     a.verdict = ACCEPT_OK;
     a.above = promise_floor(part, print);
     if (part->unsure > (e != NULL ? entry_offset(e) : 0)) {
@@ -4123,10 +4127,11 @@ static void caller_aim(struct caller *k, const char *host, unsigned port) {
 }
 
 /* Sends or receives once the socket is ready for it. The number of bytes; 0:
-   the end, an error, or too late. */
+   the end, an error, or too late: nothing has moved for so many ms. */
 static size_t caller_move(const struct caller *k, bool out, uint8_t *p,
-                          size_t n, uint64_t until) {
+                          size_t n, uint64_t ms) {
     struct pollfd fd = {k->fd, out ? POLLOUT : POLLIN, 0};
+    uint64_t until = now_ms() + ms;
     ssize_t moved;
 
     while (poll(&fd, 1, 100) <= 0)
@@ -4155,9 +4160,9 @@ static bool caller_connect(struct caller *k) {
 }
 
 /* Reads more into k->in. false: the end, an error, or too late. */
-static bool caller_more(struct caller *k, uint64_t until) {
+static bool caller_more(struct caller *k, uint64_t ms) {
     uint8_t *to = buf_grow(&k->in, READ_SIZE);
-    size_t n = caller_move(k, false, to, READ_SIZE, until);
+    size_t n = caller_move(k, false, to, READ_SIZE, ms);
 
     k->in.n -= READ_SIZE - n;
     return n > 0;
@@ -4165,7 +4170,7 @@ static bool caller_more(struct caller *k, uint64_t until) {
 
 /* Reads an answer: its head, of which the slices are not to be used, and its
    body into k->reply. */
-static bool caller_answer(struct caller *k, struct http *h, uint64_t until) {
+static bool caller_answer(struct caller *k, struct http *h, uint64_t ms) {
     size_t at = 0, scanned = 0;
     const char *refusal = NULL;
     struct chunks chunks;
@@ -4173,7 +4178,7 @@ static bool caller_answer(struct caller *k, struct http *h, uint64_t until) {
 
     k->in.n = k->reply.n = 0;
     while (at == 0 && refusal == NULL) {
-        if (!caller_more(k, until))
+        if (!caller_more(k, ms))
             return false;
         at = http_head_end(k->in.p, k->in.n, &scanned, &refusal);
     }
@@ -4189,7 +4194,7 @@ static bool caller_answer(struct caller *k, struct http *h, uint64_t until) {
         at += (size_t)used;
         if (at == k->in.n)
             at = k->in.n = 0;
-        if (used == 0 && !caller_more(k, until))
+        if (used == 0 && !caller_more(k, ms))
             return false; /* what is left is a part of a line */
     }
     return true;
@@ -4198,7 +4203,7 @@ static bool caller_answer(struct caller *k, struct http *h, uint64_t until) {
 /* Sends a POST, over a new connection if there is none. fields: more header
    lines, each with its CR LF, or "". */
 static bool caller_post(struct caller *k, const char *path, const char *fields,
-                        struct slice body, uint64_t until) {
+                        struct slice body, uint64_t ms) {
     struct buf b = {0};
     char where[300];
     size_t sent = 0, n;
@@ -4211,7 +4216,7 @@ static bool caller_post(struct caller *k, const char *path, const char *fields,
     buf_print(&b, "%zu\r\n\r\n", body.n);
     buf_add(&b, body.p, body.n);
     do {
-        n = caller_move(k, true, b.p + sent, b.n - sent, until);
+        n = caller_move(k, true, b.p + sent, b.n - sent, ms);
         sent += n;
     } while (n > 0 && sent < b.n);
     n = b.n;
@@ -4220,9 +4225,10 @@ static bool caller_post(struct caller *k, const char *path, const char *fields,
 }
 
 /*
- * One call, a POST: the status, with the answer's body in k->reply, or -1. A
- * connection that was kept may have been closed meanwhile, so that a call is
- * tried once more on a new one: calls must be such that twice is no harm.
+ * One call, a POST: the status, with the answer's body in k->reply, or -1, also
+ * when nothing has moved for so many ms. A connection that was kept may have
+ * been closed meanwhile, so that a call is tried once more on a new one: calls
+ * must be such that twice is no harm.
  */
 static int caller_call(struct caller *k, const char *path, const char *fields,
                        struct slice body, uint64_t ms) {
@@ -4232,8 +4238,8 @@ static int caller_call(struct caller *k, const char *path, const char *fields,
 
     do {
         kept = k->fd >= 0;
-        done = caller_post(k, path, fields, body, until) &&
-               caller_answer(k, &h, until);
+        done =
+            caller_post(k, path, fields, body, ms) && caller_answer(k, &h, ms);
         if (!done || !h.keep)
             caller_close(k);
     } while (!done && kept && now_ms() < until);
@@ -4304,10 +4310,9 @@ static bool etcd_call(struct etcd *e, const char *path, struct slice *reply,
             buf_add(&body, request, 1);
     va_end(args);
     caller_aim(k, at->host, at->port);
-    status =
-        reply == NULL
-            ? caller_post(k, path, fields, buf_slice(&body), now_ms() + e->ms)
-            : caller_call(k, path, fields, buf_slice(&body), e->ms);
+    status = reply == NULL
+                 ? caller_post(k, path, fields, buf_slice(&body), e->ms)
+                 : caller_call(k, path, fields, buf_slice(&body), e->ms);
     buf_free(&body);
     if (reply == NULL)
         return status;
@@ -5400,6 +5405,10 @@ static void replica_accept(struct op *op) {
         op_due(op, replica_accept);
         return;
     }
+    if (op->vote.verdict == ACCEPT_FLOOR && op->phase != PHASE_WRITE)
+        doubt_part(node, op->partition); /* the others may have taken it, and
+                                            it is acknowledged before a
+                                            heartbeat tells */
     op->resume = replica_vote;
     if (op->vote.verdict == ACCEPT_OK && node->sync == SYNC_ALWAYS)
         sync_park(node, op->part, op);
@@ -5951,7 +5960,8 @@ static struct prepared replica_prepare(struct op *op, uint64_t version,
     struct prepared p = {.worth = (uint8_t)part_worth(w->node, op->part)};
     struct accepted a = store_prepare(w->node, op->part, version,
                                       op->fingerprint, op->key, entry, file);
-    bool whole = op->answered == NULL && a.held != known;
+    bool whole =
+        op->answered == NULL && a.verdict == ACCEPT_OK && a.held != known;
     struct record r;
 
     p.verdict = (uint8_t)a.verdict;
@@ -6000,8 +6010,7 @@ static void prepare_body(struct op *op) {
     put64(answer.p + 8, p.held);
     put64(answer.p + 16, p.above);
     put64(answer.p + 24, p.etag);
-    if (file != NULL && p.verdict != ACCEPT_DAMAGED &&
-        p.held != get64(ask.p + 8)) {
+    if (file != NULL && p.verdict == ACCEPT_OK && p.held != get64(ask.p + 8)) {
         record_seal(record->p, 0);
         buf_add(&answer, record->p, record->n);
     }
@@ -6037,7 +6046,8 @@ static void turn_give(struct op *op, uint64_t etag) {
             continue;
         if (oldest == NULL)
             oldest = o;
-        if (next == NULL && !op->jumped && o->if_match[0] != '\0' &&
+        if (next == NULL && !op->jumped && !o->reads &&
+            o->if_match[0] != '\0' &&
             etag_listed(slice_of(o->if_match), etag, false))
             next = o;
     }
@@ -6113,7 +6123,7 @@ static void consistent_failed(struct op *op) {
         consistent_error(op, 500,
                          "damaged: the value fails its checksum, and no "
                          "majority of replicas has it");
-    else if (op->full)
+    else if (op->full && !op->reads)
         consistent_error(op, 507,
                          "no room left on the disk: nothing was stored; "
                          "delete something, or make room");
@@ -6184,7 +6194,8 @@ static void consistent_judge(struct op *op);
 static void consistent_again(struct op *op) {
     struct worker *w = op->w;
 
-    if (op->phase == PHASE_WRITE && op_count(op, ANSWER_WAIT, false) > 0)
+    if (op->phase == PHASE_WRITE && !op->settles &&
+        op_count(op, ANSWER_WAIT, false) > 0)
         op->reached = true; /* an owner that has not answered may have it */
     op->tried = op->tried && op->reached; /* else all have refused it */
     op->attempt++; /* answers to this round are void, and so is its version */
@@ -6396,7 +6407,7 @@ static bool consistent_prepared(struct op *op, unsigned i, struct slice body) {
             r.version != p.held)
             return false;
         if (op->phase != PHASE_WRITE && p.held >= op->newest &&
-            (p.worth & ANSWER_COUNTS) != 0) {
+            p.verdict == ACCEPT_OK && (p.worth & ANSWER_COUNTS) != 0) {
             op->old.n = 0;
             buf_add(&op->old, body.p, body.n);
         }
@@ -6425,7 +6436,10 @@ static void consistent_answered(struct op *op, unsigned i, unsigned status,
         else if (!good || op->phase == PHASE_WRITE)
             op->answers[i] = ANSWER_FAILED; /* nor does it have the record */
     } else {
+        bool reached = op->reached;
+
         vote_take(op, i, status, body);
+        op->reached = op->settles ? reached : op->reached;
     }
     consistent_judge(op);
 }
@@ -7015,7 +7029,9 @@ struct claim {
 struct repair {
     struct node *node;
     struct view *view;
-    struct caller *callers[MEMBERS_MAX + 1]; /* by number */
+    struct caller *callers[MEMBERS_MAX + 1]; /* by number; [0]: for settling,
+                                                while another's reply is used */
+    uint64_t rest;                           /* ms, before the next call */
     struct buf fields, ask;                  /* of a call */
     uint64_t records, bytes, settled;
     uint64_t tell_at;
@@ -7033,17 +7049,20 @@ struct repair {
     bool needed;     /* some tombstone is, by another owner or here */
 };
 
-/* Calls a member, not faster than -moveRate. true: the answer, of that size at
-   least, is in its caller's reply. */
+/* Calls a member, not faster than -moveRate: the rest that an answer costs is
+   before the next call, since what has come may get old. slot: of the caller.
+   true: the answer, of that size at least, is in its reply. */
 static bool repair_call(struct repair *repair, const struct member *m,
-                        const char *path, size_t least) {
+                        unsigned slot, const char *path, size_t least) {
     struct node *node = repair->node;
     uint64_t rate = node->flags.move_rate;
-    struct caller *k = repair->callers[m->number];
+    struct caller *k = repair->callers[slot];
     bool good;
 
+    node_rest(node, repair->rest);
+    repair->rest = 0;
     if (k == NULL) {
-        k = repair->callers[m->number] = memory(1, sizeof *k);
+        k = repair->callers[slot] = memory(1, sizeof *k);
         k->fd = -1;
     }
     caller_aim(k, m->host, m->peer_port);
@@ -7056,7 +7075,7 @@ static bool repair_call(struct repair *repair, const struct member *m,
     if (!good)
         return false;
     repair->bytes += k->reply.n;
-    node_rest(node, rate == 0 ? 0 : k->reply.n * 1000 / rate);
+    repair->rest = rate == 0 ? 0 : k->reply.n * 1000 / rate;
     return true;
 }
 
@@ -7066,7 +7085,7 @@ static bool other_call(struct repair *repair, struct other *other,
                        const char *path, size_t least) {
     uint64_t word = WORD_NONE;
 
-    if (repair_call(repair, other->m, path, least))
+    if (repair_call(repair, other->m, other->m->number, path, least))
         word = get64(repair->callers[other->m->number]->reply.p);
     if (word > other->word)
         other->word = word < WORD_NONE ? (enum word)word : WORD_NONE;
@@ -7081,15 +7100,17 @@ static void repair_ask(struct repair *repair) {
 
 /* Has the key of a record settled which is below the floor here and is not held
    by a majority. To take it as it is would break a promise: an operation that
-   counts on the floor here may not have seen the record. */
-static bool repair_settle(struct repair *repair, struct slice key) {
+   counts on the floor here may not have seen the record. It is done by the owner
+   that has it: others might find a majority that agrees without it, and settle
+   nothing. */
+static bool repair_settle(struct repair *repair, const struct other *from,
+                          struct slice key) {
     static const uint8_t head[3] = {FORWARD_READ, 0, 0}; /* no conditions */
 
     repair->ask.n = 0;
     buf_add(&repair->ask, head, sizeof head);
     buf_add(&repair->ask, key.p, key.n);
-    return repair_call(repair, &repair->view->member[repair->view->me],
-                       "/_peer/consistent", 0);
+    return repair_call(repair, from->m, 0, "/_peer/consistent", 0);
 }
 
 /* Stores a pulled record; waits for the ceiling. */
@@ -7115,8 +7136,9 @@ static enum verdict repair_accept(struct repair *repair, struct slice record,
  * to see if what is held here now is as new. false: a record is missing or
  * malformed, or cannot be stored.
  */
-static bool repair_store(struct repair *repair, const struct want *want,
-                         const struct want *end, struct slice records) {
+static bool repair_store(struct repair *repair, const struct other *from,
+                         const struct want *want, const struct want *end,
+                         struct slice records) {
     struct node *node = repair->node;
     const struct want *now = NULL;
     enum verdict verdict;
@@ -7136,7 +7158,7 @@ static bool repair_store(struct repair *repair, const struct want *want,
         verdict =
             repair_accept(repair, records, &r, print,
                           r.version == now->version ? now->how : HOW_REPAIR);
-        if (verdict == ACCEPT_FLOOR && repair_settle(repair, r.key)) {
+        if (verdict == ACCEPT_FLOOR && repair_settle(repair, from, r.key)) {
             verdict = repair_accept(repair, records, &r, print, HOW_REPAIR);
             repair->settled += verdict != ACCEPT_FLOOR;
         }
@@ -7177,7 +7199,7 @@ static void repair_pull(struct repair *repair, struct other *other) {
             records = (struct slice){reply->p + 16, reply->n - 16};
         }
         if (n == 0 || n > (uint64_t)(end - want) ||
-            !repair_store(repair, want, want + n, records))
+            !repair_store(repair, other, want, want + n, records))
             repair->failed = true;
         else
             want += n;
@@ -7440,6 +7462,14 @@ static bool repair_enough(const struct repair *repair) {
     return good >= need;
 }
 
+/* How long to rest after a round that failed, and some before it: what hinders
+   it may last, and each costs as much as the first. */
+static uint64_t again_ms(unsigned failures) {
+    if (failures < 8)
+        return 0;
+    return failures < 14 ? UINT64_C(100) << (failures - 8) : 5000;
+}
+
 /* One round about one partition: it ends the doubt that there was before, if
    enough owners took part in it, and nothing is missing here any more. Whether
    that is so. */
@@ -7482,6 +7512,9 @@ static bool repair_part(struct repair *repair, struct part *part) {
     if (all && !repair->needed && part_word(part) == WORD_GOOD)
         part_droppable(part, repair->cutoff);
     part->round_at = now_ms() + jitter(ROUND_MS);
+    part->failures = good || part->failed != doubts ? 0 : part->failures + 1;
+    part->failed = good ? 0 : doubts;
+    part->again_at = now_ms() + again_ms(part->failures);
     if (good) {
         part->cleared = doubts;
         part->recovering = false;
@@ -7538,17 +7571,20 @@ static unsigned repair_all(struct repair *repair) {
     for (unsigned i = 0; i < node->partitions && !atomic_load(&node->ended);
          i++) {
         struct part *part = &node->parts[i];
-        bool doubt, due;
+        bool doubt, due, was;
 
         if (!view_owns(repair->view, i, (unsigned)node->self.number))
             continue;
         pthread_mutex_lock(&part->lock);
-        doubt = part->doubts != part->cleared || part->recovering;
-        due = doubt || now_ms() >= part->round_at;
+        was = doubt = part->doubts != part->cleared || part->recovering;
+        due = (doubt &&
+               (now_ms() >= part->again_at || part->failed != part->doubts)) ||
+              now_ms() >= part->round_at;
         pthread_mutex_unlock(&part->lock);
-        if (due && !repair_part(repair, part) && doubt)
-            left++;
-        doubted -= doubt && doubted > 0;
+        if (due)
+            doubt = !repair_part(repair, part) && doubt;
+        left += doubt;
+        doubted -= was && doubted > 0;
         atomic_store(&me->said[SAID_DOUBT], doubted + left);
     }
     atomic_store(&me->said[SAID_DOUBT], left);

@@ -45,7 +45,7 @@ table() {
         oks > (unsigned)__builtin_popcountll(op->promised) / 2'
 }
 
-HISTORIES=${HISTORIES:-6000}
+HISTORIES=${HISTORIES:-20000}
 SEED=${SEED:-1}
 export HISTORIES SEED
 out=build/plants
