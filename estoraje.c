@@ -7431,7 +7431,7 @@ static void repair_compare(struct repair *repair, uint64_t mine) {
     for (unsigned i = 0; i < repair->count; i++) {
         struct other *other = &repair->others[i];
 
-        if (member_alive(repair->node, other->m->number))
+        if (other->word != WORD_NONE)
             other_digest(repair, other, mine);
         differs = differs || other->differs;
         most = other->entries > most ? other->entries : most;
