@@ -323,7 +323,7 @@ struct identity {
     uint64_t sequence; /* of the superblock; 0: there was none */
     uint64_t cluster;  /* 0: not known yet */
     uint64_t id;       /* of this data directory, random */
-    uint64_t boot;     /* starts so far */
+    uint64_t boot;     /* starts so far, then BOOT_BITS at random */
     uint64_t hash[2];  /* SipHash key of the fingerprints */
     uint64_t ceiling;  /* no version above it was issued or kept */
     uint64_t partitions, replicas;
@@ -331,6 +331,8 @@ struct identity {
     uint64_t clean;  /* 1: the last process ended well */
     uint64_t alone;  /* 1: it has only run alone */
     uint64_t logs;   /* 1: the logs of all partitions were begun */
+    uint64_t
+        older; /* 0, or the boot of which this is told to be an older copy */
 };
 
 struct node {
@@ -346,10 +348,12 @@ struct node {
     pthread_mutex_t reserve_lock;
     struct identity self;      /* house thread, once it runs */
     bool begun;                /* the superblock has this boot */
+    uint64_t last_boot;        /* the one before */
     bool unclean;              /* the machine went down under the last boot */
     bool older;                /* the directory is a copy from before its end */
     atomic_int mark_fd;        /* 0 or below: there is no mark */
     uint64_t begin_ceiling;    /* as the last process left it */
+    atomic_ullong told_older;  /* a later boot that a member knows; or 0 */
     uint64_t known_boot;       /* no higher one was told to etcd from here */
     atomic_ullong ceiling;     /* of self, for all to read */
     atomic_bool ceiling_short; /* someone waits for a higher one */
@@ -1845,7 +1849,8 @@ static void mark_make(struct node *node) {
     if (fd < 0)
         say("warning", "no mark in shared memory: if this process is killed, "
                        "the next one takes it for a crash of the machine");
-    mark_remove(node, node->self.boot - 1);
+    if (node->last_boot != 0)
+        mark_remove(node, node->last_boot);
     if (atomic_load(&node->dead_logs) > 0) /* a sync has failed before this */
         mark_remove(node, node->self.boot);
 }
@@ -1915,13 +1920,33 @@ static void identity_save(struct node *node) {
                 strerror(error != 0 ? error : errno));
 }
 
+/*
+ * A boot number is a count of starts with random bits behind it. Without these
+ * the process on a copy of the directory as it was before the last start would
+ * have the number that the lost one had: nobody could tell the two apart, and
+ * what the copy holds would count and spread.
+ */
+#define BOOT_BITS 24
+
+static uint64_t boot_next(uint64_t boot) {
+    return ((boot >> BOOT_BITS) + 1) << BOOT_BITS |
+           (random_id() & ((UINT64_C(1) << BOOT_BITS) - 1));
+}
+
+/* Whether a boot that is known of a directory is not this one, nor before it:
+   then who has this one runs on an older copy. */
+static bool boot_later(uint64_t known, uint64_t boot) {
+    return known != boot && known >> BOOT_BITS >= boot >> BOOT_BITS;
+}
+
 /* Claims the directory for this process: the boot number is on the disk before
    anybody is told of it. Main does it, however often it comes here. */
 static void identity_begin(struct node *node) {
     if (node->begun)
         return;
     node->begun = true;
-    node->self.boot++;
+    node->last_boot = node->self.boot;
+    node->self.boot = boot_next(node->self.boot);
     identity_save(node);
     if (!node->unclean) { /* else when that is made good */
         mark_make(node);
@@ -4739,7 +4764,7 @@ static bool peer_booted(struct node *node, unsigned number, uint64_t boot) {
     struct peer *peer = &node->peers[number];
     unsigned long long known = atomic_load(&peer->boot);
 
-    while (boot > known)
+    while (known == 0 || boot >> BOOT_BITS > known >> BOOT_BITS)
         if (atomic_compare_exchange_weak(&peer->boot, &known, boot)) {
             if (known != 0)
                 doubt_all(node, "a peer has started anew");
@@ -4870,6 +4895,8 @@ static bool copy_found(struct node *node, const struct view *view) {
     struct identity *self = &node->self;
 
     if (node->begun) {
+        if (view->member[view->me].boot > self->older) /* the next is to know */
+            self->older = view->member[view->me].boot;
         say("fatal", "this data directory is an older copy of itself, as etcd "
                      "knows: start the node again, it then begins anew");
         node->exit_code = 1;
@@ -4895,6 +4922,9 @@ static bool copy_found(struct node *node, const struct view *view) {
     }
     if (view->member[view->me].boot > self->boot)
         self->boot = view->member[view->me].boot;
+    if (self->older > self->boot)
+        self->boot = self->older;
+    self->older = 0;
     node->known_boot = self->boot;
     node->older = false;
     return true;
@@ -5310,6 +5340,20 @@ static bool secret_equal(struct slice given, const char *secret) {
     return differ == 0;
 }
 
+/* A member knows another boot of this directory than this one: it is an older
+   copy. etcd may not be there to say so; the next start goes by this. */
+static void copy_told(struct node *node, uint64_t boot) {
+    unsigned long long none = 0;
+
+    if (node->etcd == NULL ||
+        !atomic_compare_exchange_strong(&node->told_older, &none, boot))
+        return;
+    say("fatal", "this data directory is an older copy of itself, as another "
+                 "member knows: start the node again, it then begins anew");
+    node->exit_code = 1;
+    stop_requested = 1;
+}
+
 /* What can be said against who speaks. */
 static const char *peer_check(struct op *op, struct slice field) {
     const struct view *view = op->w->view;
@@ -5326,9 +5370,11 @@ static const char *peer_check(struct op *op, struct slice field) {
         return "403 another cluster";
     if (x[6] != 0 && x[6] != op->w->node->self.id)
         return "403 the data directory that is called is not this one";
-    if (x[7] > op->w->node->self.boot)
+    if (x[7] != 0 && boot_later(x[7], op->w->node->self.boot)) {
+        copy_told(op->w->node, x[7]);
         return "403 this node runs on an older copy of its data directory: "
-               "start it again while etcd is there";
+               "start it again";
+    }
     if (x[2] > view->epoch)
         wake_write(op->w->node->etcd_wake[1]);
     if (x[2] != view->epoch)
@@ -8382,7 +8428,7 @@ static void directory_open(struct node *node) {
     }
     mark = known > 0 ? mark_length(node) : -1;
     node->unclean = !self->clean && mark < 0;
-    node->older = mark > (int64_t)self->sequence;
+    node->older = mark > (int64_t)self->sequence || self->older != 0;
     node->begin_ceiling = self->ceiling;
     node->known_boot = self->boot;
 }
@@ -8727,6 +8773,8 @@ static void node_stop(struct node *node) {
     guardian_stop(node);
     node->self.clean = node->sync != SYNC_NONE && !node->unclean &&
                        atomic_load(&node->dead_logs) == 0;
+    if (node->told_older > node->self.older)
+        node->self.older = node->told_older;
     if (super_write(node) == 0 && node->self.clean)
         mark_remove(node, node->self.boot);
 }

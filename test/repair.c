@@ -558,7 +558,8 @@ static void test_malformed(void **state) {
     assert_true(part_of(0)->floor == ago(1));
 }
 
-/* A call to another directory, or to a later boot than this one, is refused. */
+/* A call to another directory, to a later boot than this one, or to another
+   process after as many starts, is refused. */
 static void test_intro(void **state) {
     (void)state;
     nodes_open(2);
@@ -566,6 +567,8 @@ static void test_intro(void **state) {
     assert_true(round_of(1));
     assert_true(held(1, "a") == ago(10));
     atomic_store(&nodes[1].peers[1].boot, 6);
+    assert_false(round_of(1));
+    atomic_store(&nodes[1].peers[1].boot, 4); /* as many starts, and not this */
     assert_false(round_of(1));
     atomic_store(&nodes[1].peers[1].boot, 5);
     assert_true(round_of(1));

@@ -3394,6 +3394,7 @@ static void test_mark(void **state) {
     assert_int_equal(mark_length(node), -1);
     mark_make(node);
     assert_true(mark_length(node) >= 0);
+    node->last_boot = 5;
     node->self.boot = 6;
     assert_int_equal(mark_length(node), -1);
     mark_make(node);
@@ -3408,6 +3409,24 @@ static void test_mark(void **state) {
     mark_remove(node, node->self.boot);
     assert_int_equal(mark_length(node), -1);
     close(node->mark_fd);
+}
+
+/* Two processes that begin on copies of one directory have numbers that tell
+   them apart, and neither passes for a later boot of the other. */
+static void test_boots(void **state) {
+    uint64_t last = boot_next(0), a = boot_next(last), b = boot_next(last);
+    struct node *node = *state;
+    struct peer *peers = node->peers, one[2] = {0};
+
+    assert_true(last < a && last < b && a != b);
+    assert_true(boot_later(a, last) && !boot_later(last, a));
+    assert_true(boot_later(a, b) && boot_later(b, a) && !boot_later(a, a));
+    node->peers = one;
+    assert_true(peer_booted(node, 1, a));
+    assert_true(peer_booted(node, 1, a));
+    assert_false(peer_booted(node, 1, b));
+    assert_false(peer_booted(node, 1, last));
+    node->peers = peers;
 }
 
 /* Opens a node's directory, in a child. */
@@ -5473,6 +5492,7 @@ static const struct CMUnitTest all_tests[] = {
     NODE(test_super_torn),
     NODE(test_super_failed),
     NODE(test_mark),
+    NODE(test_boots),
     NODE(test_directory),
     NODE(test_clock_rises),
     NODE(test_clock_wild),
