@@ -316,6 +316,9 @@ struct flags {
 
 enum sync_mode { SYNC_ALWAYS, SYNC_SECOND, SYNC_NONE };
 
+/* Whether a data directory is an older copy of itself, put back. */
+enum standing { STANDING_UNKNOWN, STANDING_SOUND, STANDING_OLDER };
+
 /* Who this node is and how far it has come: the superblock holds these numbers
    in this order. */
 struct identity {
@@ -351,6 +354,7 @@ struct node {
     uint64_t last_boot;        /* the one before */
     bool unclean;              /* the machine went down under the last boot */
     bool older;                /* the directory is a copy from before its end */
+    atomic_int standing;       /* enum standing: what is known of that so far */
     atomic_int mark_fd;        /* 0 or below: there is no mark */
     uint64_t begin_ceiling;    /* as the last process left it */
     atomic_ullong told_older;  /* a later boot that a member knows; or 0 */
@@ -4880,18 +4884,77 @@ static bool logs_discard(const struct node *node) {
     return good;
 }
 
+static void intro_text(struct buf *b, const struct node *node,
+                       const struct view *view, unsigned number, uint64_t id,
+                       uint64_t boot); /* the fields of a call: Replication */
+
+/* Asks a member whether its directory is an older copy, too. */
+static enum standing member_standing(const struct node *node,
+                                     const struct view *view,
+                                     const struct member *m) {
+    enum standing standing = STANDING_UNKNOWN;
+    struct caller k = {.fd = -1};
+    struct buf fields = {0};
+
+    caller_aim(&k, m->host, m->peer_port);
+    intro_text(&fields, node, view, m->number, m->id, 0);
+    buf_zero(&fields, 1);
+    if (caller_call(&k, "/_peer/standing", (const char *)fields.p,
+                    (struct slice){NULL, 0}, BEAT_MS) == 200)
+        standing = slice_begins(buf_slice(&k.reply), "older") ? STANDING_OLDER
+                                                              : STANDING_SOUND;
+    caller_close(&k);
+    buf_free(&fields);
+    buf_free(&k.in);
+    buf_free(&k.reply);
+    return standing;
+}
+
+/* Whether one of the others, at least, has a directory that is no older copy;
+   waits until one says so, or all have said the opposite. */
+static bool members_sound(struct node *node, const struct view *view) {
+    uint64_t tell = 0;
+    unsigned older;
+
+    atomic_store(&node->standing, STANDING_OLDER);
+    do {
+        older = 1;
+        for (unsigned i = 0; i < view->count && !stop_requested; i++) {
+            enum standing standing =
+                i == view->me ? STANDING_UNKNOWN
+                              : member_standing(node, view, &view->member[i]);
+
+            if (standing == STANDING_SOUND)
+                return true;
+            older += standing == STANDING_OLDER;
+        }
+        if (older < view->count && now_ms() >= tell) {
+            tell = now_ms() + 10000;
+            say("warning",
+                "this data directory is an older copy of itself: it waits "
+                "until one of the others is there which is not, or all are "
+                "that are, asked=%u answers=%u",
+                view->count - 1, older - 1);
+        }
+        rest_ms(older < view->count ? 100 : 0);
+    } while (older < view->count && !stop_requested);
+    return stop_requested;
+}
+
 /*
- * etcd knows of a later boot of this data directory, or the mark in shared
- * memory of a later superblock: it is an older copy, put back. What it holds
- * must not count or spread: what it accepted and promised since then is
- * forgotten, and the others may have dropped the tombstones of keys that it
- * still has. So it begins empty, and recovers, with a ceiling above that of its
- * lost self; before a log goes that is on the disk, or an end here would leave
- * a directory which looks well. Where there is no other copy it is what there
- * is. A process that serves already has to be started again: false.
+ * etcd or another member knows of a later boot of this data directory, or the
+ * mark in shared memory of a later superblock: it is an older copy, put back.
+ * What it holds must not count or spread: what it accepted and promised since
+ * then is forgotten, and the others may have dropped the tombstones of keys that
+ * it still has. So it begins empty, and recovers, with a ceiling above that of
+ * its lost self; before a log goes that is on the disk, or an end here would
+ * leave a directory which looks well. Where all nodes have older copies, as of a
+ * cluster that was put back, or there is only one, these are what there is. A
+ * process that serves already has to be started again: false.
  */
 static bool copy_found(struct node *node, const struct view *view) {
     uint64_t ceiling = VERSION_TIME(now_us() + LOST_MS * UINT64_C(1000));
+    bool others = view->count > 1 && view->replicas > 1;
     struct identity *self = &node->self;
 
     if (node->begun) {
@@ -4903,23 +4966,27 @@ static bool copy_found(struct node *node, const struct view *view) {
         stop_requested = 1;
         return false;
     }
-    if (view->count > 1 && view->replicas > 1) {
+    if (others && members_sound(node, view)) {
+        if (stop_requested)
+            return false;
         say("warning", "this data directory is an older copy of itself: its "
                        "logs go to trash/, and all is fetched from the others");
-        if (self->ceiling < ceiling)
-            self->ceiling = ceiling;
-        node->begin_ceiling = self->ceiling;
-        node->unclean = true;
-        node->load_total = 0;
-        self->clean = self->logs = 0;
-        identity_save(node);
-        if (!logs_discard(node))
-            give_up(1, "cannot move the logs to %s/trash: %s", node->flags.data,
-                    strerror(errno));
+        self->logs = 0;
     } else {
         say("warning", "this data directory is an older copy of itself, which "
-                       "is used: there is no other copy of its data");
+                       "is used: no node has a later one");
     }
+    if (self->ceiling < ceiling)
+        self->ceiling = ceiling;
+    node->begin_ceiling = self->ceiling;
+    node->unclean = true;
+    self->clean = 0;
+    identity_save(node);
+    if (self->logs == 0)
+        node->load_total = 0;
+    if (self->logs == 0 && !logs_discard(node))
+        give_up(1, "cannot move the logs to %s/trash: %s", node->flags.data,
+                strerror(errno));
     if (view->member[view->me].boot > self->boot)
         self->boot = view->member[view->me].boot;
     if (self->older > self->boot)
@@ -7610,6 +7677,8 @@ static unsigned repair_all(struct repair *repair) {
     unsigned recovering, doubted = repair_count(repair, &recovering);
     unsigned left = 0;
 
+    if (recovering == 0)
+        atomic_store(&node->standing, STANDING_SOUND);
     if (node->unclean && recovering == 0) {
         node->unclean = false; /* from now on a kill -9 is one */
         mark_make(node);
@@ -7731,6 +7800,16 @@ static const char *ready_text(struct op *op, struct buf *b) {
     if (damaged > 0)
         buf_print(b, "degraded: %u partitions have damage: see the log\n",
                   damaged);
+    return NULL;
+}
+
+/* Says to another node whether this one's directory is an older copy. */
+static const char *standing_text(struct op *op, struct buf *b) {
+    int standing = atomic_load(&op->w->node->standing);
+
+    if (standing == STANDING_UNKNOWN)
+        return "503 this node is starting, and does not know yet";
+    buf_text(b, standing == STANDING_OLDER ? "older\n" : "sound\n");
     return NULL;
 }
 
@@ -7873,6 +7952,8 @@ static const struct route {
     {CONN_PEER, "/_peer/digest", "POST", false, NULL, NULL, digest_body},
     {CONN_PEER, "/_peer/list", "POST", false, NULL, NULL, list_body},
     {CONN_PEER, "/_peer/pull", "POST", false, NULL, NULL, pull_body},
+    {CONN_PEER, "/_peer/standing", "POST", true, TEXT_PLAIN, standing_text,
+     NULL},
     {CONN_PEER, "/_nodes/*", "DELETE", true, UNBUILT, NULL, NULL},
     {CONN_PEER, "*", ALLOW_ALL, true, UNKNOWN, NULL, NULL},
 };
@@ -8661,6 +8742,8 @@ static void cluster_begin(struct node *node) {
         exit(node->exit_code);
     if (node->older && !copy_found(node, node->view))
         exit(node->exit_code);
+    if (atomic_load(&node->standing) == STANDING_UNKNOWN)
+        atomic_store(&node->standing, STANDING_SOUND);
     identity_begin(node);
     if (node->etcd != NULL)
         thread_start(node, etcd_run, node);

@@ -1545,6 +1545,47 @@ static void test_deleted(void **state) {
     }
 }
 
+/* Whether a node has the keys of a bulk, with the values of its round. */
+static bool bulk_is(const struct bulk *b, const struct server *s) {
+    struct client c = client_make(s->port);
+    bool is = true;
+
+    for (size_t i = 0; is && i < b->count; i++) {
+        char target[64], value[128];
+
+        bulk_text(b, i, target, value);
+        client_text(&c, "GET", target, NULL);
+        is = c.status == 200 && strcmp(c.body, value) == 0;
+    }
+    client_end(&c);
+    return is;
+}
+
+/* A whole cluster is put back from copies that were made while it ran, on the
+   machine on which it was killed later: each node's directory is an older copy,
+   and they are all that there is. */
+static void test_restored(void **state) {
+    struct bulk b = {
+        .prefix = "gone", .count = GONE_KEYS, .step = 1, .round = 1};
+
+    (void)state;
+    bulk_run(&b, nodes[0], nodes[1]);
+    for (int i = 0; i < node_count; i++)
+        command("cp -a %s %.400s/whole-%d", nodes[i]->dir, the_run.dir, i);
+    gone_change(2);
+    for (int i = 0; i < node_count; i++)
+        server_kill(nodes[i]);
+    for (int i = 0; i < node_count; i++) {
+        command("rm -rf %s", nodes[i]->dir);
+        command("mv %.400s/whole-%d %s", the_run.dir, i, nodes[i]->dir);
+        server_start(nodes[i]);
+    }
+    for (int i = 0; i < node_count; i++)
+        server_ready(nodes[i]);
+    for (int i = 0; i < node_count; i++)
+        wait_until(bulk_is(&b, nodes[i]), LIMIT_MS, "a key is not there");
+}
+
 /* ---- Conditions, and ?consistent, over HTTP -------------------------- */
 
 /* A request, and its answer.  "@" in its headers stands for the etag of what
@@ -1797,7 +1838,7 @@ int main(int argc, char **argv) {
     const struct CMUnitTest three[] = {
         TEST(test_histories), TEST(test_counter), TEST(test_bound),
         TEST(test_rows),      TEST(test_quorum),  TEST(test_deleted),
-        TEST(test_away),
+        TEST(test_restored),  TEST(test_away),
     };
     const struct CMUnitTest five[] = {TEST(test_histories)};
     const struct CMUnitTest others[] = {
