@@ -4953,6 +4953,7 @@ static void turns_begin(struct turns *t, struct node *node) {
 
     part_again(node, 0);
     node->self.number = 1;
+    node->sync = SYNC_NONE; /* there is no pool to sync */
     node->peers = memory(MEMBERS_MAX + 1, sizeof *node->peers);
     view_alone(node);
     w->node = node;
