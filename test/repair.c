@@ -7,8 +7,9 @@
  * The program is included. Some nodes of one partition live in this process,
  * each in a directory of its own, and no thread runs: what one sends to another
  * is given to the function that answers it, and the answer is there at once.
- * The physical clock stands where a test puts it. Environment: SEED=n repeats
- * the random operations of a run that printed it.
+ * The physical clock stands where a test puts it; the monotonic clock goes on
+ * with each rest, which takes no time. Environment: SEED=n repeats the random
+ * operations of a run that printed it.
  */
 #include <setjmp.h>
 #include <stdarg.h>
@@ -21,6 +22,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <netinet/in.h>
+#include <poll.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -37,23 +39,33 @@
 #define COUNT(array) (sizeof(array) / sizeof(array)[0])
 #define NOON         UINT64_C(1800000000000000) /* a time, in us since 1970 */
 #define NODES        5
-#define FIRST_PORT   9000 /* of the first node */
+#define DAY          UINT64_C(86400000) /* in ms */
+#define FIRST_PORT   9000               /* of the first node */
 #define FDS          1024
 
 static struct {
     uint64_t us;      /* the physical clock */
+    uint64_t ms;      /* the monotonic one: only rests move it */
     bool same;        /* all keys have one fingerprint */
     int at[FDS];      /* which node a descriptor is connected to */
     uint64_t traffic; /* bytes sent and received */
-    unsigned calls;
+    unsigned calls, pulls;
+    unsigned mute; /* bit i: what node i says to a coordinator is lost */
     void (*before)(int node, const char *path); /* a call is answered */
 } world;
 
 static int world_clock(clockid_t id, struct timespec *t) {
-    if (id != CLOCK_REALTIME)
-        return clock_gettime(id, t);
-    t->tv_sec = (time_t)(world.us / 1000000);
-    t->tv_nsec = (long)(world.us % 1000000) * 1000;
+    uint64_t us = id == CLOCK_REALTIME ? world.us : world.ms * 1000;
+
+    t->tv_sec = (time_t)(us / 1000000);
+    t->tv_nsec = (long)(us % 1000000) * 1000;
+    return 0;
+}
+
+static int world_poll(struct pollfd *fds, nfds_t n, int ms) {
+    if (n > 0)
+        return poll(fds, n, ms);
+    world.ms += (uint64_t)ms;
     return 0;
 }
 
@@ -84,6 +96,7 @@ world_say(FILE *file, const char *format, ...) {
 }
 
 #define clock_gettime    world_clock
+#define poll             world_poll
 #define socket           world_socket
 #define connect          world_connect
 #define send             world_send
@@ -95,6 +108,7 @@ world_say(FILE *file, const char *format, ...) {
 #undef main
 #undef fprintf
 #undef ring_fingerprint
+#undef poll
 #undef clock_gettime
 
 /* ------------------------------------------------------------- The nodes */
@@ -103,15 +117,20 @@ static struct node nodes[NODES];
 static struct worker workers[NODES];
 static struct repair repairs[NODES];
 static struct conn conns[NODES];
-static unsigned settled; /* calls to /_peer/consistent */
-static bool settles;     /* they are answered with 200 */
+static struct conn wires[NODES][NODES]; /* from a coordinator to an owner */
+static unsigned settled;                /* calls to /_peer/consistent */
+static bool settles;                    /* they are answered with 200 */
+static bool works;                      /* they are done */
 
 static struct part *part_of(int i) {
     return &nodes[i].parts[0];
 }
 
-/* Has a node answer a request, whose answer then is in conns[i].out. */
-static void node_answer(int i, struct slice request) {
+static void op_work(struct op *op);
+
+/* Has a node answer a request, whose answer then is in conns[i].out. Its size;
+   0: it is not whole. */
+static size_t node_answer(int i, struct slice request) {
     size_t scanned = 0;
     const char *refusal = NULL;
     size_t head = http_head_end(request.p, request.n, &scanned, &refusal);
@@ -124,10 +143,11 @@ static void node_answer(int i, struct slice request) {
     assert_true(head > 0 && http_parse(request.p, head, true, &h) == NULL);
     assert_true(slice_copy(h.target, path, sizeof path));
     if (request.n < head + h.length)
-        return;
+        return 0;
     if (world.before != NULL)
         world.before(i, path);
     world.calls++;
+    world.pulls += strcmp(path, "/_peer/pull") == 0;
     *c = (struct conn){.w = w, .out = c->out};
     c->out.n = c->out.at = 0;
     op = op_new(c);
@@ -143,12 +163,49 @@ static void node_answer(int i, struct slice request) {
         list_body(op);
     else if (strcmp(path, "/_peer/pull") == 0)
         pull_body(op);
+    else if (strcmp(path, "/_peer/prepare") == 0)
+        prepare_body(op);
+    else if (strcmp(path, "/_peer/promised") == 0)
+        promised_body(op);
+    else if (works)
+        op_work(op);
     else
         answer_error(op, settles ? 200 : 404, "as it is");
     settled += strcmp(path, "/_peer/consistent") == 0;
     op->next = w->free_ops;
     w->free_ops = op;
     world.traffic += c->out.n;
+    return head + (size_t)h.length;
+}
+
+/* Does a consistent operation, to its end: the last of the nodes that it asks
+   answers first. */
+static void op_work(struct op *op) {
+    struct worker *w = op->w;
+
+    consistent_body(op);
+    while (!op->done || op->calls > 0) {
+        void (*due)(struct op *);
+
+        for (int n = NODES; n > 0; n--) {
+            struct conn *wire = w->links[n].conn;
+
+            if (wire == NULL || wire->out.at == wire->out.n)
+                continue;
+            wire->out.at += node_answer(n - 1, buf_slice(&wire->out));
+            if (world.mute >> (n - 1) & 1) {
+                link_answer(w, wire->link, 0, slice_of(""));
+            } else {
+                buf_add(&wire->in, conns[n - 1].out.p, conns[n - 1].out.n);
+                link_input(wire);
+            }
+        }
+        w->now += TICK_MS;
+        due = op->due;
+        op->due = NULL;
+        if (due != NULL)
+            due(op);
+    }
 }
 
 static struct buf requests[FDS];
@@ -214,6 +271,7 @@ static void node_open(int i, unsigned count) {
     wake_pipe(node->repair_wake);
     wake_pipe(node->etcd_wake);
     node->log_most = LOG_MAX;
+    node->sync = SYNC_NONE;
     node->partitions = 1;
     node->self = (struct identity){.cluster = 0xc1,
                                    .id = 100 + (unsigned)i,
@@ -228,10 +286,17 @@ static void node_open(int i, unsigned count) {
     part_load(node, node->parts);
     node->peers = memory(MEMBERS_MAX + 1, sizeof *node->peers);
     for (unsigned n = 1; n <= count; n++)
-        atomic_store(&node->peers[n].heard, now_ms());
+        atomic_store(&node->peers[n].heard, now_ms() + DAY);
     node->view = view_make(count);
     node->view->me = (unsigned)i;
     workers[i] = (struct worker){.node = node, .view = node->view};
+    for (unsigned n = 1; n <= count; n++) {
+        struct link *l = &workers[i].links[n];
+
+        l->id = 99 + n;
+        l->conn = &wires[i][n - 1];
+        *l->conn = (struct conn){.w = &workers[i], .link = l};
+    }
     repairs[i].node = node;
     repairs[i].view = node->view;
 }
@@ -263,8 +328,14 @@ static void node_close(int i) {
     while ((op = workers[i].free_ops) != NULL) {
         workers[i].free_ops = op->next;
         buf_free(&op->rec);
+        buf_free(&op->old);
         buf_free(&op->text);
         free(op);
+    }
+    for (unsigned n = 0; n < NODES; n++) {
+        buf_free(&workers[i].links[n + 1].calls);
+        buf_free(&wires[i][n].in);
+        buf_free(&wires[i][n].out);
     }
     buf_free(&workers[i].record);
     buf_free(&conns[i].out);
@@ -296,8 +367,9 @@ static int world_begin(void **state) {
     (void)state;
     memset(&world, 0, sizeof world);
     world.us = NOON;
+    world.ms = 9 * DAY;
     settled = 0;
-    settles = false;
+    settles = works = false;
     return 0;
 }
 
@@ -343,6 +415,19 @@ static uint64_t held(int i, const char *key) {
         world_print(key, strlen(key), nodes[i].self.hash), slice_of(key), &at);
 
     return e != NULL ? e->version : 0;
+}
+
+/* The etag of what a node has of a key, as a version, 0: none. */
+static uint64_t etag_of(int i, const char *key) {
+    struct slice name = slice_of(key);
+    struct buf b = {0};
+    struct record r = {0};
+    enum found found = store_read(
+        &nodes[i], part_of(i), world_print(name.p, name.n, nodes[i].self.hash),
+        name, SIZE_MAX, &b, &r, NULL, NULL);
+
+    buf_free(&b);
+    return found == FOUND ? r.etag : 0;
 }
 
 /* A node's digest under a cutoff. */
@@ -745,6 +830,93 @@ static void test_settle(void **state) {
     assert_true(held(0, "a") == ago(5));
 }
 
+/* Records that one owner alone has are settled by that owner: each is on a
+   majority after one round, under its etag, though another owner, which agrees
+   with the asker, is the first to answer. */
+static void test_settle_owner(void **state) {
+    char key[16];
+
+    (void)state;
+    nodes_open(3);
+    works = true;
+    for (unsigned n = 0; n < 5; n++) {
+        snprintf(key, sizeof key, "key %u", n);
+        for (int i = 0; i < 3; i++)
+            put(i, key, "value", ago(100), HOW_PLAIN);
+        put(1, key, "newer", ago(50), HOW_PLAIN);
+    }
+    part_of(0)->floor = part_of(2)->floor = ago(10);
+    assert_true(round_of(0));
+    assert_int_equal(repairs[0].settled, 5);
+    assert_int_equal(settled, 5);
+    for (unsigned n = 0; n < 5; n++) {
+        snprintf(key, sizeof key, "key %u", n);
+        for (int i = 0; i < 3; i++) {
+            assert_true(etag_of(i, key) == ago(50));
+            assert_true(held(i, key) == held(0, key));
+        }
+    }
+}
+
+/* Another coordinator is always faster: whoever has promised promises more
+   before the record comes. What node 2 says of a record is lost, and so is all
+   that it says after that; and node 1 is not reached after its next promise. */
+static void promise_more(int i) {
+    struct node *node = &nodes[i];
+    struct slice key = slice_of("a");
+    struct entry entry;
+    struct file *file;
+
+    store_prepare(node, part_of(i), clock_version(node, 0),
+                  world_print(key.p, key.n, node->self.hash), key, &entry,
+                  &file);
+    file_release(file);
+}
+
+static void others_win(int node, const char *path) {
+    if (strcmp(path, "/_peer/prepare") == 0)
+        promise_more(0);
+    if (strcmp(path, "/_peer/promised") == 0)
+        promise_more(node);
+    if (node == 1 && strcmp(path, "/_peer/prepare") == 0 && world.mute != 0)
+        wires[0][1].dead = true;
+    if (node == 2 && strcmp(path, "/_peer/promised") == 0)
+        world.mute = 1 << 2;
+}
+
+/* Nobody can say what became of a record that was to be settled. But it is not
+   the client's: that is refused by this node, and sent to no other, so it was
+   not applied, and the client is told so. */
+static void test_settle_short(void **state) {
+    struct repair *repair = &repairs[1];
+    struct buf b = {0};
+    char etag[20];
+    size_t at;
+
+    (void)state;
+    nodes_open(3);
+    works = true;
+    for (int i = 0; i < 3; i++)
+        put(i, "a", "value", ago(100), HOW_PLAIN);
+    put(2, "a", "newer", ago(50), HOW_PLAIN);
+    at = record_begin(&b, slice_of("a"), slice_of(""), false);
+    buf_text(&b, "mine");
+    record_end(&b, at);
+    record_stamp(b.p, 1, 1);
+    snprintf(etag, sizeof etag, "\"%016" PRIx64 "\"", ago(100));
+    buf_zero(&repair->ask, 3);
+    repair->ask.p[1] = (uint8_t)strlen(etag);
+    buf_text(&repair->ask, etag);
+    buf_add(&repair->ask, b.p, b.n);
+    buf_free(&b);
+    world.before = others_win;
+    assert_true(repair_call(repair, &repair->view->member[0], 0,
+                            "/_peer/consistent", 16));
+    assert_int_equal(get64(repair->callers[0]->reply.p), 503);
+    assert_true(world.mute != 0 && wires[0][1].dead);
+    assert_true(etag_of(0, "a") == ago(100) && etag_of(1, "a") == ago(100));
+}
+
 /* Rotten records: healed from another owner, not counted on, and hidden by
    nothing. */
 static void test_rotten(void **state) {
@@ -855,6 +1027,82 @@ static void test_random(void **state) {
             assert_true(held(i, key) == newest[k]);
         }
     }
+}
+
+/* ----------------------------------------------------------------- Rests */
+
+/* Has a node make the passes of so many ms, which end no doubt. How many times
+   it has pulled. */
+static unsigned passes(int i, uint64_t ms) {
+    const struct peer *me = &nodes[i].peers[nodes[i].self.number];
+    uint64_t until = now_ms() + ms;
+    unsigned before = world.pulls;
+
+    while (now_ms() < until) {
+        assert_int_equal(repair_all(&repairs[i]), 1);
+        assert_int_equal(atomic_load(&me->said[SAID_DOUBT]), 1);
+        rest_ms(200 + TICK_MS);
+    }
+    return world.pulls - before;
+}
+
+/* A replica that cannot store what it pulls tries again at once, a few times;
+   then it rests, up to five seconds. It is in doubt all the time, and says so.
+   A new cause of doubt has it try at once, and with the hindrance gone it is
+   done after one rest. */
+static void test_again(void **state) {
+    struct part *part;
+    unsigned n;
+
+    (void)state;
+    nodes_open(3);
+    part = part_of(0);
+    put(1, "a", "value", ago(100), HOW_PLAIN);
+    put(2, "a", "value", ago(100), HOW_PLAIN);
+    part->dead = true;
+    doubt_part(&nodes[0], 0);
+    assert_int_equal(passes(0, 1000), 5);
+    n = passes(0, 9000);
+    if (n < 5 || n > 15)
+        fail_msg("%u pulls more", n);
+    n = passes(0, 60000);
+    if (n < 8 || n > 13)
+        fail_msg("%u pulls a minute", n);
+    while (passes(0, 1) == 0)
+        continue;
+    assert_int_equal(passes(0, 1), 0);
+    doubt_part(&nodes[0], 0);
+    assert_int_equal(passes(0, 1), 1);
+    passes(0, 60000);
+    part->dead = false;
+    for (n = 0; repair_all(&repairs[0]) > 0; n++) {
+        assert_true(n < 26);
+        rest_ms(200 + TICK_MS);
+    }
+    assert_true(held(0, "a") == ago(100));
+    assert_true(part->cleared == part->doubts);
+}
+
+/* With -moveRate what was pulled is stored at once, and what it has cost is
+   rested before the next call. */
+static void test_rate(void **state) {
+    static char value[10000];
+    uint64_t began;
+
+    (void)state;
+    memset(value, 'x', sizeof value - 1);
+    nodes_open(2);
+    nodes[0].flags.move_rate = 1000;
+    put(1, "a", value, ago(100), HOW_PLAIN);
+    began = now_ms();
+    assert_true(round_of(0));
+    assert_true(held(0, "a") == ago(100));
+    assert_true(now_ms() - began < 5000); /* a digest and a list */
+    put(1, "b", "value", ago(100), HOW_PLAIN);
+    began = now_ms();
+    assert_true(round_of(0));
+    assert_true(held(0, "b") == ago(100));
+    assert_true(now_ms() - began >= 10000);
 }
 
 /* ----------------------------------------------------------- Tombstones */
@@ -970,9 +1218,11 @@ int main(void) {
         TEST(test_digest_counts), TEST(test_malformed),
         TEST(test_intro),         TEST(test_equal),
         TEST(test_decide),        TEST(test_meanwhile),
-        TEST(test_settle),        TEST(test_rotten),
+        TEST(test_settle),        TEST(test_settle_owner),
+        TEST(test_settle_short),  TEST(test_rotten),
         TEST(test_lost),          TEST(test_collide),
-        TEST(test_random),        TEST(test_drop),
+        TEST(test_random),        TEST(test_again),
+        TEST(test_rate),          TEST(test_drop),
         TEST(test_drop_needed),   TEST(test_drop_alone),
     };
 
