@@ -18,8 +18,8 @@
  *
  * Chapters: The world - Nodes and records - Checksums and bytes - One record -
  * The log - The store - Promises - The superblock - The clock - HTTP heads -
- * HTTP bodies - JSON and base64 - etcd - The view - The turns - The command
- * line.
+ * HTTP bodies - JSON and base64 - etcd - The view - The turns - The replica -
+ * The command line.
  */
 #include <limits.h>
 #include <setjmp.h>
@@ -3103,6 +3103,53 @@ static void test_promise_wild(void **state) {
     SAYS(part_promise(node, part, "key 9", 0), ACCEPT_OK, wild + 9);
 }
 
+/* Promises that look far ahead since the clock was set back. In a cluster each
+   was made for an operation that may be under way, so the lowest is folded as
+   any other. A node alone drops it. */
+static void test_promise_back(void **state) {
+    struct node *node = *state;
+    struct part *part;
+    uint64_t then = version_at(120 * SECOND), near = version_at(SECOND);
+    char key[16];
+
+    for (int alone = 0; alone < 2; alone++) {
+        part = part_again(node, 0);
+        node->etcd = alone ? NULL : (struct etcd *)(void *)node;
+        world.us = NOON + 120 * (uint64_t)SECOND;
+        for (unsigned i = 0; i < PROMISES; i++) {
+            snprintf(key, sizeof key, "key %u", i);
+            SAYS(part_promise(node, part, key, then + i), ACCEPT_OK, 0);
+        }
+        world.us = NOON;
+        SAYS(part_promise(node, part, "more", near),
+             alone ? ACCEPT_OK : ACCEPT_FLOOR, alone ? 0 : then);
+        assert_int_equal(part->floor, alone ? 0 : then);
+        SAYS(part_take(node, part, "key 0", near, HOW_PLAIN),
+             alone ? ACCEPT_OK : ACCEPT_FLOOR, alone ? 0 : then);
+    }
+    node->etcd = NULL;
+}
+
+/* To look takes no promise, so that a full table loses none for it. */
+static void test_promise_look(void **state) {
+    struct node *node = *state;
+    struct part *part = part_again(node, 0);
+    char key[16];
+
+    for (unsigned i = 0; i < PROMISES; i++) {
+        snprintf(key, sizeof key, "key %u", i);
+        SAYS(part_promise(node, part, key, 1000 + i), ACCEPT_OK, 0);
+    }
+    SAYS(part_promise(node, part, "key 0", 0), ACCEPT_OK, 1000);
+    SAYS(part_promise(node, part, "other", 0), ACCEPT_OK, 0);
+    assert_int_equal(part->promised, PROMISES);
+    assert_int_equal(part->floor, 0);
+    for (unsigned i = 0; i < PROMISES; i++) {
+        snprintf(key, sizeof key, "key %u", i);
+        SAYS(part_take(node, part, key, 1000 + i, HOW_PROMISED), ACCEPT_OK, 0);
+    }
+}
+
 /* What is promised is below the ceiling, which the floor of the next process
    is: nothing is promised until that is on the disk. */
 static void test_promise_ceiling(void **state) {
@@ -4672,6 +4719,55 @@ static void test_etcd_errors(void **state) {
     }
 }
 
+/* One who answers two calls slowly: the first to its end, the second not. */
+static void *slow_run(void *arg) {
+    static const char *const pieces[] = {"HTTP/1.1 200 X\r\nContent-",
+                                         "Length: 6\r\n\r\n",
+                                         "w",
+                                         "ho",
+                                         "l",
+                                         "e."};
+    int fd = *(int *)arg;
+    char asked[1000];
+
+    for (size_t calls = 0; calls < 2; calls++) {
+        if (recv(fd, asked, sizeof asked, 0) <= 0)
+            return NULL;
+        for (size_t i = 0; i < COUNT(pieces) - 2 * calls; i++) {
+            rest_ms(150);
+            send(fd, pieces[i], strlen(pieces[i]), MSG_NOSIGNAL);
+        }
+    }
+    recv(fd, asked, sizeof asked, 0); /* the end of the connection */
+    return NULL;
+}
+
+/* A call has its time anew whenever some of its answer has come: all of a large
+   one may take longer. If then nothing comes it is given up. */
+static void test_caller_slow(void **state) {
+    struct caller k = {.host = "127.0.0.1", .port = 1}; /* nobody is there */
+    uint64_t began = now_ms();
+    pthread_t thread;
+    int fds[2];
+
+    (void)state;
+    assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM, 0, fds), 0);
+    assert_int_equal(pthread_create(&thread, NULL, slow_run, &fds[1]), 0);
+    k.fd = fds[0];
+    assert_int_equal(caller_call(&k, "/", "", slice_of("ask"), 500), 200);
+    assert_true(slice_is(buf_slice(&k.reply), "whole."));
+    assert_true(now_ms() - began >= 900);
+    began = now_ms();
+    assert_int_equal(caller_call(&k, "/", "", slice_of("ask"), 500), -1);
+    assert_true(now_ms() - began >= 600 + 500);
+    assert_true(now_ms() - began < 10000);
+    assert_int_equal(k.fd, -1);
+    pthread_join(thread, NULL);
+    close(fds[1]);
+    buf_free(&k.in);
+    buf_free(&k.reply);
+}
+
 /* -------------------------------------------------------------- The view */
 
 #define IDS                                                            \
@@ -4952,6 +5048,7 @@ static void turns_begin(struct turns *t, struct node *node) {
     struct worker *w = memory(1, sizeof *w);
 
     part_again(node, 0);
+    node->sync = SYNC_NONE;
     node->self.number = 1;
     node->sync = SYNC_NONE; /* there is no pool to sync */
     node->peers = memory(MEMBERS_MAX + 1, sizeof *node->peers);
@@ -5079,17 +5176,18 @@ static void test_turns_order(void **state) {
     turns_end(&t);
 }
 
-/* Who can succeed only on what was just written goes before older ones, but not
-   twice in a row. */
+/* A write that can succeed only on what was just written goes before older
+   ones, but not twice in a row; a read does not. */
 static void test_turns_jump(void **state) {
     struct node *node = *state;
     struct turns t;
-    struct op *a, *lost, *too, *next, *after;
+    struct op *a, *lost, *too, *reader, *next, *after;
 
     turns_begin(&t, node);
     a = turns_add(&t, "key", false, "");
     lost = turns_add(&t, "key", false, turns_etag(1));
     too = turns_add(&t, "key", false, turns_etag(1));
+    reader = turns_add(&t, "key", true, turns_etag(a->version));
     next = turns_add(&t, "key", false, turns_etag(a->version));
     turns_add(&t, "other", false, turns_etag(a->version)); /* waits for none */
     turns_pass(&t, a, next);
@@ -5101,8 +5199,9 @@ static void test_turns_jump(void **state) {
     assert_int_equal(lost->status, 412);
     turns_pass(&t, after, too);
     assert_int_equal(after->status, 204);
-    turns_pass(&t, too, NULL);
+    turns_pass(&t, too, reader);
     assert_int_equal(too->status, 412);
+    assert_int_equal(reader->status, 412);
     turns_end(&t);
 }
 
@@ -5192,6 +5291,140 @@ static void test_turns_random(void **state) {
     for (unsigned i = 0; i < t.count; i++)
         assert_true(t.conns[i]->first->done);
     assert_null(node->parts[0].turns);
+    turns_end(&t);
+}
+
+/* ----------------------------------------------------------- The replica */
+
+/* Has a peer's request done by the function that does it. The body of the
+   answer, which is good until the end of the turns. */
+static struct slice replica_ask(struct turns *t, void (*body)(struct op *),
+                                const struct buf *ask) {
+    struct conn *c = t->conns[t->count++] = memory(1, sizeof *c);
+    const char *refusal;
+    size_t scanned = 0;
+    struct op *op;
+
+    c->w = t->w;
+    op = op_new(c);
+    buf_add(&op->rec, ask->p, ask->n);
+    body(op);
+    assert_true(op->done && op->status == 200);
+    return slice_skip(buf_slice(&c->out),
+                      http_head_end(c->out.p, c->out.n, &scanned, &refusal));
+}
+
+/* A replica that refuses a plain write for its floor is in doubt at once: the
+   others may have taken it. One that has a newer record misses nothing, and a
+   promised record that it refuses is for the coordinator to try again. */
+static void test_replica_floor(void **state) {
+    static const struct {
+        int seconds; /* after noon; held: -20, the floor: -10 */
+        bool promised;
+        enum verdict want;
+        bool doubts;
+    } rows[] = {
+        {-15, false, ACCEPT_FLOOR, true}, {-700, false, ACCEPT_FLOOR, true},
+        {-25, false, ACCEPT_HELD, false}, {-20, false, ACCEPT_OK, false},
+        {-15, true, ACCEPT_FLOOR, false}, {-5, false, ACCEPT_OK, false},
+    };
+    struct node *node = *state;
+    struct part *part = &node->parts[0];
+    struct turns t;
+
+    world.us = NOON;
+    turns_begin(&t, node);
+    atomic_store(&node->ceiling, UINT64_MAX);
+    for (size_t i = 0; i < COUNT(rows); i++) {
+        uint64_t before = part->doubts;
+        struct buf b = {0};
+        struct slice vote;
+        char key[16];
+
+        snprintf(key, sizeof key, "key %zu", i);
+        part->floor = 0;
+        part_set(node, part, key, "old", version_at(-20 * SECOND));
+        part->floor = version_at(-10 * SECOND);
+        record_make(&b, slice_of(key), "", slice_of("value"),
+                    version_at(rows[i].seconds * SECOND));
+        vote =
+            replica_ask(&t, rows[i].promised ? promised_body : accept_body, &b);
+        assert_int_equal(vote.n, VOTE_SIZE);
+        if (vote.p[0] != rows[i].want ||
+            part->doubts - before != rows[i].doubts)
+            fail_msg("row %zu: verdict %u, %u doubts", i, vote.p[0],
+                     (unsigned)(part->doubts - before));
+        buf_free(&b);
+    }
+    turns_end(&t);
+}
+
+/* The answer to a prepare has the record held if the asker lacks it: not when
+   the prepare is refused, since then nobody needs it. */
+static void test_replica_prepare(void **state) {
+    static const struct {
+        unsigned version, known; /* held: 20, promised: 40 */
+        enum verdict want;
+        bool record;
+    } rows[] = {
+        {0, 0, ACCEPT_OK, true},      {0, 20, ACCEPT_OK, false},
+        {10, 0, ACCEPT_HELD, false},  {20, 0, ACCEPT_HELD, false},
+        {30, 0, ACCEPT_FLOOR, false}, {40, 0, ACCEPT_FLOOR, false},
+        {50, 0, ACCEPT_OK, true},     {60, 20, ACCEPT_OK, false},
+    };
+    struct node *node = *state;
+    struct part *part = &node->parts[0];
+    struct turns t;
+
+    turns_begin(&t, node);
+    atomic_store(&node->ceiling, UINT64_MAX);
+    part_set(node, part, "key", "value", 20);
+    SAYS(part_promise(node, part, "key", 40), ACCEPT_OK, 0);
+    for (size_t i = 0; i <= COUNT(rows); i++) {
+        size_t n = i < COUNT(rows) ? i : 2; /* at last of a dead log */
+        struct buf b = {0};
+        struct slice answer;
+
+        part->dead = i == COUNT(rows);
+        put64(buf_grow(&b, 8), part->dead ? 99 : rows[n].version);
+        put64(buf_grow(&b, 8), rows[n].known);
+        buf_text(&b, "key");
+        answer = replica_ask(&t, prepare_body, &b);
+        assert_true(answer.n >= PREPARED_SIZE);
+        if (answer.p[0] != (part->dead ? ACCEPT_DEAD : rows[n].want) ||
+            (answer.n > PREPARED_SIZE) != rows[n].record)
+            fail_msg("row %zu: verdict %u, %zu bytes", i, answer.p[0],
+                     answer.n);
+        assert_int_equal(get64(answer.p + 8), 20);
+        buf_free(&b);
+    }
+    turns_end(&t);
+}
+
+/* Nor does a coordinator keep such a record if it comes all the same: the
+   newest of those that have promised is what it goes on from. */
+static void test_replica_refusal(void **state) {
+    struct turns t;
+    struct op *op;
+
+    turns_begin(&t, *state);
+    op = turns_add(&t, "key", false, "");
+    for (int refused = 1; refused >= 0; refused--) {
+        struct buf b = {0}, record = {0};
+
+        record_make(&record, slice_of("key"), "", slice_of("value"), 20);
+        buf_zero(&b, PREPARED_SIZE);
+        b.p[0] = refused ? ACCEPT_HELD : ACCEPT_OK;
+        b.p[2] = ANSWER_OK;
+        put64(b.p + 8, 20);
+        put64(b.p + 16, 20);
+        buf_add(&b, record.p, record.n);
+        assert_true(consistent_prepared(op, 0, buf_slice(&b)));
+        assert_int_equal(op->old.n, refused ? 0 : record.n);
+        assert_int_equal(op->newest, refused ? 0 : 20);
+        buf_free(&b);
+        buf_free(&record);
+    }
     turns_end(&t);
 }
 
@@ -5486,6 +5719,8 @@ static const struct CMUnitTest all_tests[] = {
     NODE(test_promise_raised),
     NODE(test_promise_folded),
     NODE(test_promise_wild),
+    NODE(test_promise_back),
+    NODE(test_promise_look),
     NODE(test_promise_ceiling),
     NODE(test_promise_damaged),
     NODE(test_promise_random),
@@ -5525,6 +5760,7 @@ static const struct CMUnitTest all_tests[] = {
     PLAIN(test_etcd_beat),
     PLAIN(test_etcd_change),
     PLAIN(test_etcd_errors),
+    PLAIN(test_caller_slow),
     NODE(test_view_parse),
     NODE(test_view_record),
     NODE(test_view_malformed),
@@ -5536,6 +5772,9 @@ static const struct CMUnitTest all_tests[] = {
     NODE(test_turns_jump),
     NODE(test_turns_late),
     NODE(test_turns_random),
+    NODE(test_replica_floor),
+    NODE(test_replica_prepare),
+    NODE(test_replica_refusal),
     PLAIN(test_urls),
     PLAIN(test_initial_cluster),
     PLAIN(test_flags_good),
@@ -5546,5 +5785,7 @@ static const struct CMUnitTest all_tests[] = {
 /* Runs all tests; not 0 if one failed. */
 int main(void) {
     world_reset();
+    if (getenv("ONLY"))
+        cmocka_set_test_filter(getenv("ONLY"));
     return cmocka_run_group_tests(all_tests, NULL, NULL);
 }
