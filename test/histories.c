@@ -992,10 +992,8 @@ static void replicas_check(void) {
     long until = now_ms() + LIMIT_MS / 2;
     char error[200] = "";
 
-    do {
-        helds_read();
+    for (helds_read(); !helds_agree(error); helds_read())
         check(now_ms() < until, "the replicas differ: %s", error);
-    } while (!helds_agree(error));
     part("%zu records in the logs, and the owners agree", helds.count);
 }
 
@@ -1355,7 +1353,9 @@ static void test_away(void **state) {
     part("%zu records and %zu bytes pulled", records, bytes);
     check(records >= changed && records <= changed * 12 / 10 + 100,
           "%zu records pulled, %zu keys changed", records, changed);
-    check(bytes >= changed * 80 && bytes <= changed * 400 + 100000,
+    /* With the lists of what differs, 17 bytes a key of two other owners: where
+       each bucket has some keys that changed, that is of all keys. */
+    check(bytes >= changed * 80 && bytes <= changed * 600 + 100000,
           "%zu bytes pulled", bytes);
     for (size_t i = 0; i < total; i += total / 1000 + 1) {
         struct client c = client_make(away->port);
