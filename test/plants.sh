@@ -45,7 +45,7 @@ table() {
         oks > (unsigned)__builtin_popcountll(op->promised) / 2'
 }
 
-HISTORIES=${HISTORIES:-20000}
+HISTORIES=${HISTORIES:-40000}
 SEED=${SEED:-1}
 export HISTORIES SEED
 out=build/plants
@@ -88,6 +88,7 @@ row() {
 run() {
     code=0
     [ "$1" != told_unsynced ] || export DARK=1 # it takes a loss of power
+    [ "$1" != repair_below_floor ] || export MISSED=1 # and it much repair
     PLANT=$2 "$out/sim" >"$out/$1.log" 2>&1 || code=$?
     echo "$code" >"$out/$1.code"
 }

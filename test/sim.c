@@ -19,7 +19,8 @@
  *
  * Environment: SEED=n repeats the history of a run that printed it, TRACE=1
  * tells what happens in it, HISTORIES=n asks for so many, TORTURE=1 for ten
- * million; DARK=1 has all of them about losses of power under -sync always.
+ * million; DARK=1 has all of them about losses of power under -sync always,
+ * MISSED=1 about repair.
  *
  * Chapters: Random numbers and memory - Time - Files - The network - The
  * system as the program sees it - A node - Clients - Faults - A history.
@@ -1510,10 +1511,11 @@ static enum duty duty_of(void *(*run)(void *)) {
 
 /* What differs from history to history. A pointed one is about one key, for
    which its first two owners do consistent operations against each other; in a
-   dark one all lose their power now and then, and are left with their disks. */
+   dark one all lose their power now and then, and are left with their disks, in
+   a missed one they repair all the time. */
 static struct {
     enum sync_mode sync;
-    bool pointed, dark;
+    bool pointed, dark, missed;
     unsigned owners[NODES]; /* of the key */
 } setting;
 
@@ -2064,6 +2066,20 @@ static void fault_rival(void *thing, uint64_t life) {
               fault_rival, h, 0);
 }
 
+/* An event, again and again: an owner tells another one that it has missed a
+   write, so that this one repairs. */
+static void fault_missed(void *thing, uint64_t life) {
+    struct host *h = host_of(setting.owners[below(world.host_count)]);
+    unsigned to = setting.owners[below(world.host_count)];
+
+    (void)life;
+    if (h->up && h->node != NULL && atomic_load(&h->node->loaded)) {
+        atomic_store(&h->node->peers[to].missed[0], UINT64_MAX);
+        atomic_store(&h->node->peers[to].missed_any, true);
+    }
+    event_add(world.now + between(5000, 50000), fault_missed, thing, 0);
+}
+
 /* An event, again and again: of the owners each two may not reach each other,
    the first two more often than not. */
 static void fault_part(void *thing, uint64_t life) {
@@ -2110,6 +2126,8 @@ static void faults_point(uint64_t span) {
     weather.doubled_us = 500000;
     fault_rival(NULL, 0);
     fault_part(NULL, 0);
+    if (setting.missed)
+        fault_missed(NULL, 0);
     for (unsigned i = (unsigned)below(4); i > 0; i--)
         event_add(
             world.now + below(span), fault_blink,
@@ -2161,6 +2179,7 @@ static void faults_end(void) {
             world.queue[i].fn == fault_freeze ||
             world.queue[i].fn == fault_rival ||
             world.queue[i].fn == fault_part ||
+            world.queue[i].fn == fault_missed ||
             world.queue[i].fn == fault_deaf || world.queue[i].fn == fault_cut)
             world.queue[i].fn = fault_uncut;
     for (unsigned i = 0; i < world.host_count; i++) {
@@ -2204,7 +2223,8 @@ static void world_begin(uint64_t seed) {
     world.order = 0;
     last_arrival = 0;
     setting.dark = getenv("DARK") != NULL || once_in(24);
-    setting.pointed = setting.dark || once_in(3);
+    setting.missed = getenv("MISSED") != NULL || once_in(6);
+    setting.pointed = setting.dark || setting.missed || once_in(4);
     if (setting.pointed)
         world.host_count = once_in(4) ? NODES : 3;
     else
