@@ -46,10 +46,10 @@ cluster-status: status
 # ---------------------------------------------------------------------------
 
 SUITES = ring history unit repair faults sim sim-asan plants servers disk \
-         disk-tsan cluster cluster-tsan histories
+         disk-tsan cluster cluster-tsan join histories churn
 TESTED = build/asan/estoraje build/tsan/estoraje \
          $(addprefix build/test/,ring_test history_test unit repair faults sim \
-         sim-asan servers disk cluster histories skew.so)
+         sim-asan servers disk cluster join histories churn skew.so)
 
 test: need-test ## every suite, with ASan, UBSan and TSan (also all-tests)
 	@$(MAKE) --no-print-directory $(JOBS) $(TESTED)
@@ -64,6 +64,9 @@ torture: test ## the same suites in their long forms
 
 acceptance: need-curl ## first steps on each node of URL="..." (also acceptance-cluster)
 	@test/acceptance.sh
+
+drills: estoraje need-drills ## does to real nodes what operators fear; names="..." does some
+	@test/drills.sh $(names)
 
 bench: estoraje need-bench ## how fast it is
 	@bench/bench.sh
@@ -92,12 +95,18 @@ test-faults: build/test/faults
 test-sim: build/test/sim
 test-sim-asan: build/test/sim-asan
 test-sim-asan: export HISTORIES = $(if $(TORTURE),100000,1000)
+# All of these with changes of the ring.
+test-sim-changes: build/test/sim
+test-sim-changes: export CHANGES = 1
+test-sim-changes: export HISTORIES = $(if $(TORTURE),1000000,2000)
 test-servers: build/test/servers build/asan/estoraje
 test-disk: build/test/disk build/asan/estoraje
 test-disk-tsan: build/test/disk build/tsan/estoraje
 test-cluster: build/test/cluster build/asan/estoraje
 test-cluster-tsan: build/test/cluster build/tsan/estoraje
+test-join: build/test/join build/test/skew.so build/asan/estoraje
 test-histories: build/test/histories build/test/skew.so build/asan/estoraje
+test-churn: build/test/churn build/asan/estoraje
 
 $(filter-out test-plants,$(SUITES:%=test-%)):
 	@$(FIXED) $<
@@ -135,12 +144,13 @@ build/test/history_test: test/history_test.c test/history.h | need-test
 	@mkdir -p $(@D)
 	$(COMPILE) -o $@ test/history_test.c -lcmocka $(LDLIBS)
 
-build/test/servers build/test/disk build/test/cluster \
-build/test/histories: build/test/%: test/%.c test/harness.h | need-test
+build/test/servers build/test/disk build/test/cluster build/test/join \
+build/test/histories build/test/churn: build/test/%: test/%.c test/harness.h \
+    | need-test
 	@mkdir -p $(@D)
 	$(COMPILE) -o $@ $< -lcmocka $(LDLIBS)
 
-build/test/histories: test/history.h
+build/test/histories build/test/churn: test/stories.h test/history.h
 
 # Preloaded by servers that are to have a wrong clock.
 build/test/skew.so: test/skew.c
@@ -197,6 +207,8 @@ ETCD_CURL = etcd:etcd-server curl:curl
 
 need-curl: ; @test/need.sh curl:curl
 need-cluster: ; @test/need.sh $(ETCD_CURL)
+need-drills: ; @test/need.sh $(ETCD_CURL) etcdctl:etcd-client faketime:faketime \
+    ip:iproute2 unshare:util-linux
 need-bench: ; @test/need.sh $(ETCD_CURL) wrk:wrk
 need-test: ; @test/need.sh $(ETCD_CURL) haproxy:haproxy strace:strace \
     cmocka.h:libcmocka-dev
@@ -220,8 +232,9 @@ help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1	\2/p' Makefile | expand -t 22
 
 .PHONY: build start run restart status stop clear run-alone add-samples \
-    cluster-status test torture acceptance bench all-tests acceptance-cluster \
+    cluster-status test torture acceptance drills bench all-tests \
+    acceptance-cluster \
     $(SUITES:%=test-%) check check-compilers \
-    check-tidy check-cppcheck check-format need-curl need-cluster need-bench \
-    need-test need-check install uninstall clean help
+    check-tidy check-cppcheck check-format need-curl need-cluster need-drills \
+    need-bench need-test need-check install uninstall clean help
 .DELETE_ON_ERROR:

@@ -107,9 +107,10 @@
 
 /* The cluster. */
 #define NAME_MAX_BYTES    63
-#define MEMBERS_MAX       1023 /* a version has 10 bits for them */
+#define MEMBERS_MAX       (RING_MEMBERS_MAX - 1) /* 10 bits of a version */
 #define PARTITIONS_MAX    RING_PARTITIONS_MAX
 #define REPLICAS_MAX      15
+#define OWNERS_MAX        (2 * REPLICAS_MAX) /* while a change runs */
 #define PARTITIONS_FIT(n) ((n) > 0 && (n) <= PARTITIONS_MAX && !((n) & ((n)-1)))
 #define BEAT_MS           500   /* from heartbeat to heartbeat */
 #define LOST_MS           2000  /* without one a link is lost */
@@ -247,10 +248,13 @@ struct part {
     uint64_t doubts;   /* causes of doubt so far */
     uint64_t cleared;  /* value of doubts when the last good round began */
     uint64_t round_at; /* ms: the next round of repair, doubt or not */
-    uint64_t again_at; /* ms: the next after one that failed, */
-    uint64_t failed;   /* for that value of doubts, */
+    uint64_t again_at; /* ms: the next after one that failed (and, where this
+                          node is no owner any more, the next look) */
+    uint64_t failed;   /* it did for that value of doubts, */
     unsigned failures; /* so many times in a row */
     bool recovering;   /* after an unclean start: what it says does not count */
+    uint64_t agreed; /* as a new owner: epoch of the change in which it had all
+                         that a majority of the old owners has */
     /* Syncing. */
     bool dirty;         /* it has records that no sync has begun to cover */
     bool queued;        /* in pool_queue, or at work */
@@ -268,6 +272,7 @@ struct member {
     unsigned port, peer_port;
     char at[300], peer_at[300]; /* host:port, of clients and of peers */
     uint64_t boot;              /* as etcd says; a peer's own word is newer */
+    uint64_t report;            /* epoch of the change for which it has all */
     struct sockaddr_storage address; /* of host and peer_port */
     socklen_t address_n;             /* 0: not known */
 };
@@ -280,14 +285,31 @@ struct view {
     uint64_t hash[2]; /* SipHash key of the fingerprints */
     unsigned partitions;
     unsigned replicas;
+    unsigned numbers; /* that were given to members so far: the highest */
     struct ring *ring;
     unsigned count;
     unsigned me; /* index of this node, or count when it is no member */
     struct member member[MEMBERS_MAX]; /* [count] */
+    /* While a change runs: the ring that comes next. Of the members the first
+       `old` are those of the ring in force, which is all of them otherwise. */
+    struct ring *next; /* NULL: there is no change */
+    unsigned old, next_count;
+    uint16_t next_at[MEMBERS_MAX]; /* index of each of its members */
 };
 
+/* The groups of a partition's owners: of the ring in force, of the next one. */
+enum group { GROUP_OLD, GROUP_NEW, GROUPS };
+
 /* What a member tells of itself in the answer to a heartbeat. */
-enum said { SAID_DOUBT, SAID_OWNED, SAID_KEYS, SAID_BYTES, SAID_HEARS, SAIDS };
+enum said {
+    SAID_DOUBT,
+    SAID_OWNED,
+    SAID_KEYS,
+    SAID_BYTES,
+    SAID_HEARS,
+    SAID_MOVING,
+    SAIDS
+};
 
 /* What this node knows first-hand of a member, by its number; of itself there
    is only what it says. Atomic. */
@@ -295,7 +317,8 @@ struct peer {
     atomic_ullong heard;       /* when it last answered, ms; 0 never */
     atomic_ullong boot;        /* its boot number as it said; 0 unknown */
     atomic_ullong said[SAIDS]; /* partitions in doubt, partitions, keys, bytes;
-                                  bit n: it hears member n (of the first 64) */
+                                  bit n: it hears member n (of the first 64);
+                                  partitions that it has still to take over */
     atomic_bool behind;        /* its clock is, by more than CLOCK_AHEAD */
     bool was_alive;            /* worker 0's: at the last look */
     atomic_bool missed_any;
@@ -310,7 +333,7 @@ struct flags {
     uint64_t move_rate; /* bytes a second; 0: no limit */
     uint64_t scrub;     /* seconds; 0: never */
     const char *check, *dump;
-    bool accept_damage, debug, help, version;
+    bool add, accept_damage, debug, help, version;
     bool partitions_given, replicas_given;
 };
 
@@ -351,6 +374,7 @@ struct node {
     pthread_mutex_t reserve_lock;
     struct identity self;      /* house thread, once it runs */
     bool begun;                /* the superblock has this boot */
+    bool joins;                /* as a new member: it has begun anew */
     uint64_t last_boot;        /* the one before */
     bool unclean;              /* the machine went down under the last boot */
     bool older;                /* the directory is a copy from before its end */
@@ -402,11 +426,17 @@ struct node {
     pthread_mutex_t view_lock;
     struct view *view; /* NULL until the first ring */
     atomic_ullong view_changes;
-    struct peer *peers; /* [MEMBERS_MAX + 1] by number */
-    atomic_bool cut;    /* a member that lives does not hear this node */
+    struct peer *peers;               /* [MEMBERS_MAX + 1] by number */
+    atomic_ullong epoch, heard_epoch; /* in force; the highest of a peer */
+    atomic_bool cut; /* a member that lives does not hear this node */
     atomic_bool etcd_lost;
-    int etcd_wake[2]; /* a byte ends the etcd thread's wait */
+    int etcd_wake[2];     /* a byte ends the etcd thread's wait */
+    atomic_ullong report; /* epoch of the change for which all is here */
     struct etcd *etcd;
+
+    struct op *leaves;  /* removals of nodes that are asked for; view_lock */
+    atomic_bool left;   /* this node is no member any more */
+    atomic_bool forget; /* for the house thread: call identity_forget() */
 
     int exit_code; /* when the node stops for a reason of its own */
 
@@ -549,6 +579,7 @@ struct op {
     struct worker *w;
     void (*due)(struct op *);    /* to be called at the next tick */
     void (*body)(struct op *);   /* called when the body is there */
+    void (*act)(struct op *);    /* a peer's: called when its epoch is here */
     void (*resume)(struct op *); /* called when the sync it waited for is
                                     done */
     unsigned status;             /* of the answer */
@@ -557,6 +588,7 @@ struct op {
     bool head;                   /* HEAD: no body in the answer */
     bool keep;
     bool remove;           /* DELETE */
+    bool force;            /* ?force */
     const char *allow;     /* the methods that a 405 names */
     unsigned calls;        /* to peers, not answered */
     uint64_t body_most;    /* bytes of a body that are allowed */
@@ -565,20 +597,24 @@ struct op {
     struct slice key;  /* in key_bytes */
     struct slice path; /* the route's star; gone with the head */
     char if_match[256], if_none_match[256]; /* "": there was none */
+    char field[140]; /* a peer's: who asks; see peer_check() */
     uint64_t fingerprint;
     size_t value_at; /* where the value in rec begins */
 
     /* As coordinator. */
     unsigned partition;
     uint64_t epoch;
-    unsigned owners[REPLICAS_MAX]; /* member numbers */
-    enum answer answers[REPLICAS_MAX];
+    unsigned owners[OWNERS_MAX]; /* member numbers */
+    enum answer answers[OWNERS_MAX];
+    uint64_t groups[GROUPS]; /* bit i: owner i is in it; see view_owners() */
     void (*answered)(struct op *, unsigned owner, unsigned status,
                      struct slice body);
     struct accepted vote; /* of this node's replica */
     unsigned mine;        /* its index, or count: it is no owner */
-    unsigned count, quorum, attempt;
-    bool reached; /* a replica may have taken the write */
+    unsigned count, attempt;
+    bool reached;    /* a replica may have taken the write */
+    unsigned rounds; /* consistent: those that no later epoch has ended */
+    bool refused;    /* an owner is at a later epoch, and will be asked again */
     bool full, damaged;
     bool existed; /* before the first attempt, by the newest record */
     uint64_t existed_version, highest, version, etag;
@@ -594,10 +630,10 @@ struct op {
     bool turn;       /* it is this one's: in part->turns, under its lock */
     bool jumped;     /* it got its turn before older ones */
     bool brief;      /* a forwarded HEAD: the value is not wanted */
-    uint64_t promised;           /* bit i: owner i has answered in this round */
-    uint64_t held[REPLICAS_MAX]; /* version that it held then */
-    uint64_t began;              /* ms: when it got in line for its turn */
-    uint64_t next_at;            /* no further round before */
+    uint64_t promised;         /* bit i: owner i has answered in this round */
+    uint64_t held[OWNERS_MAX]; /* version that it held then */
+    uint64_t began;            /* ms: when it got in line for its turn */
+    uint64_t next_at;          /* no further round before */
     uint64_t newest, newest_etag; /* held by those that count; 0: absent */
     bool newest_tombstone;
     uint64_t first_etag;  /* of the newest, before the client's was sent */
@@ -623,7 +659,9 @@ struct op {
 struct worker {
     struct node *node;
     unsigned index;
-    struct view *view; /* as of this turn */
+    struct view *view;   /* as of this turn */
+    atomic_ullong epoch; /* of it, for other threads; no turn goes back */
+    uint64_t view_at;    /* ms: since when it has that epoch */
     uint64_t view_seen;
     uint64_t now;  /* ms of the monotonic clock, once a turn */
     uint64_t wall; /* seconds; date is the field that is made of it */
@@ -669,6 +707,15 @@ static uint64_t now_us(void) {
 
     clock_gettime(CLOCK_REALTIME, &t);
     return (uint64_t)t.tv_sec * 1000000 + (uint64_t)t.tv_nsec / 1000;
+}
+
+/* How many bits are set. */
+static unsigned bits_count(uint64_t set) {
+    unsigned n = 0;
+
+    for (; set != 0; set &= set - 1)
+        n++;
+    return n;
 }
 
 /* Rests; a caller that has something to listen for polls instead. */
@@ -1975,7 +2022,8 @@ static void identity_forget(struct node *node) {
 static void ceiling_raise(struct node *node) {
     uint64_t physical = VERSION_TIME(now_us());
     uint64_t clock = atomic_load(&node->clock);
-    uint64_t second = VERSION_TIME(1000000), next = physical + 2 * second;
+    uint64_t second = VERSION_TIME(1000000); /* a bad clock must not raise it */
+    uint64_t next = (clock < physical ? clock : physical) + 2 * second;
     uint64_t margin = clock > physical ? second / 40 : second;
     int error;
 
@@ -2088,6 +2136,16 @@ static uint64_t promise_floor(struct part *part, uint64_t print) {
     const struct promise *p = promise_find(part, print);
 
     return p != NULL ? p->version : part->floor;
+}
+
+/* The highest version that was promised, for any key. */
+static uint64_t promise_highest(const struct part *part) {
+    uint64_t highest = part->floor;
+
+    for (unsigned i = 0; i < part->promised; i++)
+        if (part->promises[i].version > highest)
+            highest = part->promises[i].version;
+    return highest;
 }
 
 /* Makes room for one more promise: the lowest is folded, unless the floor is
@@ -3298,6 +3356,7 @@ static bool op_may(const struct op *op, uint64_t etag) {
 static struct slice status_text(unsigned status) {
     static const char texts[] =
         "200 OK;201 Created;204 No Content;404 Not Found;304 Not Modified;"
+        "202 Accepted;"
         "400 Bad Request;401 Unauthorized\r\nWWW-Authenticate: Bearer;"
         "403 Forbidden;405 Method Not Allowed;409 Conflict;"
         "412 Precondition Failed;413 Content Too Large;414 URI Too Long;417 "
@@ -3849,6 +3908,7 @@ static struct view *view_hold(struct node *node) {
 static void view_release(struct view *view) {
     if (view != NULL && atomic_fetch_sub(&view->refs, 1) == 1) {
         ring_free(view->ring);
+        ring_free(view->next);
         free(view);
     }
 }
@@ -3971,6 +4031,11 @@ static void worker_clock(struct worker *w) {
         w->view_seen = changes;
         view_release(w->view);
         w->view = view_hold(w->node);
+        w->beat_at = w->now; /* whoever does not know it yet is told so */
+    }
+    if (w->view != NULL && w->view->epoch != atomic_load(&w->epoch)) {
+        atomic_store(&w->epoch, w->view->epoch);
+        w->view_at = w->now;
     }
 }
 
@@ -4300,13 +4365,17 @@ struct etcd {
     unsigned count, at;                   /* at: asked now; the sidecar here */
     unsigned ms;                          /* for one call */
     struct caller call, watch;
-    const char *trouble;    /* what is wrong with etcd; NULL: nothing */
-    char lease[24];         /* "" while there is none */
-    uint64_t patience;      /* until then others may say their zones */
-    char next_revision[24]; /* the first after what was read */
-    char ring_revision[24]; /* when the ring was changed last; "0": no ring */
-    struct buf text;        /* strj_ring and strj_node_..., a line each */
-    struct buf obeyed;      /* the same, of the view in force */
+    struct buf peers;         /* what a sidecar that joins begins with */
+    bool begins;              /* at the start: this node may join, once */
+    const char *trouble;      /* what is wrong with etcd; NULL: nothing */
+    char lease[24];           /* "" while there is none */
+    uint64_t patience;        /* until then others may say their zones */
+    char next_revision[24];   /* the first after what was read */
+    char ring_revision[24];   /* when the ring was changed last; "0": no ring */
+    char record_revision[24]; /* the same of this node's record */
+    struct buf text;          /* strj_ring and strj_node_..., a line each */
+    struct buf obeyed;        /* the same, of the view in force */
+    uint64_t reported;        /* what the record here says of it */
 };
 
 static const char gateway_off[] =
@@ -4357,22 +4426,53 @@ static bool etcd_call(struct etcd *e, const char *path, struct slice *reply,
 /* Of a transaction: key, value, and lease or "0". */
 #define ETCD_PUT "{\"request_put\":{\"key\":\"@\",\"value\":\"@\",\"lease\":$}}"
 
-/* Takes a lease, and puts this node's record and, leased, the sign that it
-   lives. Without an answer there is no lease. */
-static bool etcd_announce(struct etcd *e, const char *name,
-                          const char *record) {
-    char node[NAME_MAX_BYTES + 16], alive[NAME_MAX_BYTES + 16], lease[24];
+/* Whether a member of that name is true, which is left out otherwise. */
+static bool json_true(struct slice rest, const char *name) {
+    struct slice word;
+
+    while (slice_cut(&rest, '"', &word))
+        if (slice_is(word, name))
+            return slice_begins(rest, ":true");
+    return false;
+}
+
+/* Puts this node's record, and another key, unless the record has changed since
+   it was read: what a process has sent may arrive after its end, and must not
+   take the place of what the next one has said. false: no answer; *put: whether
+   they were put. */
+static bool etcd_record(struct etcd *e, const char *name, const char *record,
+                        const char *other, const char *lease, bool *put) {
+    char node[NAME_MAX_BYTES + 16], key[NAME_MAX_BYTES + 16];
     struct slice reply;
 
     snprintf(node, sizeof node, "strj_node_%s", name);
-    snprintf(alive, sizeof alive, "strj_alive_%s", name);
+    snprintf(key, sizeof key, "%s%s", other, name);
+    if (!etcd_call(e, "/v3/kv/txn", &reply,
+                   "{\"compare\":[{\"key\":\"@\",\"target\":\"MOD\","
+                   "\"result\":\"EQUAL\",\"mod_revision\":$}],"
+                   "\"success\":[" ETCD_PUT "," ETCD_PUT "]}",
+                   node, e->record_revision, node, record, "0", key, "1",
+                   lease))
+        return false;
+    *put = json_true(reply, "succeeded");
+    return true;
+}
+
+/* Takes a lease, and puts this node's record and, leased, the sign that it
+   lives. Without an answer, or if the record has changed since it was read,
+   there is no lease. false: no answer. */
+static bool etcd_announce(struct etcd *e, const char *name,
+                          const char *record) {
+    struct slice reply;
+    char lease[24];
+    bool put;
+
     if (!etcd_call(e, "/v3/lease/grant", &reply, "{\"TTL\":" LEASE_TTL "}") ||
         !json_text(&reply, "ID", lease, sizeof lease) ||
-        !etcd_call(e, "/v3/kv/txn", &reply,
-                   "{\"success\":[" ETCD_PUT "," ETCD_PUT "]}", node, record,
-                   "0", alive, "1", lease))
+        !etcd_record(e, name, record, "strj_alive_", lease, &put))
         return false;
-    memcpy(e->lease, lease, sizeof lease);
+    if (put)
+        memcpy(e->lease, lease, sizeof lease);
     e->patience = now_ms() + 2000;
     return true;
 }
@@ -4391,41 +4491,77 @@ static bool etcd_beat(struct etcd *e) {
 }
 
 /* Changes the ring, unless somebody else did since it was read (revision 0:
-   it must not be there yet). false: no answer. */
-static bool etcd_change_ring(struct etcd *e, const char *ring) {
+   it must not be there yet), or one of some more comparisons fails. false: no
+   answer. */
+static bool etcd_change_ring(struct etcd *e, const char *ring,
+                             const char *more) {
     struct slice reply;
 
     return etcd_call(e, "/v3/kv/txn", &reply,
                      "{\"compare\":[{\"key\":\"@\",\"target\":\"MOD\","
-                     "\"result\":\"EQUAL\",\"mod_revision\":$}],"
+                     "\"result\":\"EQUAL\",\"mod_revision\":$}$],"
                      "\"success\":[" ETCD_PUT "]}",
-                     "strj_ring", e->ring_revision, "strj_ring", ring, "0");
+                     "strj_ring", e->ring_revision, more, "strj_ring", ring,
+                     "0");
 }
 
-/* Reads the ring and the nodes' records into e->text, the ring first, if there
-   is one: the order is downward. */
-static bool etcd_read(struct etcd *e) {
+/* Puts a key of a node. false: no answer. */
+static bool etcd_put(struct etcd *e, const char *prefix, const char *name,
+                     const char *value) {
+    char key[NAME_MAX_BYTES + 16];
+    struct slice reply;
+
+    snprintf(key, sizeof key, "%s%.*s", prefix, NAME_MAX_BYTES, name);
+    return etcd_call(e, "/v3/kv/txn", &reply, "{\"success\":[" ETCD_PUT "]}",
+                     key, value, "0");
+}
+
+/* Removes what is there of a node that is no member any more. */
+static bool etcd_forget(struct etcd *e, const char *name) {
+    char node[NAME_MAX_BYTES + 16], leave[NAME_MAX_BYTES + 16];
+    struct slice reply;
+
+    snprintf(node, sizeof node, "strj_node_%s", name);
+    snprintf(leave, sizeof leave, "strj_leave_%s", name);
+    return etcd_call(e, "/v3/kv/txn", &reply,
+                     "{\"success\":[{\"request_delete_range\":{\"key\":\"@\"}},"
+                     "{\"request_delete_range\":{\"key\":\"@\"}}]}",
+                     node, leave);
+}
+
+/* Reads the ring, the nodes' records and who is to leave into e->text, in this
+   order, which is downward, and each only if there is one. */
+static bool etcd_read(struct etcd *e, const char *name) {
+    char record[NAME_MAX_BYTES + 16];
     struct slice reply, value;
+    struct buf key = {0};
     uint64_t revision;
 
     if (!etcd_call(e, "/v3/kv/range", &reply,
                    "{\"key\":\"@\",\"range_end\":\"@\","
                    "\"sort_order\":\"DESCEND\"}",
-                   "strj_node_", "strj_s"))
+                   "strj_leave_", "strj_s"))
         return false;
     revision = json_number(&reply, "revision", 10); /* of the header */
     snprintf(e->next_revision, sizeof e->next_revision, "%" PRIu64,
              revision + 1);
     strcpy(e->ring_revision, "0");
+    strcpy(e->record_revision, "0");
+    snprintf(record, sizeof record, "strj_node_%s", name);
+    base64_encode(&key, slice_of(record));
     e->text.n = 0;
     while (json_next(&reply, "key", &value)) {
         if (slice_is(value, "c3Ryal9yaW5n")) /* strj_ring */
             json_text(&reply, "mod_revision", e->ring_revision,
                       sizeof e->ring_revision);
+        if (slice_equal(value, buf_slice(&key)))
+            json_text(&reply, "mod_revision", e->record_revision,
+                      sizeof e->record_revision);
         if (json_next(&reply, "value", &value))
             base64_decode(&e->text, value);
         buf_text(&e->text, "\n");
     }
+    buf_free(&key);
     return revision > 0;
 }
 
@@ -4434,7 +4570,7 @@ static void etcd_watch(struct etcd *e) {
     if (!etcd_call(e, "/v3/watch", NULL,
                    "{\"create_request\":{\"key\":\"@\",\"range_end\":\"@\","
                    "\"start_revision\":$}}",
-                   "strj_node_", "strj_s", e->next_revision))
+                   "strj_leave_", "strj_s", e->next_revision))
         caller_close(&e->watch);
 }
 
@@ -4460,11 +4596,13 @@ static void etcd_heard(struct etcd *e) {
 #define SIDECAR_AGAIN 2000 /* ms until one that has ended is started again */
 
 /* Starts etcd, with its output in a log of its own. What it advertises is the
-   command line's, what it binds is `address`. The pid, or -1. */
+   command line's, what it binds is `address`. With -add it must never begin a
+   cluster of its own. The pid, or -1. */
 static pid_t sidecar_start(const struct node *node, const char *address) {
     extern char **environ;
     const struct endpoint *me = &node->etcd->endpoints[node->etcd->at];
     const char *data = node->flags.data, *scheme = me->tls ? "https" : "http";
+    const struct buf *peers = &node->etcd->peers;
     char text[3 * PATH_MAX], log[PATH_MAX], where[4][300], **to = environ;
     char *argv[24] = {"etcd"};
     pid_t pid = fork();
@@ -4478,14 +4616,15 @@ static pid_t sidecar_start(const struct node *node, const char *address) {
                    me->port + 1 - i / 2);
     snprintf(text, sizeof text,
              "--name=%s\n--data-dir=%s/etcd\n--initial-cluster=%s\n"
-             "--initial-cluster-state=new\n--initial-cluster-token=estoraje\n"
+             "--initial-cluster-state=%s\n--initial-cluster-token=estoraje\n"
              "--initial-advertise-peer-urls=%s://%s\n"
              "--listen-peer-urls=%s://%s\n--advertise-client-urls=http://%s\n"
              "--listen-client-urls=http://%s\n--auto-compaction-retention=1\n"
              "--logger=zap\n--log-level=warn%s",
-             me->name, data, node->flags.initial_cluster, scheme, where[0],
-             scheme, where[1], where[2], where[3],
-             me->tls ? "\n--peer-auto-tls" : "");
+             me->name, data,
+             peers->n > 0 ? (char *)peers->p : node->flags.initial_cluster,
+             node->flags.add ? "existing" : "new", scheme, where[0], scheme,
+             where[1], where[2], where[3], me->tls ? "\n--peer-auto-tls" : "");
     for (char *word = strtok(text, "\n"); word != NULL;
          word = strtok(NULL, "\n"))
         argv[n++] = word;
@@ -4549,6 +4688,90 @@ static void guardian_stop(const struct node *node) {
         waitpid(node->guardian, NULL, 0);
 }
 
+/* ---- Who is in etcd. Its members are etcds, each the sidecar of a node of the
+ * same name; they need not be the members of our ring. One that was added and
+ * has not started has no name yet; a learner follows, and does not vote. */
+
+/* A member of etcd. */
+struct etcd_member {
+    char id[24];
+    char name[256];    /* the id, if it has none */
+    char client[300];  /* its URL for clients; "": none is known */
+    struct slice urls; /* those for peers: for etcd_url_next() */
+    bool started;      /* once, at least */
+    bool learner;
+};
+
+/* Takes the next URL from an array of texts; false: it has ended. */
+static bool etcd_url_next(struct slice *urls, struct slice *url) {
+    struct slice gap;
+
+    return !slice_begins(*urls, "]") && slice_cut(urls, '"', &gap) &&
+           slice_cut(urls, '"', url);
+}
+
+/* Takes the next member from etcd's list, into which its urls point; false:
+   there is none. */
+static bool etcd_member_next(struct slice *list, struct etcd_member *m) {
+    struct slice text, rest, word;
+
+    *m = (struct etcd_member){0};
+    if (!json_text(list, "ID", m->id, sizeof m->id) ||
+        !slice_cut(list, '}', &text))
+        return false;
+    rest = text;
+    m->started = json_next(&rest, "name", &word);
+    if (!m->started || !slice_copy(word, m->name, sizeof m->name))
+        memcpy(m->name, m->id, sizeof m->id);
+    rest = text;
+    json_text(&rest, "clientURLs", m->client, sizeof m->client);
+    for (rest = text; slice_cut(&rest, '"', &word);)
+        if (slice_is(word, "peerURLs") && slice_begins(rest, ":"))
+            m->urls = rest;
+        else if (slice_is(word, "isLearner"))
+            m->learner = slice_begins(rest, ":true");
+    return true;
+}
+
+/* Whether a member is reached by its peers at this URL. */
+static bool etcd_member_at(const struct etcd_member *m, const char *url) {
+    struct slice urls = m->urls, one;
+
+    while (etcd_url_next(&urls, &one))
+        if (slice_is(one, url))
+            return true;
+    return false;
+}
+
+/* Takes the sidecar of a node out of etcd. true: there is none of that name
+   (any more); false: no answer, a refusal, or it is the only one that votes,
+   without which there would be no etcd. */
+static bool etcd_member_remove(struct node *node, struct etcd *e,
+                               const char *name) {
+    struct etcd_member m, found = {0};
+    unsigned voters = 0;
+    struct slice reply;
+
+    if (!etcd_call(e, "/v3/cluster/member/list", &reply, "{}"))
+        return false;
+    while (etcd_member_next(&reply, &m)) {
+        voters += !m.learner;
+        if (m.started && strcmp(m.name, name) == 0)
+            found = m;
+    }
+    if (voters == 0) /* not a list */
+        return false;
+    if (found.id[0] == '\0')
+        return true;
+    if (voters == 1 && !found.learner) {
+        say("warning", "%s: the etcd of %s is the only one, and stays",
+            node->flags.name, name);
+        return false;
+    }
+    return etcd_call(e, "/v3/cluster/member/remove", &reply, "{\"ID\":\"$\"}",
+                     found.id);
+}
+
 /* ----------------------------------------------------------- The cluster
  *
  * A view is what this node knows of the cluster: the ring with its epoch, and
@@ -4558,9 +4781,12 @@ static void guardian_stop(const struct node *node) {
  * epoch never goes back. In the text each key's value is a line, in this order:
  *
  * strj_ring   {"cluster":ID,"hash0":ID,"hash1":ID,"epoch":"1",
- *             "partitions":"256","replicas":"3",
- *             "members":[{"name","number","id","zone"}]}
- * strj_node_N {"name","host","port","peer","zone","id","boot"}
+ *             "partitions":"256","replicas":"3","numbers":"3",
+ *             "members":[{"name","number","id","zone"}], and while a change
+ *             runs "next", the members after it, likewise}
+ * strj_node_N {"name","host","port","peer","zone","id","boot","report",
+ *             "sidecar"}
+ * strj_leave_N {"leave":NAME,"force":"0"}: the member is to be removed
  * strj_alive_N (not in the text) is leased and says that the node was there
  *             not long ago.
  *
@@ -4569,39 +4795,91 @@ static void guardian_stop(const struct node *node) {
  * directory.
  */
 
-/* Completes a view from the nodes' records, a line each, and works out who owns
-   what. A zone that the ring has stays as it is: owners depend on it. */
-static bool view_complete(const struct node *node, struct view *view,
-                          struct slice records) {
+/* Notes what a node's record says of a member. A zone that the ring has stays
+   as it is: owners depend on it. */
+static void member_complete(struct member *m, struct slice record) {
+    json_text(&record, "host", m->host, sizeof m->host);
+    m->port = json_unsigned(&record, "port");
+    m->peer_port = json_unsigned(&record, "peer");
+    if (m->zone[0] == '\0')
+        json_text(&record, "zone", m->zone, sizeof m->zone);
+    json_number(&record, "id", 16);
+    m->boot = json_number(&record, "boot", 10);
+    m->report = json_number(&record, "report", 10);
+    where_text(m->at, m->host, m->port);
+    where_text(m->peer_at, m->host, m->peer_port);
+    resolve(m->host, m->peer_port, &m->address, &m->address_n);
+}
+
+/* The id that is in a node's record. */
+static uint64_t record_id(struct slice record) {
+    return json_number(&record, "id", 16);
+}
+
+/* Builds the ring of some members of a view; at: their indexes, NULL: they are
+   the first ones. NULL: it cannot be built. */
+static struct ring *view_ring(const struct view *view, unsigned count,
+                              const uint16_t *at) {
     struct ring_member members[MEMBERS_MAX];
 
+    for (unsigned i = 0; i < count; i++) {
+        const struct member *m = &view->member[at != NULL ? at[i] : i];
+
+        members[i] = (struct ring_member){m->name, m->zone};
+    }
+    return ring_build(members, count, view->partitions, view->replicas);
+}
+
+/* Completes a view from the nodes' records, a line each, and works out who owns
+   what. A name may be there twice, of a directory that was lost and of the one
+   that replaces it: a record is the one's whose id it has. */
+static bool view_complete(const struct node *node, struct view *view,
+                          struct slice records) {
     view->me = view->count;
     for (unsigned i = 0; i < view->count; i++) {
         struct member *m = &view->member[i];
         struct slice rest = records, line, name;
 
-        while (slice_cut(&rest, '\n', &line)) {
-            if (!json_next(&line, "name", &name) || !slice_is(name, m->name))
-                continue;
-            json_text(&line, "host", m->host, sizeof m->host);
-            m->port = json_unsigned(&line, "port");
-            m->peer_port = json_unsigned(&line, "peer");
-            if (m->zone[0] == '\0')
-                json_text(&line, "zone", m->zone, sizeof m->zone);
-            m->boot = json_number(&line, "boot", 10);
-            where_text(m->at, m->host, m->port);
-            where_text(m->peer_at, m->host, m->peer_port);
-            resolve(m->host, m->peer_port, &m->address, &m->address_n);
-        }
+        while (slice_cut(&rest, '\n', &line))
+            if (json_next(&line, "name", &name) && slice_is(name, m->name) &&
+                (m->id == 0 || record_id(line) == m->id))
+                member_complete(m, line);
         if (m->zone[0] == '\0') /* as in a first ring */
             memcpy(m->zone, m->host, sizeof m->host);
-        if (strcmp(m->name, node->flags.name) == 0)
+        if (strcmp(m->name, node->flags.name) == 0 &&
+            (view->me == view->count || m->id == node->self.id))
             view->me = i;
-        members[i] = (struct ring_member){m->name, m->zone};
     }
-    view->ring =
-        ring_build(members, view->count, view->partitions, view->replicas);
-    return view->ring != NULL;
+    view->ring = view_ring(view, view->old, NULL);
+    if (view->next_count > 0)
+        view->next = view_ring(view, view->next_count, view->next_at);
+    return view->ring != NULL && (view->next_count == 0 || view->next != NULL);
+}
+
+/* Parses a list of members, up to its bracket; one that is known by its number
+   is not added once more. at: gets the index of each; *count of them. */
+static bool members_parse(struct view *view, struct slice *ring, uint16_t *at,
+                          unsigned *count) {
+    bool good;
+
+    do {
+        struct member m = {0};
+        unsigned i = 0;
+
+        good = json_text(ring, "name", m.name, sizeof m.name);
+        m.number = json_unsigned(ring, "number");
+        m.id = json_number(ring, "id", 16);
+        good = good && json_text(ring, "zone", m.zone, sizeof m.zone) &&
+               m.number >= 1 && m.number <= MEMBERS_MAX && *count < MEMBERS_MAX;
+        while (good && i < view->count && view->member[i].number != m.number)
+            i++;
+        good = good && i < MEMBERS_MAX;
+        if (good && i == view->count)
+            view->member[view->count++] = m;
+        if (good)
+            at[(*count)++] = (uint16_t)i;
+    } while (good && slice_begins(*ring, "},{"));
+    return good && slice_begins(*ring, "}]");
 }
 
 /* Makes a view, which the caller owns; NULL: the first line is no ring. */
@@ -4618,23 +4896,21 @@ static struct view *view_parse(const struct node *node, struct slice text) {
     view->epoch = json_number(&ring, "epoch", 10);
     view->partitions = json_unsigned(&ring, "partitions");
     view->replicas = json_unsigned(&ring, "replicas");
+    view->numbers = json_unsigned(&ring, "numbers");
     good = view->cluster != 0 && view->hash[0] != 0 && view->hash[1] != 0 &&
            PARTITIONS_FIT(view->partitions) && view->replicas > 0 &&
-           view->replicas <= REPLICAS_MAX;
-    do {
-        struct member *m = &view->member[view->count++];
-
-        good = good && json_text(&ring, "name", m->name, sizeof m->name);
-        m->number = json_unsigned(&ring, "number");
-        m->id = json_number(&ring, "id", 16);
-        good = good && json_text(&ring, "zone", m->zone, sizeof m->zone) &&
-               m->number >= 1 && m->number <= MEMBERS_MAX;
-    } while (good && view->count < MEMBERS_MAX && slice_begins(ring, "},{"));
+           view->replicas <= REPLICAS_MAX && view->numbers > 0 &&
+           members_parse(view, &ring, view->next_at, &view->old) &&
+           view->old == view->count;
+    if (good && slice_begins(ring, "}],\"next\":"))
+        good = members_parse(view, &ring, view->next_at, &view->next_count);
     if (good && slice_is(ring, "}]}") && view_complete(node, view, text))
         return view;
     view_release(view);
     return NULL;
 }
+
+#define CALLED_WRONG "403 the data directory that is called is not this one"
 
 /* The member with a number, or NULL. */
 static const struct member *view_member(const struct view *view,
@@ -4645,45 +4921,95 @@ static const struct member *view_member(const struct view *view,
     return NULL;
 }
 
-/* Whether a member owns a partition. */
-static bool view_owns(const struct view *view, unsigned partition,
-                      unsigned number) {
-    unsigned n;
-    const unsigned *owners = ring_owners(view->ring, partition, &n);
+/*
+ * The owners of a partition, as indexes of members; how many there are. While a
+ * change runs there are two groups, each with a majority of its own: the owners
+ * by the ring in force, which come first and in its order, and those by the
+ * next one, some of whom are in both. groups: bit i, owner i is in it; the
+ * second is empty while no change runs.
+ */
+static unsigned view_owners(const struct view *view, unsigned partition,
+                            unsigned owners[OWNERS_MAX],
+                            uint64_t groups[GROUPS]) {
+    unsigned count, next = 0, k;
+    const unsigned *ring = ring_owners(view->ring, partition, &count);
+
+    memcpy(owners, ring, count * sizeof *ring);
+    groups[GROUP_OLD] = (UINT64_C(1) << count) - 1;
+    groups[GROUP_NEW] = 0;
+    if (view->next != NULL)
+        ring = ring_owners(view->next, partition, &next);
+    for (unsigned i = 0; i < next; i++) {
+        unsigned at = view->next_at[ring[i]];
+
+        for (k = 0; k < count && owners[k] != at; k++)
+            ;
+        if (k == count)
+            owners[count++] = at;
+        groups[GROUP_NEW] |= UINT64_C(1) << k;
+    }
+    return count;
+}
+
+/* Of which groups of a partition's owners a member is, a bit each. */
+static unsigned view_owns(const struct view *view, unsigned partition,
+                          unsigned number) {
+    unsigned owners[OWNERS_MAX], of = 0;
+    uint64_t groups[GROUPS];
+    unsigned n = view_owners(view, partition, owners, groups);
 
     for (unsigned i = 0; i < n; i++)
         if (view->member[owners[i]].number == number)
-            return true;
-    return false;
+            for (unsigned g = 0; g < GROUPS; g++)
+                of |= (groups[g] >> i & 1) != 0 ? 1u << g : 0;
+    return of;
 }
+#define OWNS_OLD (1u << GROUP_OLD)
+#define OWNS_NEW (1u << GROUP_NEW)
 
-/* Appends a ring's text. */
-static void ring_text(struct buf *b, const struct view *view) {
-    buf_print(b,
-              "{\"cluster\":\"%016" PRIx64 "\",\"hash0\":\"%016" PRIx64
-              "\",\"hash1\":\"%016" PRIx64 "\",\"epoch\":\"%" PRIu64
-              "\",\"partitions\":\"%u\",\"replicas\":\"%u\",\"members\":[",
-              view->cluster, view->hash[0], view->hash[1], view->epoch,
-              view->partitions, view->replicas);
-    for (const struct member *m = view->member; m < view->member + view->count;
-         m++)
+/* Appends a list of members; at: their indexes, NULL: they are the first. */
+static void members_text(struct buf *b, const struct view *view, unsigned count,
+                         const uint16_t *at) {
+    for (unsigned i = 0; i < count; i++) {
+        const struct member *m = &view->member[at != NULL ? at[i] : i];
+
         buf_print(b,
                   "%s{\"name\":\"%s\",\"number\":\"%u\",\"id\":\"%016" PRIx64
                   "\",\"zone\":\"%s\"}",
-                  m > view->member ? "," : "", m->name, m->number, m->id,
-                  m->zone);
+                  i > 0 ? "," : "", m->name, m->number, m->id, m->zone);
+    }
+}
+
+/* Appends a ring's text: that of a view but for its epoch and its members, of
+   which so many are in force, and so many (0: no change runs) are next. */
+static void ring_text(struct buf *b, const struct view *view, uint64_t epoch,
+                      unsigned count, const uint16_t *at, unsigned next_count,
+                      const uint16_t *next_at) {
+    buf_print(b,
+              "{\"cluster\":\"%016" PRIx64 "\",\"hash0\":\"%016" PRIx64
+              "\",\"hash1\":\"%016" PRIx64 "\",\"epoch\":\"%" PRIu64
+              "\",\"partitions\":\"%u\",\"replicas\":\"%u\","
+              "\"numbers\":\"%u\",\"members\":[",
+              view->cluster, view->hash[0], view->hash[1], epoch,
+              view->partitions, view->replicas, view->numbers);
+    members_text(b, view, count, at);
+    if (next_count > 0) {
+        buf_text(b, "],\"next\":[");
+        members_text(b, view, next_count, next_at);
+    }
     buf_text(b, "]}");
 }
 
 /* This node's own record. */
-static void record_text(struct buf *b, const struct node *node) {
+static void record_text(struct buf *b, struct node *node) {
     buf_print(b,
               "{\"name\":\"%s\",\"host\":\"%s\",\"port\":\"%u\","
               "\"peer\":\"%u\",\"zone\":\"%s\",\"id\":\"%016" PRIx64
-              "\",\"boot\":\"%" PRIu64 "\"}",
+              "\",\"boot\":\"%" PRIu64 "\",\"report\":\"%llu\","
+              "\"sidecar\":\"%d\"}",
               node->flags.name, node->flags.host, node->client_port,
-              node->peer_port, node->flags.zone, node->self.id,
-              node->self.boot);
+              node->peer_port, node->flags.zone, node->self.id, node->self.boot,
+              atomic_load(&node->report), node->flags.initial_cluster != NULL);
 }
 
 /* ---- Who is there, and doubt.
@@ -4748,13 +5074,15 @@ static void doubt_all(struct node *node, const char *cause) {
 }
 
 /* What the word of this node about a partition is worth. Sure: it may read from
-   its own log alone. */
+   its own log alone. Not while a peer has a later ring: by that this node may
+   not be an owner any more, and writes pass it by. */
 static enum answer part_worth(const struct node *node, struct part *part) {
     enum answer worth;
 
     pthread_mutex_lock(&part->lock);
     worth = part->recovering ? ANSWER_LAME
-            : part->doubts != part->cleared || atomic_load(&node->cut)
+            : part->doubts != part->cleared || atomic_load(&node->cut) ||
+                    atomic_load(&node->heard_epoch) > atomic_load(&node->epoch)
                 ? ANSWER_OK
                 : ANSWER_SURE;
     pthread_mutex_unlock(&part->lock);
@@ -4801,9 +5129,11 @@ static void view_adopt(struct node *node, struct view *view) {
     old = node->view;
     node->view = view;
     pthread_mutex_unlock(&node->view_lock);
+    atomic_store(&node->epoch, view->epoch);
     atomic_fetch_add(&node->view_changes, 1);
     view_release(old);
     workers_wake(node);
+    wake_write(node->repair_wake[1]);
 }
 
 /*
@@ -4823,6 +5153,35 @@ static bool view_newer(const struct view *now, const struct view *next) {
     return true;
 }
 
+static void intro_text(struct buf *b, const struct node *node,
+                       const struct view *view, unsigned number, uint64_t id,
+                       uint64_t boot); /* how a node is called: Replication */
+
+/* Whether a member is there, as its address says: whoever answers there and
+   does not mind being called by its id is. This node does not call itself,
+   which has taken the address of the one that it replaces. */
+static bool member_answers(const struct node *node, const struct view *view,
+                           const struct member *m) {
+    struct caller k = {.fd = -1};
+    struct buf fields = {0};
+    bool there = false, own = m->peer_port == node->peer_port &&
+                              strcmp(m->host, node->flags.host) == 0;
+
+    if (m->address_n != 0 && !own) {
+        caller_aim(&k, m->host, m->peer_port);
+        intro_text(&fields, node, view, m->number, m->id, 0);
+        buf_add(&fields, "", 1);
+        there = caller_call(&k, "/_peer/heartbeat", (char *)fields.p,
+                            (struct slice){NULL, 0}, LOST_MS) > 0 &&
+                !slice_begins(buf_slice(&k.reply), &CALLED_WRONG[4]);
+        buf_free(&fields);
+        buf_free(&k.in);
+        buf_free(&k.reply);
+        caller_close(&k);
+    }
+    return there;
+}
+
 /* Whether this node may go by a view, from etcd or kept (NULL: it is none). If
    it can never, the node stops, as a signal stops it. */
 static bool view_check(struct node *node, const struct view *view) {
@@ -4831,6 +5190,8 @@ static bool view_check(struct node *node, const struct view *view) {
     uint64_t cluster = now != NULL ? now->cluster : node->self.cluster;
     const uint64_t *hash = now != NULL ? now->hash : node->self.hash;
     const struct member *me = view == NULL ? NULL : &view->member[view->me];
+    bool here = me != NULL && me->peer_port == node->peer_port &&
+                strcmp(me->host, f->host) == 0; /* the port is this process's */
     int code = 1;
 
     if (view == NULL) {
@@ -4844,35 +5205,46 @@ static bool view_check(struct node *node, const struct view *view) {
         say("fatal", "the cluster was made with -partitions %u -replicas %u",
             view->partitions, view->replicas);
     } else if (view->me == view->count) {
+        if (f->add || atomic_load(&node->loaded))
+            return true; /* it joins; it has left */
         code = 2;
         say("fatal",
-            "%s is not a member of this cluster: a node joins with -add, "
-            "which is not built yet",
+            "%s is not a member of this cluster: a node joins with -add",
             f->name);
-    } else if (me->id != 0 && me->id != node->self.id) {
-        say("fatal",
-            "the name %s belongs to another data directory (node id "
-            "%016" PRIx64 "), of a node at %s: choose another -name; to "
-            "replace a lost directory is not built yet",
-            me->name, me->id, me->peer_at);
-    } else {
+    } else if (me->id == 0 ||
+               (me->id == node->self.id && (node->begun || here))) {
         return true;
+    } else if (!node->begun || node->joins) {
+        if (here || !member_answers(node, view, me))
+            return true; /* it moved, or its directory was lost: then it joins
+                            in its place */
+        say("fatal",
+            "the name %s is that of a live node, at %s: choose another -name",
+            me->name, me->peer_at);
+    } else {
+        say("fatal",
+            "the name %s is that of another data directory now (node id "
+            "%016" PRIx64 "): this one was replaced while it was away",
+            me->name, me->id);
     }
     node->exit_code = code;
     stop_requested = 1;
     return false;
 }
 
-/* Moves all logs away, to be begun anew. false: an errno tells why not. */
+/* Opens trash/, which is made if it has to be; -1, and errno: it cannot. */
+static int trash_open(const struct node *node) {
+    if (mkdirat(node->dir_fd, "trash", 0777) != 0 && errno != EEXIST)
+        return -1;
+    return openat(node->dir_fd, "trash", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+}
+
+/* Moves all logs to trash/, to be begun anew. false: an errno tells why not. */
 static bool logs_discard(const struct node *node) {
-    int trash = -1;
-    bool good = mkdirat(node->dir_fd, "trash", 0777) == 0 || errno == EEXIST;
+    int trash = trash_open(node);
+    bool good = trash >= 0;
     char name[16];
 
-    if (good)
-        trash =
-            openat(node->dir_fd, "trash", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    good = trash >= 0;
     for (unsigned i = 0; good && i < PARTITIONS_MAX; i++) {
         log_name(name, i, false);
         good =
@@ -4883,10 +5255,6 @@ static bool logs_discard(const struct node *node) {
         close(trash);
     return good;
 }
-
-static void intro_text(struct buf *b, const struct node *node,
-                       const struct view *view, unsigned number, uint64_t id,
-                       uint64_t boot); /* the fields of a call: Replication */
 
 /* Asks a member whether its directory is an older copy, too. */
 static enum standing member_standing(const struct node *node,
@@ -4942,15 +5310,93 @@ static bool members_sound(struct node *node, const struct view *view) {
 }
 
 /*
+ * Begins a partition anew, by an epoch in which this node is no owner of it: as
+ * that ends, or after it. Its log goes to trash/ first, and from there only if
+ * it is proven that nobody needs it. The new one takes the name of the old one
+ * at once, so that no start ever misses it. false: it stays as it is, or
+ * another epoch has come.
+ */
+static bool part_restart(struct node *node, struct part *part, uint64_t epoch,
+                         bool proven) {
+    const int flags = O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC;
+    int trash = trash_open(node), fd = -1;
+    struct log fresh = {.end = LOG_HEADER}, old = {0};
+    char name[16], next[16];
+    bool good;
+
+    log_name(name, part->number, false);
+    snprintf(next, sizeof next, "%03u.new", part->number);
+    if (trash >= 0)
+        fd = openat(node->dir_fd, next, flags, 0666);
+    if (fd >= 0)
+        fresh.file = file_new(fd, 0);
+    good = fd >= 0 && log_begin(node, part->number, fresh.file) &&
+           (unlinkat(trash, name, 0) == 0 || errno == ENOENT) &&
+           linkat(node->dir_fd, name, trash, name, 0) == 0 && fsync(trash) == 0;
+    pthread_mutex_lock(&part->lock);
+    good = good && atomic_load(&node->epoch) == epoch &&
+           renameat(node->dir_fd, next, node->dir_fd, name) == 0;
+    if (good) {
+        if (part->next.file != NULL)
+            compact_end(node, part);
+        old = part->log;
+        part->log = fresh;
+        part->renamed = part->dirty = true;
+        part->unsure = part->agreed = 0;
+        part->rewrite = false;
+        part_droppable(part, 0);
+        part->doubts++;
+    }
+    pthread_mutex_unlock(&part->lock);
+    file_release(good ? old.file : fresh.file);
+    free(old.table);
+    good = good && fsync(node->dir_fd) == 0;
+    if (good && proven)
+        unlinkat(trash, name, 0);
+    if (trash >= 0)
+        close(trash);
+    return good;
+}
+
+/* A view that is to be obeyed makes this node an owner of partitions that it
+   does not own now: what it may have of them, from when it did, is out of date
+   in ways that nobody can tell. If there was no change before in which to take
+   them over, this node recovers, and does so after the next start as well.
+   false: a log could not be moved away. */
+static bool parts_clear(struct node *node, const struct view *view) {
+    unsigned number = (unsigned)node->self.number, of;
+    const struct view *now = node->view;
+
+    for (unsigned i = 0; i < node->partitions; i++) {
+        struct part *part = &node->parts[i];
+        bool empty;
+
+        of = view_owns(view, i, number);
+        if (of == 0 || view_owns(now, i, number) != 0)
+            continue;
+        atomic_store(&node->forget, (of & OWNS_OLD) != 0);
+        while (atomic_load(&node->forget) && !atomic_load(&node->ended))
+            rest_ms(1);
+        pthread_mutex_lock(&part->lock);
+        empty = part->log.end == LOG_HEADER;
+        part->recovering = part->recovering || (of & OWNS_OLD) != 0;
+        pthread_mutex_unlock(&part->lock);
+        if (!empty && !part_restart(node, part, now->epoch, false))
+            return false;
+    }
+    return true;
+}
+
+/*
  * etcd or another member knows of a later boot of this data directory, or the
  * mark in shared memory of a later superblock: it is an older copy, put back.
  * What it holds must not count or spread: what it accepted and promised since
- * then is forgotten, and the others may have dropped the tombstones of keys that
- * it still has. So it begins empty, and recovers, with a ceiling above that of
- * its lost self; before a log goes that is on the disk, or an end here would
- * leave a directory which looks well. Where all nodes have older copies, as of a
- * cluster that was put back, or there is only one, these are what there is. A
- * process that serves already has to be started again: false.
+ * then is forgotten, and the others may have dropped the tombstones of keys
+ * that it still has. So it begins empty, and recovers, with a ceiling above
+ * that of its lost self; before a log goes that is on the disk, or an end here
+ * would leave a directory which looks well. Where all nodes have older copies,
+ * as of a cluster that was put back, or there is only one, these are what there
+ * is. A process that serves already has to be started again: false.
  */
 static bool copy_found(struct node *node, const struct view *view) {
     uint64_t ceiling = VERSION_TIME(now_us() + LOST_MS * UINT64_C(1000));
@@ -4997,6 +5443,360 @@ static bool copy_found(struct node *node, const struct view *view) {
     return true;
 }
 
+/* ---- Changes of the ring.
+ *
+ * A change runs in two epochs, so that no majority by the old ring and none by
+ * the new one can be without an owner in common. In the first, joint epoch the
+ * old owners' majority and the new owners' are both wanted, for all but plain
+ * reads; the new owners take over what the old ones have. When all of these
+ * have reported that, the second epoch begins, by the new ring alone. Each step
+ * is a transaction that fails if another one was quicker, and any member makes
+ * it that sees it due. One change runs at a time.
+ *
+ * A member that is to leave stands in strj_leave_N until its record is gone;
+ * who wants to join makes that step itself, when no change runs. A node that
+ * finds its name taken by a directory which does not answer takes that one's
+ * place, under a number of its own: versions end in it, and which ones the lost
+ * directory has given away nobody knows. */
+
+/* The next of the members of a view, from an index on, that is to leave; its
+   index, or count: there is none. */
+static unsigned leaver_next(const struct view *view, struct slice text,
+                            unsigned i, bool *force) {
+    for (; i < view->count; i++) {
+        struct slice rest = text, line, name;
+
+        while (slice_cut(&rest, '\n', &line))
+            if (slice_begins(line, "{\"leave\":") &&
+                json_next(&line, "leave", &name) &&
+                slice_is(name, view->member[i].name)) {
+                *force = json_number(&line, "force", 10) != 0;
+                return i;
+            }
+    }
+    return i;
+}
+
+/* Whether a member is one of the ring that comes next. */
+static bool view_next_has(const struct view *view, unsigned member) {
+    for (unsigned i = 0; i < view->next_count; i++)
+        if (view->next_at[i] == member)
+            return true;
+    return false;
+}
+
+/* Whether a change cannot go on, or is not wanted any more: of the next ring
+   somebody is to leave who joins, or who is not there to take anything over. */
+static bool change_dropped(const struct node *node, const struct view *view,
+                           struct slice text) {
+    bool force;
+
+    for (unsigned i = 0; (i = leaver_next(view, text, i, &force)) < view->count;
+         i++)
+        if (view_next_has(view, i) &&
+            (i >= view->old || !member_alive(node, view->member[i].number)))
+            return true;
+    return false;
+}
+
+/*
+ * Who of a partition's owners must take over what the old ones have before the
+ * next ring is in force, a bit each: the new owners that are no old ones. If
+ * there will be fewer owners than before it is all of the new ones: what was
+ * acknowledged may be on only one of these, which could lose its power after
+ * that, and nobody else would have it.
+ */
+static uint64_t groups_gain(const uint64_t groups[GROUPS]) {
+    if (bits_count(groups[GROUP_NEW]) < bits_count(groups[GROUP_OLD]))
+        return groups[GROUP_NEW];
+    return groups[GROUP_NEW] & ~groups[GROUP_OLD];
+}
+
+/* Whether a member has to take a partition over; number: its own. */
+static bool view_takes(const struct view *view, unsigned partition,
+                       unsigned number) {
+    unsigned owners[OWNERS_MAX];
+    uint64_t groups[GROUPS];
+    unsigned n = view_owners(view, partition, owners, groups);
+
+    for (unsigned i = 0; i < n; i++)
+        if (view->member[owners[i]].number == number)
+            return (groups_gain(groups) >> i & 1) != 0;
+    return false;
+}
+
+/* Notes which members take partitions over. */
+static void view_gains(const struct view *view, bool gains[MEMBERS_MAX]) {
+    memset(gains, 0, MEMBERS_MAX * sizeof *gains);
+    for (unsigned p = 0; p < view->partitions; p++) {
+        unsigned owners[OWNERS_MAX];
+        uint64_t groups[GROUPS];
+        unsigned n = view_owners(view, p, owners, groups);
+
+        for (unsigned i = 0; i < n; i++)
+            if (groups_gain(groups) >> i & 1)
+                gains[owners[i]] = true;
+    }
+}
+
+/* Whether all new owners have reported; more: gets the comparisons by which the
+   step fails if one of them has started anew since. */
+static bool change_complete(const struct view *view, struct slice text,
+                            struct buf *more) {
+    bool gains[MEMBERS_MAX];
+
+    view_gains(view, gains);
+    for (unsigned i = 0; i < view->count; i++) {
+        const struct member *m = &view->member[i];
+        struct slice rest = text, line, record, name;
+        char key[NAME_MAX_BYTES + 16];
+
+        if (!gains[i])
+            continue;
+        if (m->report != view->epoch)
+            return false;
+        snprintf(key, sizeof key, "strj_node_%s", m->name);
+        while (slice_cut(&rest, '\n', &line)) {
+            record = line;
+            if (!slice_begins(line, "{\"name\":") ||
+                !json_next(&line, "name", &name) || !slice_is(name, m->name) ||
+                record_id(line) != m->id)
+                continue;
+            buf_text(more, ",{\"key\":\"");
+            base64_encode(more, slice_of(key));
+            buf_text(more, "\",\"target\":\"VALUE\",\"result\":\"EQUAL\","
+                           "\"value\":\"");
+            base64_encode(more, record);
+            buf_text(more, "\"}");
+        }
+    }
+    return true;
+}
+
+/*
+ * The next step of the ring, if one is due by what etcd holds: its text, and
+ * what must not have changed meanwhile. Who is forced out leaves in one epoch,
+ * since with a majority of some owners gone no joint one would ever end.
+ */
+static bool change_due(const struct node *node, const struct view *view,
+                       struct slice text, struct buf *ring, struct buf *more) {
+    uint16_t at[MEMBERS_MAX];
+    unsigned n = 0, leaver, leavers = 0;
+    bool force = false, forced = false;
+
+    for (unsigned i = 0; i < view->old; i++) {
+        leaver = leaver_next(view, text, i, &force);
+        if (leaver != i)
+            at[n++] = (uint16_t)i;
+        else
+            forced = forced || force;
+        leavers += leaver == i;
+    }
+    if (forced && n > 0)
+        ring_text(ring, view, view->epoch + 1, n, at, 0, NULL);
+    else if (view->next != NULL && change_dropped(node, view, text))
+        ring_text(ring, view, view->epoch + 1, view->old, NULL, 0, NULL);
+    else if (view->next != NULL && change_complete(view, text, more))
+        ring_text(ring, view, view->epoch + 1, view->next_count, view->next_at,
+                  0, NULL);
+    else if (view->next == NULL && leavers > 0 && n > 0)
+        ring_text(ring, view, view->epoch + 1, view->old, NULL, n, at);
+    else
+        return false;
+    return true;
+}
+
+/* The step by which this node joins, in the place of a member of its name if
+   there is one. The view is changed, and is good for nothing else after that.
+   */
+static void change_join(const struct node *node, struct view *view,
+                        struct buf *ring) {
+    struct member *m = &view->member[view->count];
+    unsigned n = 0;
+
+    for (unsigned i = 0; i < view->old; i++)
+        if (i != view->me)
+            view->next_at[n++] = (uint16_t)i;
+    *m = (struct member){.number = view->numbers + 1, .id = node->self.id};
+    if (m->number > MEMBERS_MAX) /* all were given once: one that is free */
+        for (m->number = 1; view_member(view, m->number) != NULL; m->number++)
+            ;
+    else
+        view->numbers = m->number;
+    snprintf(m->name, sizeof m->name, "%s", node->flags.name);
+    snprintf(m->zone, sizeof m->zone, "%s", node->flags.zone);
+    view->next_at[n++] = (uint16_t)view->count;
+    ring_text(ring, view, view->epoch + 1, view->old, NULL, n, view->next_at);
+}
+
+/* This directory is to be a new member's, whatever it was before: it gets an id
+   of its own, and what it has goes to trash/. By a ring that was kept it is the
+   old member still, with that one's number and partitions: none is in force. */
+static void joiner_begin(struct node *node, const struct view *view) {
+    struct identity *self = &node->self;
+    bool others = false; /* a copy of the directory of one that is a member */
+    struct view *kept;
+
+    if (node->joins)
+        return;
+    node->joins = true;
+    if (self->cluster == 0 && node->view == NULL)
+        return;
+    pthread_mutex_lock(&node->view_lock);
+    kept = node->view;
+    node->view = NULL;
+    pthread_mutex_unlock(&node->view_lock);
+    atomic_store(&node->epoch, 0);
+    atomic_fetch_add(&node->view_changes, 1);
+    view_release(kept);
+    node->etcd->obeyed.n = 0;
+    say("warning", "this directory was another member's, or of one that has "
+                   "left: its logs go to trash/, and all is fetched anew");
+    for (unsigned i = 0; i < view->count; i++)
+        others = others || view->member[i].id == self->id;
+    if (!others)
+        mark_remove(node, self->boot);
+    self->id = random_id();
+    self->clean = 1;
+    self->logs = self->older = 0;
+    node->unclean = node->older = false;
+    node->load_total = 0;
+    identity_save(node);
+    if (!logs_discard(node))
+        give_up(1, "cannot move the logs to %s/trash: %s", node->flags.data,
+                strerror(errno));
+}
+
+/* How many of the members in force are not to leave, and how many partitions
+   have no majority of owners that live. */
+static unsigned leave_count(const struct node *node, const struct view *view,
+                            struct slice text, unsigned *lost) {
+    unsigned stay = 0;
+    bool force;
+
+    for (unsigned i = 0; i < view->old; i++)
+        stay += leaver_next(view, text, i, &force) != i;
+    *lost = 0;
+    for (unsigned p = 0; p < view->partitions; p++) {
+        unsigned n, alive = 0;
+        const unsigned *owners = ring_owners(view->ring, p, &n);
+
+        for (unsigned i = 0; i < n; i++)
+            alive += member_alive(node, view->member[owners[i]].number);
+        *lost += alive <= n / 2;
+    }
+    return stay;
+}
+
+/* Answers who asks for the removal of a node: the status; what is to be said is
+   in op->rec. Nothing is written but the wish, which outlives this process. */
+static int leave_ask(struct node *node, struct etcd *e, const struct view *view,
+                     struct op *op) {
+    const char *name = op->if_match;
+    unsigned i = 0, lost, stay;
+    char value[NAME_MAX_BYTES + 40];
+    bool force;
+
+    stay = leave_count(node, view, buf_slice(&e->obeyed), &lost);
+    while (i < view->count && strcmp(view->member[i].name, name) != 0)
+        i++;
+    if (i == view->count) {
+        buf_print(&op->rec, "no node of the cluster is named %s", name);
+        return 404;
+    }
+    if (leaver_next(view, buf_slice(&e->obeyed), i, &force) != i &&
+        i < view->old) {
+        stay--;
+        if (stay == 0) {
+            buf_print(&op->rec, "%s is the last node: stop it instead", name);
+            return 409;
+        }
+        if (stay < view->replicas && !op->force) {
+            buf_print(&op->rec,
+                      "%u nodes would be left, fewer than -replicas %u: add "
+                      "one first, or use ?force",
+                      stay, view->replicas);
+            return 409;
+        }
+    }
+    if (lost > 0 && !op->force) {
+        buf_print(
+            &op->rec,
+            "%u of %u partitions have no majority of their owners alive: "
+            "start these, or, if they are gone for good, use ?force: what "
+            "was written last there may be lost",
+            lost, view->partitions);
+        return 409;
+    }
+    if (lost > 0)
+        say("warning",
+            "a node is forced out node=%s partitions_that_may_lose_writes=%u",
+            name, lost);
+    snprintf(value, sizeof value, "{\"leave\":\"%.*s\",\"force\":\"%d\"}",
+             NAME_MAX_BYTES, name, lost > 0);
+    if (!etcd_put(e, "strj_leave_", name, value)) {
+        buf_text(&op->rec, "etcd does not answer: try again");
+        return 503;
+    }
+    buf_print(&op->rec, "%s is being removed: see /_cluster_status", name);
+    return 202;
+}
+
+/* Answers all who ask for the removal of a node. */
+static void leaves_answer(struct node *node, struct etcd *e,
+                          const struct view *view) {
+    struct op *list, *op;
+
+    pthread_mutex_lock(&node->view_lock);
+    list = node->leaves;
+    node->leaves = NULL;
+    pthread_mutex_unlock(&node->view_lock);
+    while ((op = list) != NULL) {
+        list = op->wait_next;
+        op->wait_next = NULL;
+        op->rec.n = 0;
+        if (view == NULL)
+            buf_text(&op->rec, "etcd does not answer: try again");
+        ops_post(op, view == NULL ? 503 : leave_ask(node, e, view, op));
+    }
+}
+
+/* Whether a node has an etcd beside it, as its record says. */
+static bool record_sidecar(struct slice text, const char *name) {
+    struct slice line, value;
+    bool sidecar = false;
+
+    while (slice_cut(&text, '\n', &line))
+        if (slice_begins(line, "{\"name\":") &&
+            json_next(&line, "name", &value) && slice_is(value, name))
+            sidecar = json_number(&line, "sidecar", 10) == 1;
+    return sidecar;
+}
+
+/* Removes from etcd what is left of members that have left, an etcd beside one
+   first: that may have to wait, for the sake of etcd's own quorum. 1: there is
+   nothing to be done now; 0: look again. */
+static int leavers_forget(struct node *node, struct etcd *e,
+                          const struct view *view) {
+    struct slice text = buf_slice(&e->obeyed), rest = text, line, value;
+    char name[NAME_MAX_BYTES + 1];
+
+    while (slice_cut(&rest, '\n', &line)) {
+        bool member = false;
+
+        if (!slice_begins(line, "{\"leave\":") ||
+            !json_next(&line, "leave", &value) ||
+            !slice_copy(value, name, sizeof name))
+            continue;
+        for (unsigned i = 0; i < view->count; i++)
+            member = member || strcmp(view->member[i].name, name) == 0;
+        if (!member &&
+            (!record_sidecar(text, name) || etcd_member_remove(node, e, name)))
+            return !etcd_forget(e, name);
+    }
+    return 1;
+}
+
 /* ---- The etcd thread */
 
 /* A first ring, which the caller owns: of the sidecars that the command line
@@ -5017,7 +5817,7 @@ static struct view *view_first(const struct node *node, struct slice records) {
     view->partitions =
         (unsigned)(alone ? self->partitions : node->flags.partitions);
     view->replicas = (unsigned)(alone ? self->replicas : node->flags.replicas);
-    view->count = listed ? e->count : 1;
+    view->count = view->old = view->numbers = listed ? e->count : 1;
     for (unsigned i = 0; i < view->count; i++) {
         struct member *m = &view->member[i];
 
@@ -5056,8 +5856,13 @@ static void view_alone(struct node *node) {
 static bool ring_obey(struct node *node, struct etcd *e, struct view *view) {
     struct buf text = e->text;
     bool same = slice_equal(buf_slice(&text), buf_slice(&e->obeyed));
+    bool loaded = atomic_load(&node->loaded);
 
-    if (same || !ring_keep(node, buf_slice(&text))) {
+    if (!same && !loaded && node->view != NULL &&
+        view->epoch > node->view->epoch)
+        same = true; /* once the logs are there: some may have to go */
+    if (same || (loaded && !parts_clear(node, view)) ||
+        !ring_keep(node, buf_slice(&text))) {
         e->trouble = "has a ring that cannot be kept on the disk here";
         view_release(view);
         return same;
@@ -5083,66 +5888,168 @@ static void ring_begin(struct node *node, struct etcd *e) {
     if (view == NULL)
         give_up(1, "%s/ring is damaged: remove it, then etcd is asked",
                 node->flags.data);
-    view_begin(node, view);
+    if (view->me < view->count && view->member[view->me].id == node->self.id)
+        view_begin(node, view);
+    else
+        view_release(view); /* this node was no member then, or another one */
+}
+
+static const char change_runs[] =
+    "has a change of the ring under way: this node joins after it";
+
+/*
+ * The ring in etcd is in force here: does what is due of changes. 1: nothing;
+ * 0: look again, at once; -1: there is trouble.
+ */
+static int etcd_tend(struct node *node, struct etcd *e) {
+    const struct view *view = node->view;
+    struct buf text = {0}, more = {0};
+    uint64_t report = atomic_load(&node->report);
+    bool put = false;
+    int step;
+
+    leaves_answer(node, e, view);
+    if (view->me == view->count) {
+        if (!atomic_exchange(&node->left, true))
+            say("info", "this node has left the cluster: it may be stopped");
+        return 1;
+    }
+    if (e->reported != report) {
+        record_text(&text, node);
+        buf_add(&text, "", 1);
+        step = etcd_record(e, node->flags.name, (char *)text.p, "strj_alive_",
+                           e->lease, &put) -
+               1;
+        if (put) /* else it is tried again */
+            e->reported = report;
+    } else if (change_due(node, view, buf_slice(&e->obeyed), &text, &more)) {
+        buf_add(&text, "", 1);
+        buf_add(&more, "", 1);
+        step = etcd_change_ring(e, (char *)text.p, (char *)more.p) - 1;
+        rest_ms(jitter(20)); /* others try the same */
+    } else {
+        step = leavers_forget(node, e, view);
+    }
+    buf_free(&text);
+    buf_free(&more);
+    return step;
+}
+
+/* The ring that was read from etcd, or (first) one to begin with, which the
+   caller owns; NULL: this node may not go by it. */
+static struct view *etcd_view(struct node *node, struct etcd *e, bool first) {
+    struct view *view;
+
+    if (first && (node->view != NULL ||
+                  (node->self.cluster != 0 && !node->self.alone))) {
+        e->trouble = /* a new one would be another cluster's */
+            "has lost the ring, and this node goes on with the one that it "
+            "kept; give it back: head -n 1 DATAPATH/ring | etcdctl put "
+            "strj_ring";
+        return NULL;
+    }
+    if (first && node->flags.add) {
+        e->trouble = "has no cluster that this node could join (-add)";
+        return NULL;
+    }
+    view = first ? view_first(node, buf_slice(&e->text))
+                 : view_parse(node, buf_slice(&e->text));
+    if (view_check(node, view)) {
+        if (view_newer(node->view, view))
+            return view;
+        e->trouble =
+            "has an older ring, which is not obeyed: if it was restored from a "
+            "backup, give it the newest that any node has kept: head -n 1 "
+            "DATAPATH/ring | etcdctl put strj_ring";
+    }
+    view_release(view);
+    return NULL;
+}
+
+/* Makes the ring that is read anew with this node's step in it: it joins, or
+   claims its place, which in a first ring is made with it. false: no answer. */
+static bool etcd_claim(struct node *node, struct etcd *e, struct view *view,
+                       bool first, bool joins) {
+    struct buf text = {0};
+    bool wait = false, done = true;
+
+    for (unsigned i = 0; first && i < view->count; i++)
+        wait = wait || view->member[i].boot == 0; /* its zone will come */
+    if (wait && now_ms() < e->patience) {
+        rest_ms(50);
+        return true;
+    }
+    if (joins) {
+        change_join(node, view, &text);
+    } else {
+        view->member[view->me].id = node->self.id;
+        ring_text(&text, view, view->epoch, view->old, NULL, view->next_count,
+                  view->next_at);
+    }
+    buf_add(&text, "", 1);
+    done = etcd_change_ring(e, (char *)text.p, "");
+    buf_free(&text);
+    return done;
+}
+
+/* Says that this node is there. false: no answer. */
+static bool etcd_tell(struct node *node, struct etcd *e) {
+    struct buf text = {0};
+    bool done;
+
+    identity_begin(node);
+    node->known_boot = node->self.boot; /* first: it may be told unheard */
+    e->reported = atomic_load(&node->report);
+    record_text(&text, node);
+    buf_add(&text, "", 1);
+    done = etcd_announce(e, node->flags.name, (char *)text.p);
+    buf_free(&text);
+    return done;
 }
 
 /*
  * Looks at everything in etcd and takes the next step that is due: says that
- * this node is there, makes the first ring, claims its place in it, obeys it.
- * Nothing is written before what is there was checked. 1: the ring is obeyed;
- * 0: look again, at once; -1: there is trouble.
+ * this node is there, makes the first ring, joins or claims its place in it,
+ * obeys it. Nothing is written before what is there was checked. 1: the ring is
+ * obeyed; 0: look again, at once; -1: there is trouble.
  */
 static int etcd_step(struct node *node, struct etcd *e) {
+    bool first, member, joins;
     struct view *view;
-    struct buf text = {0};
-    bool done = false, wait = false, first;
+    uint64_t epoch;
+    int step = -1;
 
-    if (!etcd_read(e))
+    if (!etcd_read(e, node->flags.name))
         return -1;
     first = strcmp(e->ring_revision, "0") == 0;
-    if (first && (node->view != NULL ||
-                  (node->self.cluster != 0 && !node->self.alone))) {
-        e->trouble = "has lost the ring"; /* a new one: another cluster's */
+    view = etcd_view(node, e, first);
+    if (view == NULL)
         return -1;
-    }
-    view = first ? view_first(node, buf_slice(&e->text))
-                 : view_parse(node, buf_slice(&e->text));
-    if (!view_check(node, view))
-        goto end;
-    if (!view_newer(node->view, view)) {
-        e->trouble = "has an older ring, which is not obeyed: was it restored "
-                     "from a backup?";
-        goto end;
-    }
-    if (!first && view->member[view->me].id == node->self.id &&
+    epoch = view->epoch;
+    member =
+        view->me < view->count && (view->member[view->me].id == 0 ||
+                                   view->member[view->me].id == node->self.id);
+    joins =
+        !first && !member && e->begins && !(node->joins && node->view != NULL);
+    if (joins)
+        joiner_begin(node, view);
+    if (!first && member && view->member[view->me].id != 0 &&
         (view->member[view->me].boot > node->known_boot || node->older) &&
-        !copy_found(node, view))
-        goto end;
-    if (e->lease[0] == '\0') {
-        identity_begin(node);
-        node->known_boot = node->self.boot; /* first: it may be told unheard */
-        record_text(&text, node);
-        buf_add(&text, "", 1);
-        done = etcd_announce(e, node->flags.name, (char *)text.p);
-        goto end;
-    }
-    if (!first && view->member[view->me].id != 0)
-        return ring_obey(node, e, view) ? 1 : -1;
-    for (unsigned i = 0; first && i < view->count; i++)
-        wait = wait || view->member[i].boot == 0; /* its zone will come */
-    view->member[view->me].id = node->self.id;
-    if (wait && now_ms() < e->patience) {
-        rest_ms(50);
-        done = true;
+        !copy_found(node, view)) {
+        ;
+    } else if (e->lease[0] == '\0' && !atomic_load(&node->left)) {
+        step = etcd_tell(node, e) - 1;
+    } else if (joins && view->next != NULL) {
+        e->trouble = change_runs;
+    } else if (first || joins || (member && view->member[view->me].id == 0)) {
+        step = etcd_claim(node, e, view, first, joins) - 1;
     } else {
-        ring_text(&text, view);
-        buf_add(&text, "", 1);
-        done = etcd_change_ring(e, (char *)text.p);
+        if (!ring_obey(node, e, view)) /* it has the view, either way */
+            return -1;
+        return node->view->epoch == epoch ? etcd_tend(node, e) : 1;
     }
-end:
-    buf_free(&text);
     view_release(view);
-    return done ? 0 : -1;
+    return step;
 }
 
 /* Keeps the lease, and steps until the ring in etcd is obeyed. What is in the
@@ -5160,14 +6067,21 @@ static void etcd_look(struct node *node, struct etcd *e, uint64_t until) {
         do
             step = etcd_step(node, e);
         while (step == 0 && !stop_requested);
+    if (step != 1 && atomic_load(&node->loaded))
+        leaves_answer(node, e, NULL);
     if (step == 1)
         e->trouble = NULL;
     else if (node->flags.etcd != NULL)
         e->at = (e->at + 1) % e->count;
     where_text(where, at->host, at->port);
+    if (e->trouble != NULL && atomic_load(&node->left) && node->guardian > 0) {
+        guardian_stop(node); /* its etcd was removed with it */
+        node->guardian = 0;
+    }
     atomic_store(&node->etcd_lost, e->trouble != NULL);
     if (e->trouble != NULL && node->view == NULL &&
-        (e->trouble == gateway_off || now_ms() >= until))
+        (e->trouble == gateway_off ||
+         (now_ms() >= until && e->trouble != change_runs)))
         give_up(1, "etcd at %s %s; no ring was kept from before", where,
                 e->trouble);
     if (e->trouble != told && !stop_requested)
@@ -5183,12 +6097,14 @@ static void etcd_begin(struct node *node, struct etcd *e) {
 
     ring_begin(node, e);
     e->ms = LOST_MS;
+    e->begins = true;
     do {
         etcd_look(node, e, until);
         rest_ms(e->trouble == NULL ? 0 : node->view == NULL ? 100 : TICK_MS);
     } while (!stop_requested &&
              (node->view == NULL ||
               (e->trouble != NULL && now_ms() < began + LOST_MS)));
+    e->begins = false;
     e->ms = ETCD_MS;
 }
 
@@ -5241,15 +6157,23 @@ static void *etcd_run(void *arg) {
 
 /* The field, and the others that every call to a peer has. id and boot: of the
    member that is called, as etcd said, 0: not known; the member may have said
-   more since. */
+   more since. While the ring has no id of it a boot is of nobody knows which
+   directory: it may have been lost, and another one be there. */
 static void intro_text(struct buf *b, const struct node *node,
                        const struct view *view, unsigned number, uint64_t id,
                        uint64_t boot) {
     const struct identity *self = &node->self;
     uint64_t said = atomic_load(&node->peers[number].boot);
-    const uint64_t words[INTRO_WORDS] = {
-        INTRO_VERSION, view->cluster, view->epoch, self->number,
-        self->id,      self->boot,    id,          said > boot ? said : boot};
+    const uint64_t words[INTRO_WORDS] = {INTRO_VERSION,
+                                         view->cluster,
+                                         view->epoch,
+                                         self->number,
+                                         self->id,
+                                         self->boot,
+                                         id,
+                                         id == 0       ? 0
+                                         : said > boot ? said
+                                                       : boot};
 
     buf_text(b, "Estoraje:");
     for (int i = 0; i < INTRO_WORDS; i++) {
@@ -5407,6 +6331,18 @@ static bool secret_equal(struct slice given, const char *secret) {
     return differ == 0;
 }
 
+#define OTHER_EPOCH "409 another epoch of the ring is in force here"
+
+/* A peer has a later ring: this node looks for it. */
+static void epoch_heard(struct node *node, uint64_t epoch) {
+    unsigned long long heard = atomic_load(&node->heard_epoch);
+
+    while (epoch > heard &&
+           !atomic_compare_exchange_weak(&node->heard_epoch, &heard, epoch))
+        ;
+    wake_write(node->etcd_wake[1]);
+}
+
 /* A member knows another boot of this directory than this one: it is an older
    copy. etcd may not be there to say so; the next start goes by this. */
 static void copy_told(struct node *node, uint64_t boot) {
@@ -5436,16 +6372,19 @@ static const char *peer_check(struct op *op, struct slice field) {
     if (x[1] != view->cluster)
         return "403 another cluster";
     if (x[6] != 0 && x[6] != op->w->node->self.id)
-        return "403 the data directory that is called is not this one";
+        return CALLED_WRONG;
     if (x[7] != 0 && boot_later(x[7], op->w->node->self.boot)) {
         copy_told(op->w->node, x[7]);
         return "403 this node runs on an older copy of its data directory: "
                "start it again";
     }
-    if (x[2] > view->epoch)
-        wake_write(op->w->node->etcd_wake[1]);
-    if (x[2] != view->epoch)
-        return "409 another epoch of the ring is in force here";
+    op->epoch = x[2];
+    if (x[2] < view->epoch)
+        return OTHER_EPOCH;
+    if (x[2] > view->epoch) { /* it waits, and so does what it says of itself */
+        epoch_heard(op->w->node, x[2]);
+        return NULL;
+    }
     if (m == NULL || (m->id != 0 && m->id != x[4]))
         return "403 not a member of this cluster";
     if (!peer_booted(op->w->node, m->number, x[5]))
@@ -5453,13 +6392,37 @@ static const char *peer_check(struct op *op, struct slice field) {
     return NULL;
 }
 
+/*
+ * The body of a peer's request is there, and meanwhile another ring may be.
+ * What is asked by an older one is refused: others may be owners by now, who
+ * would not see what comes of it. What is asked by a newer one waits until that
+ * is in force here.
+ */
+static void peer_body(struct op *op) {
+    const struct worker *w = op->w;
+    const char *refusal = peer_check(op, slice_of(op->field));
+
+    if (op->began == 0)
+        op->began = w->now;
+    if (refusal == NULL && op->epoch > w->view->epoch &&
+        w->now - op->began >= LOST_MS)
+        refusal = OTHER_EPOCH;
+    if (refusal != NULL)
+        answer_error(op, (unsigned)atoi(refusal), "%s", refusal + 4);
+    else if (op->epoch > w->view->epoch)
+        op_due(op, peer_body);
+    else
+        op->act(op);
+}
+
 /* ---- The replica: votes and reads.
  *
  * It is asked in one of two ways: in a request of a peer, or by the coordinator
  * of the same op, who takes its word like that of any other owner. */
 
-/* Notes the fingerprint and partition of a key. Whether this node owns it. */
-static bool op_part(struct op *op, struct slice key) {
+/* Notes the fingerprint and partition of a key. Of which groups of its owners
+   this node is; 0: of none. */
+static unsigned op_part(struct op *op, struct slice key) {
     struct node *node = op->w->node;
 
     op->fingerprint = ring_fingerprint(key.p, key.n, node->self.hash);
@@ -5506,6 +6469,10 @@ static void replica_accept(struct op *op) {
         VERSION_TIME(now_us() - FIRST_HAND_OLD * UINT64_C(1000000));
     struct record r;
 
+    if (op->epoch != op->w->view->epoch) { /* it has waited for too long */
+        replica_says(op, 409, NULL, 0);
+        return;
+    }
     if (!record_parse(bytes->p, bytes->n, 0, &r))
         die("a record that was verified does not verify");
     op->vote = (struct accepted){.verdict = ACCEPT_FLOOR, .above = least};
@@ -5584,8 +6551,9 @@ static void read_body(struct op *op) {
 /* Notes the owners of the op's partition, of whom nobody was asked yet. */
 static void op_owners(struct op *op) {
     const struct view *view = op->w->view;
-    const unsigned *owners = ring_owners(view->ring, op->partition, &op->count);
+    unsigned owners[OWNERS_MAX];
 
+    op->count = view_owners(view, op->partition, owners, op->groups);
     op->mine = op->count;
     for (unsigned i = 0; i < op->count; i++) {
         op->owners[i] = view->member[owners[i]].number;
@@ -5593,7 +6561,6 @@ static void op_owners(struct op *op) {
         if (owners[i] == view->me)
             op->mine = i;
     }
-    op->quorum = op->count / 2 + 1;
     op->epoch = view->epoch;
 }
 
@@ -5609,14 +6576,25 @@ static void op_call(struct op *op, unsigned owner, const char *path,
     op->calls += sent;
 }
 
-/* How many owners are at one of these: of all, or of those believed alive. */
-static unsigned op_count(const struct op *op, unsigned at, bool alive) {
-    unsigned n = 0;
+/* The owners that are at one of these, a bit each: of all, or of those believed
+   alive. */
+static uint64_t op_set(const struct op *op, unsigned at, bool alive) {
+    uint64_t set = 0;
 
     for (unsigned i = 0; i < op->count; i++)
-        n += (op->answers[i] & at) != 0 &&
-             (!alive || member_alive(op->w->node, op->owners[i]));
-    return n;
+        if ((op->answers[i] & at) != 0 &&
+            (!alive || member_alive(op->w->node, op->owners[i])))
+            set |= UINT64_C(1) << i;
+    return set;
+}
+
+/* Whether a set of owners is a majority, of each group by itself. */
+static bool op_majority(const struct op *op, uint64_t set) {
+    for (int i = 0; i < GROUPS; i++)
+        if (op->groups[i] != 0 &&
+            bits_count(set & op->groups[i]) <= bits_count(op->groups[i]) / 2)
+            return false;
+    return true;
 }
 
 /* The field of a key's etag. */
@@ -5694,6 +6672,7 @@ static void vote_take(struct op *op, unsigned i, unsigned status,
     int verdict = voted ? body.p[0] : ACCEPT_DEAD;
 
     op->answers[i] = verdict == ACCEPT_OK ? body.p[2] : ANSWER_FAILED;
+    op->refused = op->refused || status == 409;
     op->reached = op->reached || verdict == ACCEPT_OK || status == 0 ||
                   (voted && body.p[3]);
     op->full = op->full || verdict == ACCEPT_FULL;
@@ -5742,9 +6721,10 @@ static void write_attempt(struct op *op) {
     }
     record_stamp(op->rec.p, op->version, op->etag);
     op->attempt++; /* whoever has not answered to the last may have that */
-    op->reached = op->reached || op_count(op, ANSWER_WAIT, false) > 0;
+    op->reached = op->reached || op_set(op, ANSWER_WAIT, false) != 0;
     op->attempt_since = op->w->now;
     op->majority_since = op->highest = 0;
+    op->refused = false;
     op_owners(op);
     op_due(op, write_judge);
     for (unsigned i = 0; i < op->count; i++)
@@ -5778,37 +6758,56 @@ static bool op_stalled(const struct op *op) {
  * others that live, so that on a healthy cluster every replica has what was
  * acknowledged. Without a chance for a majority it tries again above the
  * highest version it was told, if it was told one: what is acknowledged has to
- * be the newest, or the next repair would take it away again.
+ * be the newest, or the next repair would take it away again. Or, if owners
+ * that have a later ring have refused it, with the same version by that ring,
+ * counting from zero: majorities by two rings need not meet.
  */
 static void write_judge(struct op *op) {
     struct worker *w = op->w;
-    unsigned oks = op_count(op, ANSWER_COUNTS, false);
-    unsigned waiting = op_count(op, ANSWER_WAIT, false);
+    uint64_t oks = op_set(op, ANSWER_COUNTS, false);
+    uint64_t waiting = op_set(op, ANSWER_WAIT, false);
+    bool hope = op_majority(op, oks | waiting), again;
 
-    if (oks >= op->quorum) {
+    /* Where disks are full the last one's word is waited for: that nothing was
+       stored; and where it was refused, the ring that the others have. */
+    hope = waiting != 0 &&
+           (op->parked ||
+            ((hope || (op->full && !op->reached)) && !op_stalled(op)));
+    again = !hope && op->attempt < ATTEMPTS &&
+            (op->highest > 0 || w->view->epoch != op->epoch);
+    hope = hope || (op->refused && w->now - op->attempt_since < LOST_MS);
+    if (op_majority(op, oks)) {
         if (op->majority_since == 0)
             op->majority_since = w->now;
-        if (op_count(op, ANSWER_WAIT, true) == 0 ||
+        if (op_set(op, ANSWER_WAIT, true) == 0 ||
             w->now - op->majority_since >= GRACE_MS)
             write_done(op);
         else
             op_due(op, write_judge);
-    } else if (waiting > 0 && (op->parked || (oks + waiting >= op->quorum &&
-                                              !op_stalled(op)))) {
-        op_due(op, write_judge);
-    } else if (op->attempt < ATTEMPTS &&
-               (op->highest > 0 || w->view->epoch != op->epoch)) {
+    } else if (again) {
         write_attempt(op);
+    } else if (hope) {
+        op_due(op, write_judge);
     } else {
-        op->reached = op->reached || waiting > 0;
+        op->reached = op->reached || waiting != 0;
         write_failed(op);
     }
 }
 
-/* Begins a write, whose body has arrived. */
-static void write_begin(struct op *op) {
-    record_end(&op->rec, op->value_at);
-    op_part(op, op->key);
+/* Whether a majority of the owners is believed alive; *wait: maybe soon, as
+   those that a new ring brings have not been heard yet. */
+static bool op_hopeful(const struct op *op, bool *wait) {
+    bool alive = op_majority(op, op_set(op, ANSWER_NONE, true));
+
+    *wait = !alive && op->w->view->next != NULL &&
+            op->w->now - op->w->view_at < LOST_MS;
+    return alive;
+}
+
+/* Begins a write to the owners of the view. */
+static void write_start(struct op *op) {
+    bool wait;
+
     op_owners(op);
     op->attempt_since = op->w->now;
     op->answered = write_answered;
@@ -5817,10 +6816,19 @@ static void write_begin(struct op *op) {
                      "not applied: this node's clock is over %d s "
                      "ahead of the others': set it",
                      CLOCK_AHEAD);
-    else if (op_count(op, ANSWER_NONE, true) < op->quorum)
-        write_failed(op);
-    else
+    else if (op_hopeful(op, &wait))
         write_attempt(op);
+    else if (wait)
+        op_due(op, write_start);
+    else
+        write_failed(op);
+}
+
+/* Begins a write, whose body has arrived. */
+static void write_begin(struct op *op) {
+    record_end(&op->rec, op->value_at);
+    op_part(op, op->key);
+    write_start(op);
 }
 
 #define REFUSED                                                              \
@@ -5953,22 +6961,28 @@ static bool read_ask(struct op *op) {
     return false;
 }
 
+static void read_begin(struct op *op);
+
 /* What the answers so far amount to. */
 static void read_judge(struct op *op) {
     uint64_t now = op->w->now;
+    bool hope;
 
-    if (op_count(op, ANSWER_SURE, false) > 0 ||
-        op_count(op, ANSWER_COUNTS, false) >= op->quorum) {
+    if (op_set(op, ANSWER_SURE, false) != 0 ||
+        op_majority(op, op_set(op, ANSWER_COUNTS, false))) {
         read_newest(op, false);
         return;
     }
-    while ((op_count(op, ANSWER_WAIT, false) == 0 ||
+    while ((op_set(op, ANSWER_WAIT, false) == 0 ||
             now - op->attempt_since >= ASK_MS) &&
            read_ask(op))
         ;
-    if (op_count(op, ANSWER_WAIT, false) > 0 && !op_stalled(op))
-        op_due(op, read_judge);
-    else if (op_count(op, ANSWER_WELL, false) > 0)
+    hope = op_set(op, ANSWER_WAIT, false) != 0 && !op_stalled(op);
+    if (!hope && op->refused && op->w->view->epoch != op->epoch)
+        read_begin(op);
+    else if (hope || (op->refused && now - op->began < LOST_MS))
+        op_due(op, read_judge); /* or for the ring that the others have */
+    else if (op_set(op, ANSWER_WELL, false) != 0)
         read_newest(op, true);
     else if (op->damaged)
         answer_error(op, 500,
@@ -5988,6 +7002,7 @@ static void read_answered(struct op *op, unsigned i, unsigned status,
     struct record r;
 
     op->damaged = op->damaged || status == 500;
+    op->refused = op->refused || status == 409;
     if (good && body.n > 8) {
         body = slice_skip(body, 8);
         good = record_parse(body.p, body.n, 0, &r) && r.size == body.n &&
@@ -6002,14 +7017,20 @@ static void read_answered(struct op *op, unsigned i, unsigned status,
     read_judge(op);
 }
 
-/* Begins a read. */
+/* Begins a read. While a change runs the owners by the ring in force are asked:
+   the others may not have all yet. */
 static void read_begin(struct op *op) {
-    bool mine = op_part(op, op->key);
+    bool mine = (op_part(op, op->key) & OWNS_OLD) != 0;
 
+    op->began = op->began != 0 ? op->began : op->w->now;
+    op->attempt++; /* answers of owners by an older ring are void */
+    op->refused = false;
     if (mine && part_worth(op->w->node, op->part) == ANSWER_SURE &&
         read_sure(op))
         return;
     op_owners(op);
+    op->count = bits_count(op->groups[GROUP_OLD]);
+    op->groups[GROUP_NEW] = 0;
     op->answered = read_answered;
     if (mine)
         replica_read(op, op->key);
@@ -6104,6 +7125,10 @@ static void prepare_body(struct op *op) {
 
     if (op->attempt_since == 0)
         op->attempt_since = op->w->now;
+    if (op->epoch != op->w->view->epoch) {
+        replica_says(op, 409, NULL, 0);
+        return;
+    }
     op->key = slice_skip(ask, ask.n < 16 ? ask.n : 16);
     if (op->key.n == 0 || op->key.n > KEY_MAX || !op_part(op, op->key)) {
         answer_error(op, 400, "not a key of a partition owned here");
@@ -6303,18 +7328,20 @@ static void consistent_round(struct op *op);
 static void consistent_judge(struct op *op);
 
 /* Another round: at once, or after a random rest that grows, so that two nodes
-   do not go on failing each other. */
+   do not go on failing each other. While the others have a later ring rounds
+   are not counted: it takes a disk's time until that is in force here. */
 static void consistent_again(struct op *op) {
     struct worker *w = op->w;
 
     if (op->phase == PHASE_WRITE && !op->settles &&
-        op_count(op, ANSWER_WAIT, false) > 0)
+        op_set(op, ANSWER_WAIT, false) != 0)
         op->reached = true; /* an owner that has not answered may have it */
     op->tried = op->tried && op->reached; /* else all have refused it */
     op->attempt++; /* answers to this round are void, and so is its version */
+    op->rounds += !op->refused;
     op->version = 0;
     if ((op->damaged && op->count == 1) || w->now - op->began > CONSISTENT_MS ||
-        op->attempt > CONSISTENT_ROUNDS) {
+        op->rounds > CONSISTENT_ROUNDS) {
         consistent_failed(op);
         return;
     }
@@ -6322,14 +7349,14 @@ static void consistent_again(struct op *op) {
     consistent_round(op);
 }
 
-/* How many of the owners that count hold a version. */
-static unsigned consistent_count(const struct op *op, uint64_t version) {
-    unsigned n = 0;
+/* Whether a majority of the owners that count holds the newest version. */
+static bool consistent_decided(const struct op *op) {
+    uint64_t set = op->promised & op_set(op, ANSWER_COUNTS, false);
 
     for (unsigned i = 0; i < op->count; i++)
-        n += (op->promised >> i & 1) != 0 && op->held[i] == version &&
-             (op->answers[i] & ANSWER_COUNTS) != 0;
-    return n;
+        if (op->held[i] != op->newest)
+            set &= ~(UINT64_C(1) << i);
+    return op_majority(op, set);
 }
 
 /* Notes what an owner answered to a prepare. Only owners that are not
@@ -6454,7 +7481,7 @@ static void consistent_decide(struct op *op) {
         op->tried = true;
         op->settles = false;
         consistent_store(op);
-    } else if (consistent_count(op, op->newest) >= op->quorum) {
+    } else if (consistent_decided(op)) {
         consistent_tell(op);
     } else {
         consistent_settle(op);
@@ -6464,24 +7491,24 @@ static void consistent_decide(struct op *op) {
 /* What the answers so far amount to. */
 static void consistent_judge(struct op *op) {
     struct worker *w = op->w;
-    unsigned oks = op_count(op, ANSWER_COUNTS, false);
-    unsigned waiting = op_count(op, ANSWER_WAIT, false);
-    bool hope = op->parked ||
-                (waiting > 0 && oks + waiting >= op->quorum && !op_stalled(op));
+    uint64_t oks = op_set(op, ANSWER_COUNTS, false);
+    uint64_t waiting = op_set(op, ANSWER_WAIT, false);
+    bool enough = op_majority(op, oks);
+    bool hope = op->parked || (waiting != 0 && op_majority(op, oks | waiting) &&
+                               !op_stalled(op));
 
-    if (op->phase == PHASE_LOOK && oks >= op->quorum &&
-        consistent_count(op, op->newest) >= op->quorum) {
+    if (op->phase == PHASE_LOOK && enough && consistent_decided(op)) {
         consistent_tell(op);
-    } else if (op->phase == PHASE_LOOK && oks >= op->quorum &&
-               (op_count(op, ANSWER_WAIT, true) == 0 ||
+    } else if (op->phase == PHASE_LOOK && enough &&
+               (op_set(op, ANSWER_WAIT, true) == 0 ||
                 w->now - op->attempt_since >= ASK_MS)) {
         consistent_settle(op);
-    } else if (op->phase == PHASE_PROMISE && oks >= op->quorum) {
+    } else if (op->phase == PHASE_PROMISE && enough) {
         consistent_decide(op);
-    } else if (op->phase == PHASE_WRITE && oks >= op->quorum) {
+    } else if (op->phase == PHASE_WRITE && enough) {
         if (op->majority_since == 0)
             op->majority_since = w->now;
-        if (op_count(op, ANSWER_WAIT, true) > 0 &&
+        if (op_set(op, ANSWER_WAIT, true) != 0 &&
             w->now - op->majority_since < GRACE_MS) {
             op_due(op, consistent_judge);
             return;
@@ -6540,6 +7567,7 @@ static bool consistent_prepared(struct op *op, unsigned i, struct slice body) {
  */
 static void consistent_answered(struct op *op, unsigned i, unsigned status,
                                 struct slice body) {
+    op->refused = op->refused || status == 409;
     if ((op->promised >> i & 1) == 0) {
         bool good = status == 200 && consistent_prepared(op, i, body);
 
@@ -6561,12 +7589,17 @@ static void consistent_answered(struct op *op, unsigned i, unsigned status,
    for a promise. */
 static void consistent_round(struct op *op) {
     struct worker *w = op->w;
-    bool looks = op->reads && !op->settles;
+    bool looks = op->reads && !op->settles, alive, wait;
     struct buf ask = {0};
     struct prepared p;
 
     op_owners(op);
-    if (op->mine == op->count || op_count(op, ANSWER_NONE, true) < op->quorum ||
+    alive = op_hopeful(op, &wait);
+    if (wait) {
+        op_due(op, consistent_round);
+        return;
+    }
+    if (!alive ||
         (!looks && clock_wrong(w->node, w->view))) { /* a read settles, too */
         consistent_failed(op);
         return;
@@ -6584,16 +7617,20 @@ static void consistent_round(struct op *op) {
     op->phase = looks ? PHASE_LOOK : PHASE_PROMISE;
     op->attempt_since = w->now;
     op->promised = op->highest = op->newest = op->newest_etag = 0;
-    op->newest_tombstone = op->damaged = false;
+    op->newest_tombstone = op->damaged = op->refused = false;
     op->old.n = 0;
     file_release(op->file);
-    p = replica_prepare(op, looks ? 0 : op->version, 0, &op->entry, &op->file);
-    op->here = op->file != NULL && p.verdict != ACCEPT_DAMAGED &&
-                       !entry_damaged(&op->entry)
-                   ? p.held
-                   : 0;
-    consistent_note(op, op->mine, &p);
-    op->damaged = op->damaged || (op->file != NULL && op->here == 0);
+    op->file = NULL;
+    op->here = 0;
+    if (op->mine < op->count) { /* it may be an owner no longer */
+        p = replica_prepare(op, looks ? 0 : op->version, 0, &op->entry,
+                            &op->file);
+        if (op->file != NULL && p.verdict != ACCEPT_DAMAGED &&
+            !entry_damaged(&op->entry))
+            op->here = p.held;
+        consistent_note(op, op->mine, &p);
+        op->damaged = op->damaged || (op->file != NULL && op->here == 0);
+    }
     put64(buf_grow(&ask, 8), looks ? 0 : op->version);
     put64(buf_grow(&ask, 8), op->here);
     buf_add(&ask, op->key.p, op->key.n);
@@ -6627,6 +7664,21 @@ static void consistent_start(struct op *op) {
 static void forward_answered(struct op *op, unsigned i, unsigned status,
                              struct slice body);
 
+static void consistent_route(struct op *op);
+
+/* The owners have a later ring: waits until it is in force here, too. */
+static void consistent_wait(struct op *op) {
+    if (op->w->view->epoch != op->epoch) {
+        op->refused = false;
+        op_owners(op);
+        consistent_route(op);
+    } else if (op->w->now - op->began < LOST_MS) {
+        op_due(op, consistent_wait);
+    } else {
+        consistent_failed(op);
+    }
+}
+
 /* Sends an operation to the first owner that lives and was not asked yet, or
    begins it if that is this node. */
 static void consistent_route(struct op *op) {
@@ -6659,7 +7711,9 @@ static void consistent_route(struct op *op) {
             break;
     }
     buf_free(&b);
-    if (op_count(op, ANSWER_WAIT, false) == 0)
+    if (op_set(op, ANSWER_WAIT, false) == 0 && op->refused)
+        consistent_wait(op);
+    else if (op_set(op, ANSWER_WAIT, false) == 0)
         consistent_failed(op);
 }
 
@@ -6670,6 +7724,12 @@ static void forward_answered(struct op *op, unsigned i, unsigned status,
     struct record r = {0};
 
     op->answers[i] = ANSWER_FAILED;
+    op->refused = op->refused || status == 409;
+    if (said == 503 && op->w->now - op->began < CONSISTENT_MS) {
+        said = 0; /* not applied: it may have started just now, and not have
+                     heard the others yet */
+        status = 503;
+    }
     if (said >= 400) {
         answer_error(op, (unsigned)said, "%.*s", (int)rest.n,
                      (const char *)rest.p);
@@ -6694,6 +7754,7 @@ static void forward_answered(struct op *op, unsigned i, unsigned status,
 /* Begins an operation of a client, whose body has arrived. */
 static void consistent_begin(struct op *op) {
     op->phase = PHASE_ROUTE;
+    op->began = op->w->now;
     if (!op->reads) {
         record_end(&op->rec, op->value_at);
         record_stamp(op->rec.p, 1, 1); /* for the way; it gets its own later */
@@ -6885,7 +7946,8 @@ static void worker_beat(struct worker *w) {
  * and that is pulled. In these calls a number has 8 bytes:
  *
  *     digest  partition, floor, cutoff
- *             answers what its word is worth, entries, sum of all buckets
+ *             answers what its word is worth, entries, sum of all buckets, the
+ *             highest version that it has promised, for any key
  *     list    partition, cutoff, first and last bucket, the asker's sum of each
  *             answers what its word is worth; a bit for each bucket, set if it
  *             differs, 32 bytes; the entries of these, in order
@@ -7004,9 +8066,21 @@ static struct part *ask_part(struct op *op, bool good) {
     return NULL;
 }
 
+/* Whether all workers go by the ring that this one goes by. */
+static bool workers_agree(const struct worker *w) {
+    const struct node *node = w->node;
+
+    for (unsigned i = 0; i < node->worker_count; i++)
+        if (atomic_load(&node->workers[i].epoch) != w->view->epoch)
+            return false;
+    return true;
+}
+
 /* Answers a digest. A floor is a promise: it has to be below the ceiling, which
    outlives the process. It is raised under the same lock under which the sums
-   are taken, or a write could slip in between that is in neither. */
+   are taken, or a write could slip in between that is in neither. Nor may one
+   by the ring before: what a new owner is told must be all that can still come
+   of it, so no worker may go by that any more. */
 static void digest_body(struct op *op) {
     struct node *node = op->w->node;
     struct slice ask = buf_slice(&op->rec);
@@ -7016,6 +8090,14 @@ static void digest_body(struct op *op) {
 
     if (part == NULL)
         return;
+    if (op->epoch == op->w->view->epoch && !workers_agree(op->w)) {
+        op_due(op, digest_body);
+        return;
+    }
+    if (op->epoch != op->w->view->epoch) {
+        answer_error(op, 409, "%s", &OTHER_EPOCH[4]);
+        return;
+    }
     clock_see(node, floor); /* first: the ceiling follows the clock */
     if (clock_too_far(floor) || !ceiling_allows(node, floor)) {
         answer_error(op, 503, "the floor is above the ceiling here: try again");
@@ -7027,6 +8109,7 @@ static void digest_body(struct op *op) {
     buf_word(&answer, part_word(part));
     buf_word(&answer, part->log.used);
     buf_word(&answer, part_digest(node, part, get64(ask.p + 16), sums));
+    buf_word(&answer, promise_highest(part));
     pthread_mutex_unlock(&part->lock);
     replica_says(op, 200, answer.p, answer.n);
     buf_free(&answer);
@@ -7147,12 +8230,14 @@ struct repair {
     uint64_t rest;                           /* ms, before the next call */
     struct buf fields, ask;                  /* of a call */
     uint64_t records, bytes, settled;
-    uint64_t tell_at;
+    uint64_t began, tell_at; /* ms: of this pass; the next line about it */
     struct part *part;
     struct other others[REPLICAS_MAX];
-    unsigned count;  /* of them */
-    unsigned owners; /* that is one more */
-    uint64_t floor;  /* for the others; 0: this replica is not recovering */
+    unsigned count;    /* of them */
+    unsigned owners;   /* of which a majority is wanted */
+    bool joins;        /* this node is none of these, but will be an owner */
+    uint64_t promised; /* by others, at most */
+    uint64_t floor;    /* for the others; 0: this replica is not recovering */
     uint64_t cutoff;
     uint64_t entries; /* here */
     uint64_t sums[BUCKETS];
@@ -7213,9 +8298,9 @@ static void repair_ask(struct repair *repair) {
 
 /* Has the key of a record settled which is below the floor here and is not held
    by a majority. To take it as it is would break a promise: an operation that
-   counts on the floor here may not have seen the record. It is done by the owner
-   that has it: others might find a majority that agrees without it, and settle
-   nothing. */
+   counts on the floor here may not have seen the record. It is done by the
+   owner that has it: others might find a majority that agrees without it, and
+   settle nothing. */
 static bool repair_settle(struct repair *repair, const struct other *from,
                           struct slice key) {
     static const uint8_t head[3] = {FORWARD_READ, 0, 0}; /* no conditions */
@@ -7246,8 +8331,10 @@ static enum verdict repair_accept(struct repair *repair, struct slice record,
  * that is newer than it was when listed may not be what a majority holds: the
  * floor counts for it. To settle a key is to have it written by a coordinator,
  * maybe to a majority without this replica: so the record is tried once more,
- * to see if what is held here now is as new. false: a record is missing or
- * malformed, or cannot be stored.
+ * to see if what is held here now is as new. A new owner has all settled that
+ * no majority of the old ones holds: together with the one that has it, it
+ * would make a majority for what may never have been decided. false: a record
+ * is missing or malformed, or cannot be stored.
  */
 static bool repair_store(struct repair *repair, const struct other *from,
                          const struct want *want, const struct want *end,
@@ -7255,6 +8342,7 @@ static bool repair_store(struct repair *repair, const struct other *from,
     struct node *node = repair->node;
     const struct want *now = NULL;
     enum verdict verdict;
+    enum how how;
     struct record r;
 
     for (; records.n > 0; records = slice_skip(records, r.size)) {
@@ -7268,9 +8356,10 @@ static bool repair_store(struct repair *repair, const struct other *from,
             now = want++;
         if (now == NULL || now->fingerprint != print)
             return false;
-        verdict =
-            repair_accept(repair, records, &r, print,
-                          r.version == now->version ? now->how : HOW_REPAIR);
+        how = r.version == now->version ? now->how : HOW_REPAIR;
+        verdict = ACCEPT_FLOOR;
+        if (!repair->joins || how == HOW_MAJORITY)
+            verdict = repair_accept(repair, records, &r, print, how);
         if (verdict == ACCEPT_FLOOR && repair_settle(repair, from, r.key)) {
             verdict = repair_accept(repair, records, &r, print, HOW_REPAIR);
             repair->settled += verdict != ACCEPT_FLOOR;
@@ -7282,15 +8371,21 @@ static bool repair_store(struct repair *repair, const struct other *from,
     return want == end;
 }
 
-/* Each second of a pass that takes long: how far it is. */
+/* Each second of a pass that takes long: how far it is, and how many seconds
+   the rest may take. */
 static void repair_tell(struct repair *repair) {
-    if (now_ms() < repair->tell_at)
+    uint64_t now = now_ms(), done = repair->part->number;
+    uint64_t left = repair->node->partitions - done;
+
+    if (now < repair->tell_at)
         return;
-    repair->tell_at = now_ms() + 1000;
+    repair->tell_at = now + 1000;
     say("info",
-        "repair is at work percent=%u records=%" PRIu64 " bytes=%" PRIu64,
-        repair->part->number * 100 / repair->node->partitions, repair->records,
-        repair->bytes);
+        "%s percent=%" PRIu64 " records=%" PRIu64 " bytes=%" PRIu64
+        " seconds_left=%" PRIu64,
+        repair->joins ? "partitions are taken over" : "repair is at work",
+        done * 100 / (done + left), repair->records, repair->bytes,
+        (now - repair->began) * left / (done + 1) / 1000);
 }
 
 /* Pulls what is wanted from an owner. */
@@ -7526,11 +8621,42 @@ static void other_digest(struct repair *repair, struct other *other,
     repair_ask(repair);
     buf_word(&repair->ask, repair->floor);
     buf_word(&repair->ask, repair->cutoff);
-    if (!other_call(repair, other, "/_peer/digest", 24))
+    if (!other_call(repair, other, "/_peer/digest", 32))
         return;
     reply = &repair->callers[other->m->number]->reply;
     other->entries = get64(reply->p + 8);
     other->differs = get64(reply->p + 16) != mine;
+    if (get64(reply->p + 24) > repair->promised)
+        repair->promised = get64(reply->p + 24);
+}
+
+/* A new owner takes over what the old ones have promised, before it has any of
+   their records: in a majority it may stand for one of them, and would store
+   what that one has refused. */
+static bool repair_promise(struct repair *repair) {
+    struct node *node = repair->node;
+    struct part *part = repair->part;
+
+    clock_see(node, repair->promised);
+    while (!ceiling_allows(node, repair->promised))
+        if (clock_too_far(repair->promised) || atomic_load(&node->ended))
+            return false;
+        else
+            rest_ms(10);
+    pthread_mutex_lock(&part->lock);
+    if (repair->promised > part->floor)
+        part->floor = repair->promised;
+    pthread_mutex_unlock(&part->lock);
+    return true;
+}
+
+/* Of how many buckets a list is not too long, where there are so many entries
+   in all. */
+static unsigned buckets_step(uint64_t entries) {
+    uint64_t step =
+        entries > LIST_MOST ? (uint64_t)BUCKETS * LIST_MOST / entries : BUCKETS;
+
+    return step > 0 ? (unsigned)step : 1;
 }
 
 /* Compares the partition with its other owners, and takes over what is newer
@@ -7538,7 +8664,8 @@ static void other_digest(struct repair *repair, struct other *other,
    anything is decided; then ranges of buckets of which a list is not too long.
    mine: the sum of all buckets here. */
 static void repair_compare(struct repair *repair, uint64_t mine) {
-    uint64_t most = repair->entries, step;
+    uint64_t most = repair->entries;
+    unsigned step;
     bool differs = false;
 
     for (unsigned i = 0; i < repair->count; i++) {
@@ -7549,13 +8676,13 @@ static void repair_compare(struct repair *repair, uint64_t mine) {
         differs = differs || other->differs;
         most = other->entries > most ? other->entries : most;
     }
-    step = most > LIST_MOST ? (uint64_t)BUCKETS * LIST_MOST / most : BUCKETS;
-    step = step > 0 ? step : 1;
-    for (uint64_t first = 0; differs && first < BUCKETS && !repair->failed;
+    if (repair->joins && !repair_promise(repair))
+        repair->failed = true;
+    step = buckets_step(most);
+    for (unsigned first = 0; differs && first < BUCKETS && !repair->failed;
          first += step)
-        repair_range(
-            repair, (unsigned)first,
-            (unsigned)(first + step < BUCKETS ? first + step : BUCKETS) - 1);
+        repair_range(repair, first,
+                     (first + step < BUCKETS ? first + step : BUCKETS) - 1);
 }
 
 /* Whether enough owners took part in the round. */
@@ -7566,13 +8693,46 @@ static bool repair_enough(const struct repair *repair) {
         good += repair->others[i].word == WORD_GOOD;
         lame += repair->others[i].word == WORD_LAME;
     }
-    if (repair->floor > 0) { /* no majority may be without one of these */
+    if (repair->joins) { /* this one does not count */
+        need = repair->owners / 2 + 1;
+    } else if (repair->floor > 0) { /* no majority may be without one of them */
         need = (repair->owners + 1) / 2;
         if (lame > 0 || need > repair->count)
             need = repair->count;
         good += lame;
     }
     return good >= need;
+}
+
+/* Begins a round: who takes part in it. While a change runs that are the owners
+   by the ring in force, for the new ones, too. */
+static void repair_others(struct repair *repair, struct part *part) {
+    const struct view *view = repair->view;
+    unsigned owners[OWNERS_MAX];
+    uint64_t groups[GROUPS];
+
+    view_owners(view, part->number, owners, groups);
+    repair->part = part;
+    repair->owners = bits_count(groups[GROUP_OLD]);
+    repair->count = 0;
+    repair->joins = true;
+    repair->promised = 0;
+    repair->failed = repair->needed = false;
+    repair->cutoff = VERSION_TIME(now_us() - TOMBSTONE_OLD * UINT64_C(1000000));
+    for (unsigned i = 0; i < repair->owners; i++) {
+        struct other *other = &repair->others[repair->count];
+        struct buf wants = other->wants;
+
+        if (owners[i] == view->me) {
+            repair->joins = false;
+            continue;
+        }
+        *other = (struct other){
+            .m = &view->member[owners[i]], .word = WORD_GOOD, .wants = wants};
+        if (!member_alive(repair->node, other->m->number))
+            other->word = WORD_NONE;
+        repair->count++;
+    }
 }
 
 /* How long to rest after a round that failed, and some before it: what hinders
@@ -7588,27 +8748,10 @@ static uint64_t again_ms(unsigned failures) {
    that is so. */
 static bool repair_part(struct repair *repair, struct part *part) {
     struct node *node = repair->node;
-    const struct view *view = repair->view;
-    const unsigned *owners =
-        ring_owners(view->ring, part->number, &repair->owners);
     uint64_t doubts, mine;
     bool good, all;
 
-    repair->part = part;
-    repair->count = 0;
-    repair->failed = repair->needed = false;
-    repair->cutoff = VERSION_TIME(now_us() - TOMBSTONE_OLD * UINT64_C(1000000));
-    for (unsigned i = 0; i < repair->owners; i++)
-        if (owners[i] != view->me) {
-            struct other *other = &repair->others[repair->count++];
-            struct buf wants = other->wants;
-
-            *other = (struct other){.m = &view->member[owners[i]],
-                                    .word = WORD_GOOD,
-                                    .wants = wants};
-            if (!member_alive(node, other->m->number))
-                other->word = WORD_NONE;
-        }
+    repair_others(repair, part);
     pthread_mutex_lock(&part->lock);
     part_droppable(part, 0); /* this round may bring tombstones that others
                                 need, and only its end will tell */
@@ -7622,7 +8765,8 @@ static bool repair_part(struct repair *repair, struct part *part) {
     for (unsigned i = 0; i < repair->count; i++)
         all = all && repair->others[i].word == WORD_GOOD;
     pthread_mutex_lock(&part->lock);
-    if (all && !repair->needed && part_word(part) == WORD_GOOD)
+    if (all && !repair->needed && part_word(part) == WORD_GOOD &&
+        repair->view->next == NULL) /* else a new owner may need them */
         part_droppable(part, repair->cutoff);
     part->round_at = now_ms() + jitter(ROUND_MS);
     part->failures = good || part->failed != doubts ? 0 : part->failures + 1;
@@ -7631,6 +8775,7 @@ static bool repair_part(struct repair *repair, struct part *part) {
     if (good) {
         part->cleared = doubts;
         part->recovering = false;
+        part->agreed = repair->view->epoch;
     }
     if (good && repair->count > 0) {
         part->rewrite = part->rewrite || part->unsure > 0;
@@ -7669,40 +8814,192 @@ static unsigned repair_count(struct repair *repair, unsigned *recovering) {
     return doubted;
 }
 
+/* Whether all owners have what this node has in a range of buckets; *alone: of
+   so many keys none of them has that version or a higher one. false: some have
+   it, some do not, or have not said. */
+static bool leave_range(struct repair *repair, unsigned first, unsigned last,
+                        uint64_t *alone) {
+    struct part *part = repair->part;
+    uint8_t map[BUCKETS / 8] = {0};
+    struct slice list;
+
+    for (unsigned i = 0; i < repair->count; i++) {
+        struct other *other = &repair->others[i];
+
+        other->differs = true; /* the digest was not asked for */
+        other_list(repair, other, first, last);
+        if (other->word != WORD_GOOD)
+            return false;
+        for (size_t k = 0; k < sizeof map; k++)
+            map[k] |= other->map[k];
+    }
+    repair->mine.n = 0;
+    pthread_mutex_lock(&part->lock);
+    list_add(repair->node, part, first, last, map, &repair->mine);
+    pthread_mutex_unlock(&part->lock);
+    for (list = buf_slice(&repair->mine); list.n > 0;) {
+        uint64_t print = get64(list.p);
+        struct claim mine = claim_take(&list, print);
+        unsigned bucket = bucket_of(repair->node, print), have = 0;
+
+        for (unsigned i = 0; i < repair->count; i++) {
+            struct other *other = &repair->others[i];
+            struct claim c = mine;
+
+            while (other->list.n > 0 && get64(other->list.p) < print)
+                other->list = slice_skip(other->list, LIST_ENTRY);
+            if (bucket_in(other->map, bucket))
+                c = claim_take(&other->list, print);
+            have += mine.n > 1 ? c.sum == mine.sum && c.n == mine.n
+                               : c.version >= mine.version &&
+                                     (c.marks & LIST_BAD) == 0;
+        }
+        if (have == repair->count || claim_absent(repair, &mine))
+            continue;
+        if (have > 0)
+            return false;
+        ++*alone;
+    }
+    return true;
+}
+
+/* The same of all buckets. */
+static bool leave_proven(struct repair *repair, uint64_t *alone) {
+    unsigned step = buckets_step(repair->entries);
+
+    for (unsigned first = 0; first < BUCKETS; first += step)
+        if (!leave_range(repair, first,
+                         (first + step < BUCKETS ? first + step : BUCKETS) - 1,
+                         alone))
+            return false;
+    return repair->count > 0;
+}
+
+#define LEAVE_MS 2000 /* until a partition that could not go is looked at */
+
+/*
+ * This node is no owner of a partition any more. What it has of it goes once
+ * each owner has, of each key, that version or a higher one. A key that all of
+ * them lack, or have older, was never acknowledged, or its tombstone is gone by
+ * now: when they took over they had all that was. Where some have it and some
+ * have not yet, it stays; so it does while another change runs.
+ */
+static void repair_leave(struct repair *repair, struct part *part) {
+    const struct view *view = repair->view;
+    uint64_t alone = 0, cutoff;
+    bool empty, proven;
+
+    pthread_mutex_lock(&part->lock);
+    empty = part->log.end == LOG_HEADER || now_ms() < part->again_at;
+    pthread_mutex_unlock(&part->lock);
+    if (empty || view->next != NULL || view->me == view->count)
+        return;
+    part->again_at = now_ms() + jitter(LEAVE_MS);
+    repair_others(repair, part);
+    repair->joins = false;
+    cutoff = repair->cutoff;
+    pthread_mutex_lock(&part->lock);
+    repair->entries = part->log.used;
+    part_digest(repair->node, part, cutoff, repair->sums);
+    pthread_mutex_unlock(&part->lock);
+    proven = leave_proven(repair, &alone);
+    if (!proven || !part_restart(repair->node, part, view->epoch, true))
+        return;
+    if (alone > 0)
+        say("info",
+            "dropped with a former partition: keys that no owner has "
+            "partition=%u keys=%" PRIu64,
+            part->number, alone);
+}
+
+/* How many partitions the next ring gives to this node; *moving: of how many it
+   has not yet all that it is to take over, which its heartbeats tell. */
+static unsigned repair_gains(const struct repair *repair, unsigned *moving) {
+    const struct node *node = repair->node;
+    const struct view *view = repair->view;
+    unsigned gains = 0;
+
+    *moving = 0;
+    for (unsigned i = 0; view->next != NULL && i < node->partitions; i++) {
+        struct part *part = &node->parts[i];
+
+        if (!view_takes(view, i, (unsigned)node->self.number))
+            continue;
+        pthread_mutex_lock(&part->lock);
+        *moving += part->agreed != view->epoch || part->dead;
+        pthread_mutex_unlock(&part->lock);
+        gains++;
+    }
+    atomic_store(&node->peers[node->self.number].said[SAID_MOVING], *moving);
+    return gains;
+}
+
+/* When this node has taken over all that the next ring gives it, and has it on
+   the disk, it says so in etcd, with its boot number: so a process that starts
+   anew takes that back. */
+static void repair_report(struct repair *repair) {
+    struct node *node = repair->node;
+    const struct view *view = repair->view;
+    unsigned moving, gains = repair_gains(repair, &moving);
+
+    if (gains == 0 || moving > 0 || atomic_load(&node->report) == view->epoch)
+        return;
+    for (unsigned i = 0; i < node->partitions; i++)
+        if (view_takes(view, i, (unsigned)node->self.number)) {
+            sync_now(node, &node->parts[i]);
+            if (node->parts[i].dead)
+                return;
+        }
+    say("info", "taken over partitions=%u epoch=%" PRIu64, gains, view->epoch);
+    atomic_store(&node->report, view->epoch);
+    wake_write(node->etcd_wake[1]);
+}
+
 /* Goes over all partitions owned here and repairs those in doubt, and those
    whose time has come. How many are left in doubt. */
 static unsigned repair_all(struct repair *repair) {
     struct node *node = repair->node;
     struct peer *me = &node->peers[node->self.number];
+    const struct view *view = repair->view;
     unsigned recovering, doubted = repair_count(repair, &recovering);
-    unsigned left = 0;
+    unsigned left = 0, moving, number = (unsigned)node->self.number;
+
+    repair_gains(repair, &moving);
 
     if (recovering == 0)
         atomic_store(&node->standing, STANDING_SOUND);
     if (node->unclean && recovering == 0) {
         node->unclean = false; /* from now on a kill -9 is one */
         mark_make(node);
+    } else if (recovering > 0) {
+        node->unclean = true; /* a partition may come that has to recover */
     }
     for (unsigned i = 0; i < node->partitions && !atomic_load(&node->ended);
          i++) {
         struct part *part = &node->parts[i];
-        bool doubt, due, was;
+        bool doubt, due, was, takes = view_takes(view, i, number);
 
-        if (!view_owns(repair->view, i, (unsigned)node->self.number))
+        if (view_owns(view, i, number) == 0) {
+            repair_leave(repair, part);
             continue;
+        }
         pthread_mutex_lock(&part->lock);
-        was = doubt = part->doubts != part->cleared || part->recovering;
+        was = doubt = part->doubts != part->cleared || part->recovering ||
+                      (takes && part->agreed != view->epoch);
         due = (doubt &&
                (now_ms() >= part->again_at || part->failed != part->doubts)) ||
               now_ms() >= part->round_at;
         pthread_mutex_unlock(&part->lock);
         if (due)
             doubt = !repair_part(repair, part) && doubt;
+        if (takes && was && !doubt && moving > 0)
+            atomic_store(&me->said[SAID_MOVING], --moving);
         left += doubt;
         doubted -= was && doubted > 0;
         atomic_store(&me->said[SAID_DOUBT], doubted + left);
     }
     atomic_store(&me->said[SAID_DOUBT], left);
+    repair_report(repair);
     return left;
 }
 
@@ -7718,7 +9015,8 @@ static void *repair_run(void *arg) {
     while (!atomic_load(&node->ended)) {
         repair->view = view_hold(node);
         repair->records = repair->bytes = repair->settled = 0;
-        repair->tell_at = now_ms() + 1000;
+        repair->began = now_ms();
+        repair->tell_at = repair->began + 1000;
         before = doubted;
         doubted = repair_all(repair);
         if (repair->records > 0 || (doubted == 0 && before > 0))
@@ -7742,6 +9040,8 @@ static void *repair_run(void *arg) {
  * every request goes through: it asks a list of checks, and whatever refuses
  * the request, the refusal is sent from there.
  */
+
+#define TEXT_PLAIN "text/plain; charset=utf-8"
 
 static const char *help_text(struct op *op, struct buf *b) {
     static const char text[] = /* @: here */
@@ -7775,6 +9075,8 @@ static const char *help_text(struct op *op, struct buf *b) {
     return NULL;
 }
 
+#define LEFT "503 this node has left the cluster: ask another one"
+
 /* Trouble that does not keep the node from answering is told in the text. */
 static const char *ready_text(struct op *op, struct buf *b) {
     struct node *node = op->w->node;
@@ -7784,6 +9086,10 @@ static const char *ready_text(struct op *op, struct buf *b) {
 
     if (atomic_load(&node->stopping))
         return "503 this node is stopping: ask another one";
+    if (view->me == view->count)
+        return LEFT;
+    if (view->next != NULL && !view_next_has(view, view->me))
+        return "503 this node is leaving the cluster: ask another one";
     buf_text(b, "ready\n");
     if (atomic_load(&node->etcd_lost))
         buf_text(b, "degraded: etcd does not answer\n");
@@ -7813,28 +9119,72 @@ static const char *standing_text(struct op *op, struct buf *b) {
     return NULL;
 }
 
-/* What a member can be as long as nobody joins or leaves. */
+/* What a member is. */
 static const char *member_status(const struct node *node,
-                                 const struct member *m) {
+                                 const struct view *view, unsigned i) {
+    const struct member *m = &view->member[i];
+
     if (!member_alive(node, m->number))
         return "Down";
+    if (i >= view->old)
+        return "Joining";
+    if (view->next != NULL && !view_next_has(view, i))
+        return "Leaving";
     if (atomic_load(&node->peers[m->number].said[SAID_DOUBT]) > 0)
         return "Recovering";
     return "Ready";
 }
 
+/* The etcd thread has looked at the removal of a node: op->rec says it. */
+static void leave_answer(struct op *op) {
+    struct buf text = {0};
+
+    buf_add(&text, op->rec.p, op->rec.n);
+    buf_text(&text, "\n");
+    answer_text(op, (unsigned)op->wait_result, TEXT_PLAIN, buf_slice(&text));
+    buf_free(&text);
+}
+
+/* A node is to leave: the etcd thread looks whether that may be, and sees to
+   it; until it has, this waits. */
+static const char *leave_text(struct op *op, struct buf *b) {
+    struct node *node = op->w->node;
+
+    (void)b;
+    if (node->etcd == NULL && slice_is(op->path, node->flags.name))
+        return "409 this node runs alone: stop it instead";
+    if (node->etcd == NULL)
+        return "404 this node runs alone, and has another name";
+    if (!slice_copy(op->path, op->if_match, NAME_MAX_BYTES + 1))
+        return "404 no node of the cluster has a name as long";
+    op->parked = true;
+    op->resume = leave_answer;
+    pthread_mutex_lock(&node->view_lock);
+    op->wait_next = node->leaves;
+    node->leaves = op;
+    pthread_mutex_unlock(&node->view_lock);
+    wake_write(node->etcd_wake[1]);
+    return NULL;
+}
+
 static const char *cluster_text(struct op *op, struct buf *b) {
     const struct node *node = op->w->node;
     const struct view *view = op->w->view;
+    unsigned long long moving = 0;
+
+    for (unsigned i = 0; i < view->count; i++)
+        moving +=
+            atomic_load(&node->peers[view->member[i].number].said[SAID_MOVING]);
 
     buf_print(b,
               "{\"name\":\"%s\",\"epoch\":%" PRIu64 ",\"replicas\":%u,"
-              "\"partitions\":%u,\"moving\":0,\"nodes\":[",
-              node->flags.name, view->epoch, view->replicas, view->partitions);
+              "\"partitions\":%u,\"moving\":%llu,\"nodes\":[",
+              node->flags.name, view->epoch, view->replicas, view->partitions,
+              moving);
     for (unsigned i = 0; i < view->count; i++) {
         const struct member *m = &view->member[i];
         struct peer *peer = &node->peers[m->number];
-        const char *status = member_status(node, m);
+        const char *status = member_status(node, view, i);
 
         buf_print(b,
                   "%s{\"name\":\"%s\",\"host\":\"%s\",\"peer\":\"%s\","
@@ -7842,15 +9192,16 @@ static const char *cluster_text(struct op *op, struct buf *b) {
                   i > 0 ? "," : "", m->name, m->at, m->peer_at, m->zone,
                   status);
         if (strcmp(status, "Down") == 0)
-            buf_text(b, "\"alive\":false,\"in_doubt\":null,\"partitions\":null,"
-                        "\"keys\":null,"
+            buf_text(b, "\"alive\":false,\"in_doubt\":null,\"moving\":null,"
+                        "\"partitions\":null,\"keys\":null,"
                         "\"bytes\":null}");
         else
             buf_print(b,
-                      "\"alive\":true,\"in_doubt\":%llu,"
+                      "\"alive\":true,\"in_doubt\":%llu,\"moving\":%llu,"
                       "\"partitions\":%llu,\"keys\":%llu,"
                       "\"bytes\":%llu}",
                       atomic_load(&peer->said[SAID_DOUBT]),
+                      atomic_load(&peer->said[SAID_MOVING]),
                       atomic_load(&peer->said[SAID_OWNED]),
                       atomic_load(&peer->said[SAID_KEYS]),
                       atomic_load(&peer->said[SAID_BYTES]));
@@ -7869,7 +9220,7 @@ static const char *nodes_text(struct op *op, struct buf *b) {
                   "%s{\"Name\":\"%s\",\"Host\":\"%s\",\"ApiHost\":\"%s\","
                   "\"Status\":\"%s\"}",
                   i > 0 ? "," : "[", m->name, m->peer_at, m->at,
-                  member_status(op->w->node, m));
+                  member_status(op->w->node, view, i));
     }
     buf_text(b, "]\n");
     return NULL;
@@ -7910,12 +9261,11 @@ static const char *owners_text(struct op *op, struct buf *b) {
     return NULL;
 }
 
-#define READ       "GET, HEAD"
-#define ALLOW_ALL  "GET, HEAD, PUT, POST, DELETE"
-#define TEXT_PLAIN "text/plain; charset=utf-8"
-#define JSON       "application/json"
-#define UNBUILT    "501 this is not built yet"
-#define UNKNOWN    "404 no such path on this port"
+#define READ      "GET, HEAD"
+#define ALLOW_ALL "GET, HEAD, PUT, POST, DELETE"
+#define JSON      "application/json"
+#define UNBUILT   "501 this is not built yet"
+#define UNKNOWN   "404 no such path on this port"
 
 /* The first row that fits is the one; a * at the end stands for anything, which
    the function finds in op->path. A row without functions says all there is to
@@ -7954,7 +9304,8 @@ static const struct route {
     {CONN_PEER, "/_peer/pull", "POST", false, NULL, NULL, pull_body},
     {CONN_PEER, "/_peer/standing", "POST", true, TEXT_PLAIN, standing_text,
      NULL},
-    {CONN_PEER, "/_nodes/*", "DELETE", true, UNBUILT, NULL, NULL},
+    {CONN_PEER, "/_nodes/delete/*", "DELETE", false, NULL, leave_text, NULL},
+    {CONN_PEER, "/_nodes/*", "DELETE", false, NULL, leave_text, NULL},
     {CONN_PEER, "*", ALLOW_ALL, true, UNKNOWN, NULL, NULL},
 };
 
@@ -7985,7 +9336,8 @@ static bool word_in(struct slice word, const char *list) {
 
 /* Takes what a query asks for, of the path of a key or another. Most of it is
    still to be built. */
-static const char *query_check(struct op *op, struct slice query, bool key) {
+static const char *query_check(struct op *op, struct slice query, bool key,
+                               bool leaves) {
     bool unbuilt = false;
     struct slice one, name;
 
@@ -7995,7 +9347,9 @@ static const char *query_check(struct op *op, struct slice query, bool key) {
         if (!slice_next(&one, '=', &name) ||
             !word_in(name, "consistent,list,prefix,limit,cursor,explain,force"))
             return "400 a query parameter is not known";
-        if (!slice_is(name, "consistent"))
+        if (slice_is(name, "force") && leaves)
+            op->force = true;
+        else if (!slice_is(name, "consistent"))
             unbuilt = true;
         else if (valued || !key)
             return "400 consistent stands alone, without a value, and behind "
@@ -8041,7 +9395,11 @@ static const char *route_check(struct op *op, const struct http *h,
     }
     if (!r->early && (op->w->view == NULL || !atomic_load(&node->loaded)))
         return starting_text(op);
-    return query_check(op, query, r->port == CONN_CLIENT && r->path[0] == '*');
+    if (op->w->view != NULL && op->w->view->me == op->w->view->count &&
+        r->path[0] == '*' && r->port == CONN_CLIENT)
+        return LEFT;
+    return query_check(op, query, r->port == CONN_CLIENT && r->path[0] == '*',
+                       r->text == leave_text);
 }
 
 /* Begins a request for a key. */
@@ -8123,13 +9481,15 @@ static const char *route_request(struct op *op, const struct http *h) {
         return refusal;
     if (r->text != NULL) {
         refusal = r->text(op, &text);
-        if (refusal == NULL)
+        if (refusal == NULL && !op->parked)
             answer_text(op, 200, r->says, buf_slice(&text));
         buf_free(&text);
     } else if (r->body == NULL) {
         refusal = r->says != NULL ? r->says : key_begin(op, h);
     } else if ((refusal = peer_check(op, h->estoraje)) == NULL) {
-        op->body = r->body;
+        slice_copy(h->estoraje, op->field, sizeof op->field);
+        op->body = peer_body;
+        op->act = r->body;
         op->body_most = RECORD_MAX;
     }
     /* cppcheck-suppress returnDanglingLifetime ; refusals are literals */
@@ -8144,9 +9504,8 @@ static const char *route_request(struct op *op, const struct http *h) {
  * begun. "ready" is printed when it is true.
  */
 
-/* A number is at least 1; a port, and a time in seconds, may be 0. A flag that
-   is still to be built (LATER) can only be off, and nothing is kept of it. */
-enum flag_kind { TEXT, PORT, NUMBER, SIZE, TIME, SWITCH, LATER };
+/* A number is at least 1; a port, and a time in seconds, may be 0. */
+enum flag_kind { TEXT, PORT, NUMBER, SIZE, TIME, SWITCH };
 
 #define AT(field) offsetof(struct flags, field)
 
@@ -8168,7 +9527,7 @@ static const struct flag {
     {"initialCluster", TEXT, AT(initial_cluster), 0, NULL,
      "name=peerURL,... as etcd has it: runs an etcd here"},
     {"etcd", TEXT, AT(etcd), 0, NULL, "http://host:port,... of a running etcd"},
-    {"add", LATER, 0, 0, "false", "join a cluster that exists"},
+    {"add", SWITCH, AT(add), 0, "false", "join a cluster that already exists"},
     {"replicas", NUMBER, AT(replicas), REPLICAS_MAX, "3",
      "copies of each value; fixed when the cluster is created"},
     {"partitions", NUMBER, AT(partitions), PARTITIONS_MAX, "256",
@@ -8207,8 +9566,8 @@ static void flags_help(void) {
            "    node1=http://127.0.0.1:2380       a cluster of one, with an "
            "etcd beside it\n\n");
     for (const struct flag *f = flag_table; f < flag_table + FLAGS; f++)
-        printf("  -%-14s %-9s %s%s\n", f->name, f->value ? f->value : "",
-               f->help, f->kind == LATER ? " (not built yet)" : "");
+        printf("  -%-14s %-9s %s\n", f->name, f->value ? f->value : "",
+               f->help);
     exit(0);
 }
 
@@ -8234,9 +9593,6 @@ static bool flag_set(struct flags *flags, const struct flag *f,
         *(bool *)field = slice_is(s, "true");
         return *(bool *)field || slice_is(s, "false");
     }
-    if (f->kind == LATER) /* off, or as it would be */
-        return slice_is(s, "0") || slice_is(s, "false") ||
-               (f->value != NULL && slice_is(s, f->value));
     for (const struct unit *u = units; u < units + 6; u++)
         if (u->kind == f->kind && s.n > 0 && value[s.n - 1] == u->letter) {
             of = u->of;
@@ -8276,10 +9632,8 @@ static void flags_parse(struct flags *flags, char **argv) {
             value = argv[1] != NULL && flag_set(flags, f, argv[1]) ? *++argv
                                                                    : "true";
         if (value == NULL || !flag_set(flags, f, value))
-            give_up(2, "-%s %s is %s: %s", f->name, value ? value : "(nothing)",
-                    f->kind == LATER ? "not built yet, leave it out"
-                                     : "not a value for it",
-                    f->help);
+            give_up(2, "-%s %s is not a value for it: %s", f->name,
+                    value ? value : "(nothing)", f->help);
         flags->partitions_given |= f->offset == AT(partitions);
         flags->replicas_given |= f->offset == AT(replicas);
     }
@@ -8322,6 +9676,8 @@ static void flags_check(struct node *node) {
                 f->host, f->zone);
     if (f->initial_cluster != NULL && f->etcd != NULL)
         give_up(2, "-initialCluster and -etcd exclude each other");
+    if (f->add && f->initial_cluster == NULL && f->etcd == NULL)
+        give_up(2, "-add: say with -initialCluster or -etcd which cluster");
 }
 
 /* The secret is the file's first line. */
@@ -8424,6 +9780,9 @@ static void etcd_prepare(struct node *node) {
         if (++e->at == e->count)
             give_up(2, "-initialCluster does not name this node, -name %s",
                     f->name);
+    if (named && f->add && e->count < 2)
+        give_up(2, "-add: -initialCluster names no member of the cluster "
+                   "beside this node");
     if (named && !etcd_found())
         give_up(1, "etcd is not on the PATH: install it (Debian: etcd-server), "
                    "or use a running one with -etcd");
@@ -8447,12 +9806,321 @@ static int socket_bound(const char *host, unsigned port,
     return -1;
 }
 
+/* ---- The way of a sidecar into an etcd that exists (-add).
+ *
+ * It is added as a learner, begins with the members that there are, and is
+ * promoted to one that votes when it has caught up: so a sidecar that is slow,
+ * or never starts, takes nothing from the majority. etcd has one learner at a
+ * time; who finds another one waits for it, and takes it out if it is dead.
+ *
+ * A process may end at any point of this. Whoever comes next goes by what etcd
+ * says, and by whether the sidecar has begun here. Every list is read behind a
+ * read of a key, which only a member that votes and has a leader answers, and
+ * only when it knows all that was changed before. */
+
+#define JOIN_LEARNER_MS 30000 /* for another learner to start */
+#define JOIN_CALL_MS    2000  /* for one call */
+
+/* What is due, by etcd's list. Of several members the highest decides. */
+enum join_step {
+    JOIN_ADD,   /* this node is to be added */
+    JOIN_WAIT,  /* for another one, which is on its way in */
+    JOIN_TAKEN, /* another member has the URL of this node's */
+    JOIN_START, /* this node was added, and has not started */
+    JOIN_NAMED, /* a member has this node's name: it lives, or is to go */
+    JOIN_STALE, /* the other one has taken too long */
+    JOIN_FULL,
+};
+
+/* How far it has come. */
+struct join {
+    const char *name;   /* this node's */
+    char url[320];      /* its sidecar's, for peers */
+    unsigned at;        /* of the endpoints, the one here */
+    bool promote;       /* the sidecar may be a learner when it has started */
+    char other[24];     /* the id of the one that it waits for; "": none */
+    uint64_t since;     /* when it was first seen, or seen alive */
+    uint64_t sum;       /* of the list; another one is progress */
+    uint64_t until;     /* then it has failed */
+    char answered[700]; /* what was asked last and did not work, and why */
+};
+
+/* Notes that etcd would not do something, and what it said. */
+static void join_refused(struct etcd *e, struct join *j, const char *what) {
+    const struct endpoint *at = &e->endpoints[e->at];
+    struct slice reply = buf_slice(&e->call.reply);
+    char where[300], why[256];
+
+    where_text(where, at->host, at->port);
+    if (e->trouble == gateway_off || !json_text(&reply, "message", why, 256))
+        snprintf(why, sizeof why, "it %s", e->trouble);
+    snprintf(j->answered, sizeof j->answered, "etcd at %s was asked %s: %s",
+             where, what, why);
+}
+
+/* A call to the etcd at hand, as etcd_call(); the request has one word. */
+static bool join_call(struct etcd *e, struct join *j, const char *path,
+                      const char *request, const char *word,
+                      struct slice *reply) {
+    e->call.reply.n = 0;
+    e->trouble = "does not answer";
+    if (etcd_call(e, path, reply, request, word))
+        return true;
+    join_refused(e, j, path);
+    return false;
+}
+
+/* Finds an etcd that answers, and has its list of members. The one here is
+   asked, and first, if it may have started. A list has a member at least. */
+static bool join_list(struct etcd *e, struct join *j, bool here,
+                      struct slice *list) {
+    struct etcd_member m;
+
+    for (unsigned i = here ? 0 : 1; i < e->count && !stop_requested; i++) {
+        e->at = (j->at + i) % e->count;
+        if (join_call(e, j, "/v3/kv/range", "{\"key\":\"@\"}", "strj_ring",
+                      list) &&
+            join_call(e, j, "/v3/cluster/member/list", "{}", NULL, list)) {
+            struct slice rest = *list;
+
+            if (etcd_member_next(&rest, &m))
+                return true;
+        }
+    }
+    return false;
+}
+
+/* This node's member in the list; false: there is none. */
+static bool join_self(const struct join *j, struct slice list,
+                      struct etcd_member *m) {
+    while (etcd_member_next(&list, m))
+        if (etcd_member_at(m, j->url) || strcmp(m->name, j->name) == 0)
+            return true;
+    return false;
+}
+
+/* What to do by the list, and with which member. */
+static enum join_step join_decide(struct join *j, struct slice list,
+                                  uint64_t now, struct etcd_member *about) {
+    enum join_step step = JOIN_ADD, due;
+    struct etcd_member m;
+    unsigned count = 0;
+    uint64_t sum = 0;
+
+    for (; etcd_member_next(&list, &m); count++) {
+        bool at = etcd_member_at(&m, j->url);
+
+        due = m.started && strcmp(m.name, j->name) == 0 ? JOIN_NAMED
+              : at && !m.started                        ? JOIN_START
+              : at                                      ? JOIN_TAKEN
+              : !m.started || m.learner                 ? JOIN_WAIT
+                                                        : JOIN_ADD;
+        if (due > step) {
+            step = due;
+            *about = m;
+        }
+        sum = xxh64((uint8_t *)m.id, strlen(m.id),
+                    sum + m.started + 2 * (uint64_t)m.learner);
+    }
+    if (sum != j->sum)
+        j->until = now + ETCD_PATIENCE * UINT64_C(1000);
+    j->sum = sum;
+    if (step == JOIN_WAIT && strcmp(about->id, j->other) != 0) {
+        memcpy(j->other, about->id, sizeof j->other);
+        j->since = now;
+    }
+    if (step == JOIN_WAIT && now - j->since >= JOIN_LEARNER_MS)
+        step = JOIN_STALE;
+    return step == JOIN_ADD && count >= ETCDS_MAX ? JOIN_FULL : step;
+}
+
+/* Whether a member of etcd is there and answers; of one that cannot be asked
+   it is believed. */
+static bool etcd_member_lives(struct etcd *e, const struct etcd_member *m) {
+    struct endpoint to = {0};
+    struct slice reply, id;
+    int status;
+
+    if (!m->started)
+        return false;
+    if (!url_parse(slice_of(m->client), &to) || to.tls)
+        return true;
+    caller_aim(&e->call, to.host, to.port);
+    status = caller_call(&e->call, "/v3/maintenance/status", "", slice_of("{}"),
+                         ETCD_MS);
+    reply = buf_slice(&e->call.reply);
+    return status >= 0 && json_next(&reply, "member_id", &id) &&
+           slice_is(id, m->id);
+}
+
+/* What the sidecar is to begin with: all members, by the names that they have,
+   this one by its own. */
+static void join_peers(struct etcd *e, const struct join *j,
+                       struct slice list) {
+    struct etcd_member m;
+    struct slice url;
+
+    e->peers.n = 0;
+    while (etcd_member_next(&list, &m)) {
+        const char *name = etcd_member_at(&m, j->url) ? j->name : m.name;
+
+        while (etcd_url_next(&m.urls, &url))
+            buf_print(&e->peers, "%s%s=%.*s", e->peers.n > 0 ? "," : "", name,
+                      (int)url.n, (const char *)url.p);
+    }
+    buf_add(&e->peers, "", 1);
+}
+
+/* Takes the next step; true: the sidecar can start. What makes no sense to try
+   again ends the process. */
+static bool join_next(struct node *node, struct etcd *e, struct join *j) {
+    struct etcd_member m = {0};
+    struct slice list;
+
+    if (!join_list(e, j, false, &list))
+        return false;
+    switch (join_decide(j, list, now_ms(), &m)) {
+    case JOIN_ADD:
+        if (join_call(e, j, "/v3/cluster/member/add",
+                      "{\"peerURLs\":[\"$\"],\"isLearner\":true}", j->url,
+                      &list))
+            say("info", "added to etcd as a learner, at %s", j->url);
+        break;
+    case JOIN_START:
+        join_peers(e, j, list);
+        return true;
+    case JOIN_STALE:
+        if (etcd_member_lives(e, &m))
+            j->since = now_ms();
+        else if (join_call(e, j, "/v3/cluster/member/remove", "{\"ID\":\"$\"}",
+                           m.id, &list))
+            say("warning",
+                "etcd's member %s was added and does not run: it "
+                "is removed",
+                m.name);
+        break;
+    case JOIN_WAIT:
+        snprintf(j->answered, sizeof j->answered,
+                 "etcd's member %s is still on its way in", m.name);
+        break;
+    case JOIN_NAMED:
+        if (etcd_member_lives(e, &m))
+            give_up(1,
+                    "the name %s is already live: etcd's member of that "
+                    "name answers at %s; choose another -name",
+                    j->name, m.client);
+        if (etcd_member_remove(node, e, j->name))
+            say("warning", "etcd's dead member of this name, %s, is removed",
+                m.id);
+        else
+            join_refused(e, j, "to remove the dead member of this name");
+        break;
+    case JOIN_TAKEN:
+        give_up(1,
+                "etcd's member %s is at %s already: choose another port in "
+                "-initialCluster, or remove that member",
+                m.name, j->url);
+    case JOIN_FULL:
+        give_up(1,
+                "etcd has %d members already, which is the most: join with "
+                "-etcd, without an etcd here",
+                ETCDS_MAX);
+    }
+    return false;
+}
+
+/* Rests between two tries, unless it is too late or the process is to end. */
+static void join_rest(const struct join *j) {
+    if (stop_requested)
+        exit(0);
+    if (now_ms() >= j->until)
+        give_up(1,
+                "cannot join: %s; see that a majority of etcd's members run "
+                "and reach each other, then start this node again",
+                j->answered);
+    rest_ms(jitter(400));
+}
+
+/* Sets the sidecar's data aside: the log of a member that is none any more, as
+   it was long in starting, is of no use. */
+static void sidecar_discard(const struct node *node) {
+    char to[64];
+
+    snprintf(to, sizeof to, "trash/etcd-%" PRIu64, now_us());
+    if ((mkdirat(node->dir_fd, "trash", 0777) != 0 && errno != EEXIST) ||
+        renameat(node->dir_fd, "etcd", node->dir_fd, to) != 0 ||
+        fsync(node->dir_fd) != 0)
+        give_up(1, "cannot move %s/etcd away: %s", node->flags.data,
+                strerror(errno));
+    say("warning",
+        "etcd has removed its member here: it joins anew, and its "
+        "old data is in %s/%s",
+        node->flags.data, to);
+}
+
+/* Before the sidecar starts: it has begun and is still a member of etcd, or is
+   added to it. If nobody can tell it may start as it is, since all nodes may
+   have been started at once. */
+static void join_begin(struct node *node, struct join *j) {
+    struct etcd *e = node->etcd;
+    const struct endpoint *me = &e->endpoints[e->at];
+    bool begun = faccessat(node->dir_fd, "etcd/member/wal", F_OK, 0) == 0;
+    struct etcd_member m;
+    struct slice list;
+    char where[300];
+
+    *j = (struct join){.name = me->name, .at = e->at, .promote = true};
+    where_text(where, me->host, me->port + 1);
+    snprintf(j->url, sizeof j->url, "%s://%s", me->tls ? "https" : "http",
+             where);
+    e->ms = JOIN_CALL_MS;
+    if (begun && !join_list(e, j, false, &list)) {
+        j->promote = faccessat(node->dir_fd, "ring", F_OK, 0) != 0;
+    } else if (begun && join_self(j, list, &m)) {
+        j->promote = m.learner;
+    } else {
+        if (begun)
+            sidecar_discard(node);
+        j->until = now_ms() + ETCD_PATIENCE * UINT64_C(1000);
+        while (!join_next(node, e, j))
+            join_rest(j);
+    }
+    caller_close(&e->call); /* the guardian must not keep it */
+    e->trouble = NULL;
+    e->at = j->at;
+}
+
+/* When the sidecar has started: it is promoted, as soon as etcd agrees. */
+static void join_end(struct node *node, struct join *j) {
+    struct etcd *e = node->etcd;
+    struct etcd_member m;
+    struct slice list;
+
+    j->until = now_ms() + ETCD_PATIENCE * UINT64_C(1000);
+    for (; j->promote; join_rest(j)) {
+        if (!join_list(e, j, true, &list))
+            continue;
+        if (!join_self(j, list, &m))
+            give_up(1, "etcd has removed its member here, which was long in "
+                       "starting: start this node again");
+        if (!m.learner)
+            break;
+        join_call(e, j, "/v3/cluster/member/promote", "{\"ID\":\"$\"}", m.id,
+                  &list);
+    }
+    if (j->promote)
+        say("info", "etcd here is a full member");
+    e->trouble = NULL;
+    e->at = j->at;
+}
+
 /* Starts the sidecar, once its ports are free: those of the process before may
    take a moment. An etcd of somebody else must not be taken for it. */
 static void sidecar_begin(struct node *node) {
     const struct endpoint *me = &node->etcd->endpoints[node->etcd->at];
     uint64_t until = now_ms() + STOP_MS / 2;
     struct sockaddr_storage address;
+    struct join join;
     char text[300];
     socklen_t n = 0;
     int fd;
@@ -8470,7 +10138,11 @@ static void sidecar_begin(struct node *node) {
     }
     getnameinfo((struct sockaddr *)&address, n, text, sizeof text, NULL, 0,
                 NI_NUMERICHOST);
+    if (node->flags.add)
+        join_begin(node, &join);
     guardian_begin(node, text);
+    if (node->flags.add)
+        join_end(node, &join);
 }
 
 /* ---- The directory, and who this node is. */
@@ -8658,6 +10330,10 @@ static void *house_run(void *arg) {
 
     while (!atomic_load(&node->ended)) {
         ceiling_raise(node);
+        if (atomic_load(&node->forget)) {
+            identity_forget(node);
+            atomic_store(&node->forget, false);
+        }
         if (now_ms() >= sync_at) {
             sync_at = now_ms() + 1000;
             reserve_take(node);

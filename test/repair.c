@@ -240,7 +240,7 @@ static struct view *view_make(unsigned count) {
     view->cluster = 0xc1;
     view->epoch = 1;
     view->partitions = 1;
-    view->replicas = view->count = count;
+    view->replicas = view->count = view->old = count;
     for (unsigned i = 0; i < count; i++) {
         struct member *m = &view->member[i];
 

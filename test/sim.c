@@ -20,10 +20,10 @@
  * Environment: SEED=n repeats the history of a run that printed it, TRACE=1
  * tells what happens in it, HISTORIES=n asks for so many, TORTURE=1 for ten
  * million; DARK=1 has all of them about losses of power under -sync always,
- * MISSED=1 about repair.
+ * CHANGES=1 has the ring change in all, MISSED=1 is about repair.
  *
  * Chapters: Random numbers and memory - Time - Files - The network - The
- * system as the program sees it - A node - Clients - Faults - A history.
+ * system as the program sees it - A node - etcd - Clients - Faults - A history.
  */
 #undef _FORTIFY_SOURCE /* it takes a jump between stacks for an error */
 
@@ -78,9 +78,12 @@ const char *__asan_default_options(void) {
 #define FIBERS 0
 #endif
 
-/* Partitions that there may be: each start looks for the log of every one. */
+/* Partitions that there may be: each start looks for the log of every one. And
+   members: each view has room for all. */
 #undef RING_PARTITIONS_MAX
 #define RING_PARTITIONS_MAX 64
+#undef RING_MEMBERS_MAX
+#define RING_MEMBERS_MAX 64
 
 #define NODES      5
 #define PARTS      4
@@ -168,7 +171,8 @@ enum duty {
     DUTY_POOL,
     DUTY_HOUSE,
     DUTY_CARE,
-    DUTY_REPAIR
+    DUTY_REPAIR,
+    DUTY_ETCD
 };
 
 #define STACK (256u << 10)
@@ -208,6 +212,12 @@ struct host {
     unsigned backlog[3]; /* connections not accepted yet, by role */
     struct sock *socks;
     bool unsafe; /* it lost its power, and has not been repaired since */
+    /* Where the ring changes. */
+    bool add;            /* it starts with -add */
+    bool wanted;         /* it is to be a member */
+    bool off;            /* it is not to be started again */
+    uint64_t away_until; /* it cannot reach etcd before */
+    uint64_t lease, lease_until;
 };
 
 static struct {
@@ -333,9 +343,13 @@ static void task_main(void) {
     task_leave(t);
 }
 
+static bool stop_asked(void);
+static void host_quit(struct host *h, int code);
+
 /* An event: a coroutine goes on, unless its machine stands still. */
 static void task_run(void *thing, uint64_t life) {
     struct task *volatile t = thing;
+    struct host *volatile h;
 
     if (t->life != life)
         return;
@@ -345,6 +359,7 @@ static void task_run(void *thing, uint64_t life) {
     }
     t->life++;
     world.task = t;
+    h = t->host;
 #if FIBERS
     __sanitizer_start_switch_fiber(&world.main_fake, t->stack, STACK);
 #endif
@@ -358,6 +373,8 @@ static void task_run(void *thing, uint64_t life) {
     __sanitizer_finish_switch_fiber(world.main_fake, NULL, NULL);
 #endif
     world.task = NULL;
+    if (stop_asked())
+        host_quit(h, 1);
 }
 
 /* Makes the context in which a coroutine begins. */
@@ -515,6 +532,7 @@ struct sock {
     unsigned with; /* number of the node at the other end */
     /* A link's. */
     uint64_t sent, answered; /* requests and answers so far */
+    bool watch;              /* of etcd */
     struct message *answers; /* that came too early */
     /* Of a connection that came in. */
     struct message *message; /* at work */
@@ -542,7 +560,9 @@ static struct {
     uint64_t lost, doubled, slow, very_slow;
     uint64_t very_slow_us, doubled_us;
     uint64_t late, late_us; /* promises, and what was promised */
-    bool slow_disk;         /* each sync takes a while */
+    uint64_t etcd_lost, etcd_slow;
+    bool calm;      /* nothing goes wrong any more */
+    bool slow_disk; /* each sync takes a while */
     bool cut[NODES + 1][NODES + 1];
 } weather;
 
@@ -574,7 +594,7 @@ static struct sock *sock_new(struct host *h, enum role role, unsigned with) {
     if (s->next != NULL)
         s->next->before = &s->next;
     h->socks = s;
-    s->eof = s->broken = s->gapped = false;
+    s->eof = s->broken = s->gapped = s->watch = false;
     s->in.n = s->out.n = 0;
     s->sent = s->answered = 0;
     s->answers = NULL;
@@ -758,13 +778,17 @@ static void message_send(struct sock *link, const void *p, size_t n) {
     }
 }
 
+static void etcd_send(struct sock *link, const void *p, size_t n);
+
 /* A node has sent bytes over a socket. */
 static void sock_sent(struct sock *s) {
     bool closes = false;
     size_t n;
 
     while ((n = http_size(&s->out, &closes)) > 0) {
-        if (s->role == ROLE_LINK) {
+        if (s->role == ROLE_LINK && s->with == 0) {
+            etcd_send(s, s->out.p, n);
+        } else if (s->role == ROLE_LINK) {
             message_send(s, s->out.p, n);
         } else if (s->role == ROLE_CLIENT) {
             if (s->client != NULL)
@@ -839,6 +863,7 @@ static struct descriptor {
     struct pipe *pipe;
     struct sock *sock;
     enum role role; /* of those that come in at a listener */
+    bool trash;     /* a directory: not that of the data */
 } descriptors[FDS];
 
 static int fd_new(enum thing thing) {
@@ -882,12 +907,26 @@ static int sim_close(int fd) {
     return 0;
 }
 
+/* The name of a file: what is in trash/ stands beside the others. */
+static const char *name_in(int dir, const char *name) {
+    static char text[NAME_BYTES];
+
+    if (!fd_of(dir)->trash)
+        return name;
+    snprintf(text, sizeof text, "trash/%.9s", name);
+    return text;
+}
+
 static int sim_openat(int dir, const char *name, int flags, ...) {
     struct host *h = world.task->host;
-    struct inode *f = file_find(h, name);
+    struct inode *f = file_find(h, name_in(dir, name));
     int fd;
 
-    (void)dir;
+    if (strcmp(name, "trash") == 0) {
+        fd = fd_new(DIRECTORY);
+        descriptors[fd].trash = true;
+        return fd;
+    }
     errno = ENOENT;
     if (f == NULL && (flags & O_CREAT) == 0)
         return -1;
@@ -911,6 +950,11 @@ static int sim_mkdir(const char *path, mode_t mode) {
     (void)mode;
     errno = EEXIST;
     return -1;
+}
+
+static int sim_mkdirat(int dir, const char *path, mode_t mode) {
+    (void)dir;
+    return sim_mkdir(path, mode);
 }
 
 static int sim_pipe(int ends[2]) {
@@ -983,23 +1027,31 @@ static int sim_fsync(int fd) {
 static int sim_renameat(int from_dir, const char *from, int to_dir,
                         const char *to) {
     struct host *h = world.task->host;
-    struct inode *f = file_find(h, from), *over = file_find(h, to);
+    struct inode *f = file_find(h, name_in(from_dir, from));
+    struct inode *over = file_find(h, name_in(to_dir, to));
 
-    (void)from_dir;
-    (void)to_dir;
     errno = ENOENT;
     if (f == NULL)
         return -1;
     if (over != NULL)
         file_remove(h, over);
-    strcpy(f->name, to);
+    strcpy(f->name, name_in(to_dir, to));
+    return 0;
+}
+
+/* linkat(): into trash/, whose files nobody reads. */
+static int sim_linkat(int from_dir, const char *from, int to_dir,
+                      const char *to, int flags) {
+    (void)from_dir;
+    (void)from;
+    (void)flags;
+    file_make(world.task->host, name_in(to_dir, to));
     return 0;
 }
 
 static int sim_unlinkat(int dir, const char *name, int flags) {
-    struct inode *f = file_find(world.task->host, name);
+    struct inode *f = file_find(world.task->host, name_in(dir, name));
 
-    (void)dir;
     (void)flags;
     errno = ENOENT;
     if (f == NULL)
@@ -1173,14 +1225,15 @@ static int sim_socket(int family, int type, int protocol) {
     return fd;
 }
 
-/* Nodes' peer ports are 9000 and their number. */
+/* Nodes' peer ports are 9000 and their number, that of etcd is 9000. */
 static int sim_connect(int fd, const struct sockaddr *address, socklen_t n) {
     struct sock *s = fd_of(fd)->sock;
     struct sockaddr_in in;
 
     memcpy(&in, address, n);
     s->with = ntohs(in.sin_port) - 9000u;
-    if (!host_of(s->with)->up && !weather.cut[s->host->number][s->with])
+    if (s->with > 0 && !host_of(s->with)->up &&
+        !weather.cut[s->host->number][s->with])
         event_add(world.now + below(200), link_break, s, s->life);
     errno = EINPROGRESS;
     return -1;
@@ -1192,7 +1245,8 @@ static int sim_getaddrinfo(const char *host, const char *service,
     static struct sockaddr_in in;
     static struct addrinfo info;
 
-    (void)host;
+    if (host[0] == '\0')
+        return EAI_NONAME;
     in.sin_family = AF_INET;
     in.sin_port = htons((uint16_t)atoi(service));
     info = *hints;
@@ -1398,7 +1452,10 @@ static void __attribute__((noreturn, format(printf, 1, 2)))
 fail(const char *format, ...);
 
 static void __attribute__((noreturn)) sim_exit(int code) {
-    fail("node %u gave up with %d", world.task->host->number, code);
+    host_quit(world.task->host, code);
+    task_leave(world.task);
+    must(false, "a process goes on that has ended");
+    _Exit(1);
 }
 
 static void __attribute__((noreturn)) sim_abort(void) {
@@ -1422,6 +1479,47 @@ sim_print(FILE *file, const char *format, ...) {
           text);
 }
 
+/* Rings: there are so few in all histories that each is built but once. */
+struct known {
+    struct known *next;
+    struct ring *ring;
+    char text[200];
+};
+
+static struct ring *sim_ring_build(const struct ring_member *members, size_t n,
+                                   unsigned partitions, unsigned replicas) {
+    static struct known *known[64];
+    struct known **at, *k;
+    char text[200];
+    int end = snprintf(text, sizeof text, "%u %u", partitions, replicas);
+    unsigned sum = 0;
+
+    for (size_t i = 0; i < n; i++)
+        end += snprintf(text + end, sizeof text - (size_t)end, " %s %s",
+                        members[i].name, members[i].zone);
+    must((size_t)end < sizeof text, "a ring's text");
+    for (const char *p = text; *p != '\0'; p++)
+        sum = 31 * sum + (unsigned char)*p;
+    at = &known[sum % 64];
+    for (k = *at; k != NULL; k = k->next)
+        if (strcmp(k->text, text) == 0)
+            return k->ring;
+    k = calloc(1, sizeof *k);
+    must(k != NULL, "memory");
+    memcpy(k->text, text, sizeof text);
+    k->ring = ring_build(members, n, partitions, replicas);
+    k->next = *at;
+    return (*at = k)->ring;
+}
+
+static void sim_ring_free(struct ring *ring) {
+    (void)ring;
+}
+
+#define ring_build         sim_ring_build
+#define ring_free          sim_ring_free
+#define mkdirat            sim_mkdirat
+#define linkat             sim_linkat
 #define openat             sim_openat
 #define open               sim_open
 #define close              sim_close
@@ -1497,8 +1595,8 @@ static unsigned plant;
 
 /* ---------------------------------------------------------------- A node
  *
- * Starts as main() has it, without what etcd would say: the ring is made here,
- * and is the same for all histories of so many nodes. */
+ * Starts as main() has it. Where the ring does not change there is no etcd: it
+ * is made here then, and is the same for all histories of so many nodes. */
 
 static enum duty duty_of(void *(*run)(void *)) {
     return run == worker_run   ? DUTY_WORKER
@@ -1506,22 +1604,40 @@ static enum duty duty_of(void *(*run)(void *)) {
            : run == house_run  ? DUTY_HOUSE
            : run == care_run   ? DUTY_CARE
            : run == repair_run ? DUTY_REPAIR
+           : run == etcd_run   ? DUTY_ETCD
                                : DUTY_START;
 }
 
 /* What differs from history to history. A pointed one is about one key, for
    which its first two owners do consistent operations against each other; in a
    dark one all lose their power now and then, and are left with their disks, in
-   a missed one they repair all the time. */
+   a missed one they repair all the time. In one with changes the ring is
+   another one now and then. */
 static struct {
     enum sync_mode sync;
-    bool pointed, dark, missed;
+    bool pointed, dark, missed, changes;
+    unsigned members;       /* at first */
     unsigned owners[NODES]; /* of the key */
 } setting;
 
 /* Owners of each key, in a cluster of so many. */
 static unsigned replicas_of(unsigned count) {
-    return count == NODES ? NODES : 3;
+    return count == NODES && !setting.changes ? NODES : 3;
+}
+
+/* The text of a ring with so many members, none of which has started yet. */
+static void ring_first(struct buf *text, unsigned count) {
+    buf_print(text,
+              "{\"cluster\":\"%016x\",\"hash0\":\"%016x\",\"hash1\":\"%016x\","
+              "\"epoch\":\"1\",\"partitions\":\"%u\",\"replicas\":\"%u\","
+              "\"numbers\":\"%u\",\"members\":[",
+              17, 18, 19, PARTS, replicas_of(count), count);
+    for (unsigned i = 1; i <= count; i++)
+        buf_print(text,
+                  "%s{\"name\":\"n%u\",\"number\":\"%u\",\"id\":\"%016x\","
+                  "\"zone\":\"z%u\"}",
+                  i > 1 ? "," : "", i, i, 0, i);
+    buf_text(text, "]}");
 }
 
 /* The view of a node, of a cluster of so many. */
@@ -1534,17 +1650,8 @@ static struct view *view_of(unsigned count, unsigned number) {
 
     if (*view != NULL)
         return *view;
-    buf_print(&text,
-              "{\"cluster\":\"%016x\",\"hash0\":\"%016x\",\"hash1\":\"%016x\","
-              "\"epoch\":\"1\",\"partitions\":\"%u\",\"replicas\":\"%u\","
-              "\"members\":[",
-              17, 18, 19, PARTS, replicas_of(count));
-    for (unsigned i = 1; i <= count; i++)
-        buf_print(&text,
-                  "%s{\"name\":\"n%u\",\"number\":\"%u\",\"id\":\"%016x\","
-                  "\"zone\":\"z%u\"}",
-                  i > 1 ? "," : "", i, i, 0, i);
-    buf_text(&text, "]}\n");
+    ring_first(&text, count);
+    buf_text(&text, "\n");
     for (unsigned i = 1; i <= count; i++)
         buf_print(&text,
                   "{\"name\":\"n%u\",\"host\":\"127.0.0.1\",\"port\":\"%u\","
@@ -1562,14 +1669,17 @@ static struct view *view_of(unsigned count, unsigned number) {
 /* The start of a process, as main() has it. */
 static void *node_begin(void *arg) {
     static const char *const names[] = {"", "n1", "n2", "n3", "n4", "n5"};
+    static const char *const zones[] = {"", "z1", "z2", "z3", "z4", "z5"};
     struct host *h = arg;
     struct node *node = memory(1, sizeof *node);
-    struct view *view = view_of(world.host_count, h->number);
+    struct view *view;
 
     node->flags = (struct flags){.name = names[h->number],
                                  .host = "127.0.0.1",
                                  .listen = "127.0.0.1",
-                                 .zone = "",
+                                 .zone = zones[h->number],
+                                 .etcd = "http://127.0.0.1:9000",
+                                 .add = h->add,
                                  .data = "data",
                                  .port = 8000 + h->number,
                                  .peer_port = 9000 + h->number,
@@ -1581,7 +1691,7 @@ static void *node_begin(void *arg) {
     node->sync = setting.sync;
     node->log_most = LOG_MAX;
     atomic_store(&node->full, true);
-    node->etcd = memory(1, sizeof *node->etcd);
+    etcd_prepare(node);
     directory_open(node);
     directory_check(node);
     logs_check(node);
@@ -1592,9 +1702,14 @@ static void *node_begin(void *arg) {
     node->client_port = (unsigned)node->flags.port;
     node->peer_port = (unsigned)node->flags.peer_port;
     workers_begin(node);
-    atomic_fetch_add(&view->refs, 1);
-    view_adopt(node, view);
-    identity_begin(node);
+    if (setting.changes) {
+        cluster_begin(node);
+    } else {
+        view = view_of(world.host_count, h->number);
+        atomic_fetch_add(&view->refs, 1);
+        view_adopt(node, view);
+        identity_begin(node);
+    }
     store_begin(node);
     return NULL;
 }
@@ -1603,7 +1718,8 @@ static void *node_begin(void *arg) {
 static void host_start(struct host *h) {
     trace("node %u starts", h->number);
     h->up = true;
-    view_of(world.host_count, h->number); /* it is not the process's memory */
+    if (!setting.changes) /* it is not the process's memory */
+        view_of(world.host_count, h->number);
     task_new(h, DUTY_START, node_begin, h);
 }
 
@@ -1634,54 +1750,100 @@ static void host_end(struct host *h, bool power) {
     }
 }
 
-/* Whether a node has ended all its doubts. */
+/* A process ends by itself, which only one may that is not wanted any more. */
+static void host_quit(struct host *h, int code) {
+    if (h->wanted || !setting.changes)
+        fail("node %u gave up with %d", h->number, code);
+    trace("node %u stops", h->number);
+    h->off = true;
+    host_end(h, false);
+}
+
+/* Whether a signal was sent, as it were, to the process that has just run. */
+static bool stop_asked(void) {
+    return atomic_exchange(&stop_requested, 0) != 0;
+}
+
+/* Whether a node has ended all its doubts, and no change is under way. */
 static bool host_rests(const struct host *h) {
     struct node *node = h->node;
+    const struct view *view;
 
-    if (!h->up || node == NULL || !atomic_load(&node->loaded) ||
-        atomic_load(&node->cut))
+    if (!h->up || node == NULL || !atomic_load(&node->loaded))
+        return false;
+    view = node->view;
+    if (view->me == view->count)
+        return atomic_load(&node->left);
+    if (view->next != NULL || atomic_load(&node->cut))
         return false;
     for (unsigned i = 0; i < node->partitions; i++) {
         const struct part *part = &node->parts[i];
 
-        if (view_owns(node->view, i, h->number) &&
+        if (view_owns(view, i, (unsigned)node->self.number) &&
             (part->doubts != part->cleared || part->recovering))
             return false;
     }
-    for (unsigned i = 1; i <= world.host_count; i++)
-        if (i != h->number &&
-            (!member_alive(node, i) || atomic_load(&node->peers[i].missed_any)))
+    for (unsigned i = 0; i < view->count; i++) {
+        unsigned number = view->member[i].number;
+
+        if (i != view->me && (!member_alive(node, number) ||
+                              atomic_load(&node->peers[number].missed_any)))
             return false;
+    }
     return true;
 }
 
-/* Says of each node, for a trace, why it does not rest. */
-static void hosts_tell(void) {
-    world.task = NULL;
-    for (unsigned i = 0; i < world.host_count; i++) {
-        const struct node *node = world.hosts[i].node;
+/* Says of a node, for a trace, why it does not rest. */
+static void host_tell(const struct host *h) {
+    const struct node *node = h->node;
+    const struct view *view = node == NULL ? NULL : node->view;
 
-        fprintf(stderr, "node %u: up=%d loaded=%d cut=%d", i + 1,
-                world.hosts[i].up, node != NULL && atomic_load(&node->loaded),
-                node != NULL && atomic_load(&node->cut));
-        for (unsigned p = 0;
-             node != NULL && node->parts != NULL && p < node->partitions; p++)
-            fprintf(stderr, " %d/%" PRIu64 "-%" PRIu64 "%s",
-                    view_owns(node->view, p, i + 1), node->parts[p].doubts,
-                    node->parts[p].cleared,
-                    node->parts[p].recovering ? "recovering" : "");
-        for (unsigned j = 1;
-             node != NULL && node->peers != NULL && j <= world.host_count; j++)
-            fprintf(stderr, " %d%s", member_alive(node, j),
-                    atomic_load(&node->peers[j].missed_any) ? "missed" : "");
-        fprintf(stderr, "\n");
+    fprintf(stderr, "node %u: up=%d", h->number, h->up);
+    if (view == NULL) {
+        fprintf(stderr, " no ring\n");
+        return;
     }
+    fprintf(stderr, " loaded=%d cut=%d number=%" PRIu64 " epoch=%" PRIu64 "%s",
+            atomic_load(&node->loaded), atomic_load(&node->cut),
+            node->self.number, view->epoch,
+            view->me == view->count ? " left"
+            : view->next != NULL    ? " joint"
+                                    : "");
+    for (unsigned p = 0; node->parts != NULL && p < node->partitions; p++)
+        fprintf(stderr, " %d/%" PRIu64 "-%" PRIu64 "%s",
+                view_owns(view, p, (unsigned)node->self.number),
+                node->parts[p].doubts, node->parts[p].cleared,
+                node->parts[p].recovering ? "recovering" : "");
+    for (unsigned i = 0; i < view->count; i++)
+        fprintf(stderr, " n%u:%d%s", view->member[i].number,
+                member_alive(node, view->member[i].number),
+                atomic_load(&node->peers[view->member[i].number].missed_any)
+                    ? "missed"
+                    : "");
+    fprintf(stderr, "\n");
 }
 
-static bool all_rest(void) {
+static void hosts_tell(void) {
+    world.task = NULL;
     for (unsigned i = 0; i < world.host_count; i++)
-        if (!host_rests(&world.hosts[i]))
+        host_tell(&world.hosts[i]);
+}
+
+static bool etcd_rests(uint64_t *epoch);
+
+/* Whether all is at rest: the changes are made, every node that runs knows it,
+   and has no doubt. */
+static bool all_rest(void) {
+    uint64_t epoch = 1;
+
+    if (setting.changes && !etcd_rests(&epoch))
+        return false;
+    for (unsigned i = 0; i < world.host_count; i++) {
+        const struct host *h = &world.hosts[i];
+
+        if (!h->off && (!host_rests(h) || h->node->view->epoch != epoch))
             return false;
+    }
     return true;
 }
 
@@ -1692,9 +1854,10 @@ static unsigned parts_differ(void) {
 
         for (unsigned i = 0; i < world.host_count; i++) {
             struct node *node = world.hosts[i].node;
-            const struct part *part = &node->parts[p];
+            const struct part *part = node == NULL ? NULL : &node->parts[p];
 
-            if (!view_owns(node->view, p, i + 1))
+            if (part == NULL ||
+                !view_owns(node->view, p, (unsigned)node->self.number))
                 continue;
             if (first != NULL && (first->log.sum != part->log.sum ||
                                   first->log.used != part->log.used))
@@ -1703,6 +1866,324 @@ static unsigned parts_differ(void) {
         }
     }
     return PARTS;
+}
+
+/* ------------------------------------------------------------------ etcd
+ *
+ * One for the whole cluster, which does what this program asks of it, and never
+ * fails; but a node may not reach it for a while, and calls and answers may be
+ * late or lost. Keys are kept as they are, values in base64, as they come. */
+
+#define ETCD_KEYS 24
+
+struct entry_of_etcd {
+    char key[32], value[4096];
+    uint64_t revision; /* when it was put; 0: it is not there */
+};
+
+static struct {
+    struct entry_of_etcd entries[ETCD_KEYS];
+    uint64_t revision, leases;
+    struct view *view; /* the ring, as the operator sees it */
+} etcd;
+
+static void change_seen(const struct view *before);
+static void report_seen(struct host *h);
+
+/* The host of a member. */
+static struct host *host_named(const char *name) {
+    return host_of((unsigned)atoi(name + 1));
+}
+
+/* The entry of a key, which may not be there. */
+static struct entry_of_etcd *etcd_entry(const char *key) {
+    struct entry_of_etcd *e = etcd.entries, *blank = NULL;
+
+    for (; e < etcd.entries + ETCD_KEYS; e++)
+        if (strcmp(e->key, key) == 0)
+            return e;
+        else if (e->revision == 0)
+            blank = e;
+    must(blank != NULL && strlen(key) < sizeof blank->key, "keys in etcd");
+    strcpy(blank->key, key);
+    return blank;
+}
+
+/* The entry of a key in base64, which ends with a quote. */
+static struct entry_of_etcd *etcd_entry_64(const char *text) {
+    struct buf key = {0};
+    struct entry_of_etcd *e;
+
+    base64_decode(&key,
+                  (struct slice){(const uint8_t *)text, strcspn(text, "\"")});
+    buf_add(&key, "", 1);
+    e = etcd_entry((char *)key.p);
+    buf_free(&key);
+    return e;
+}
+
+/* An event: a watch says something. */
+static void watch_tell(void *thing, uint64_t life) {
+    struct sock *s = thing;
+
+    if (!s->used || s->life != life)
+        return;
+    bytes_add(&s->in, "x", 1);
+    host_poke(s->host);
+}
+
+/* Something has changed: those who watch are told, sooner or later or not. */
+static void etcd_changed(void) {
+    for (unsigned i = 0; i < world.host_count; i++) {
+        struct host *h = &world.hosts[i];
+
+        for (struct sock *s = h->socks; s != NULL; s = s->next)
+            if (s->watch && h->away_until <= world.now &&
+                !once_in(weather.etcd_lost))
+                event_add(world.now +
+                              below(once_in(weather.etcd_slow) ? SECOND : 2000),
+                          watch_tell, s, s->life);
+    }
+}
+
+/* The text that an entry has, with a line's end. */
+static void etcd_text(struct buf *text, const struct entry_of_etcd *e) {
+    base64_decode(text, slice_of(e->value));
+    buf_text(text, "\n");
+}
+
+/* The ring has changed: the operator takes a look at it. */
+static void etcd_look_on(void) {
+    static struct node blank = {.flags = {.name = ""}};
+    struct view *before = etcd.view;
+    struct buf text = {0};
+
+    etcd_text(&text, etcd_entry("strj_ring"));
+    trace("etcd: %.*s", (int)text.n - 1, (char *)text.p);
+    etcd.view = view_parse(&blank, buf_slice(&text));
+    must(etcd.view != NULL, "a ring in etcd");
+    buf_free(&text);
+    change_seen(before);
+    view_release(before);
+}
+
+/* Puts a value, in base64 and up to a quote, or removes the key (NULL). */
+static void etcd_set(struct entry_of_etcd *e, const char *value) {
+    size_t n = value == NULL ? 0 : strcspn(value, "\"");
+
+    must(n < sizeof e->value, "room for a value in etcd");
+    e->revision = value == NULL ? 0 : etcd.revision;
+    memcpy(e->value, value == NULL ? "" : value, n);
+    e->value[n] = '\0';
+    etcd_changed();
+    if (strcmp(e->key, "strj_ring") == 0) {
+        etcd_look_on();
+    } else if (value != NULL && strncmp(e->key, "strj_node_", 10) == 0) {
+        struct buf text = {0};
+
+        etcd_text(&text, e);
+        trace("etcd: %.*s", (int)text.n - 1, (char *)text.p);
+        buf_add(&text, "", 1);
+        if (strstr((char *)text.p, "\"report\":\"0\"") == NULL)
+            report_seen(host_named(e->key + 10));
+        buf_free(&text);
+    }
+}
+
+/* The same of a value as it is. */
+static void etcd_set_text(const char *key, struct slice value) {
+    struct buf text = {0};
+
+    base64_encode(&text, value);
+    buf_add(&text, "", 1);
+    etcd.revision++;
+    etcd_set(etcd_entry(key), (char *)text.p);
+    buf_free(&text);
+}
+
+/* Whether the comparisons of a transaction hold. */
+static bool etcd_compare(const char *text) {
+    static const char key[] = "{\"key\":\"", mod[] = "\"mod_revision\":";
+    const char *end = strstr(text, "\"success\""), *at = text;
+
+    while ((at = strstr(at, key)) != NULL && at < end) {
+        const struct entry_of_etcd *e = etcd_entry_64(at += sizeof key - 1);
+        const char *number = strstr(at, mod), *value = strstr(at, "\"value\":");
+        size_t n = strlen(e->value);
+
+        if (strncmp(strstr(at, "\"target\":"), "\"target\":\"MOD\"", 14) == 0) {
+            if (strtoull(number + sizeof mod - 1, NULL, 10) != e->revision)
+                return false;
+        } else if (e->revision == 0 || strncmp(value + 9, e->value, n) != 0 ||
+                   value[9 + n] != '"') {
+            return false;
+        }
+    }
+    return true;
+}
+
+/* Does a transaction; whether it holds. */
+static bool etcd_transact(const char *text) {
+    static const char key[] = "\"key\":\"", value[] = "\"value\":\"";
+    const char *at = strstr(text, "\"success\""), *next;
+
+    if (!etcd_compare(text))
+        return false;
+    etcd.revision++;
+    while ((at = strstr(at, key)) != NULL) {
+        struct entry_of_etcd *e = etcd_entry_64(at += sizeof key - 1);
+
+        next = strstr(at, value);
+        if (strncmp(at + strcspn(at, "\""), "\",\"value\"", 9) != 0)
+            etcd_set(e, NULL);
+        else if (strncmp(e->key, "strj_alive_", 11) != 0)
+            etcd_set(e, next + sizeof value - 1);
+    }
+    return true;
+}
+
+/* Lists what the nodes look at, downward. */
+static void etcd_list(struct buf *out) {
+    char last[32] = "strj_s";
+
+    buf_text(out, ",\"kvs\":[");
+    for (;;) {
+        const struct entry_of_etcd *next = NULL;
+
+        for (const struct entry_of_etcd *e = etcd.entries;
+             e < etcd.entries + ETCD_KEYS; e++)
+            if (e->revision > 0 && strcmp(e->key, last) < 0 &&
+                (next == NULL || strcmp(e->key, next->key) > 0))
+                next = e;
+        if (next == NULL)
+            break;
+        strcpy(last, next->key);
+        buf_text(out, "{\"key\":\"");
+        base64_encode(out, slice_of(next->key));
+        buf_print(out, "\",\"mod_revision\":\"%" PRIu64 "\",\"value\":\"",
+                  next->revision);
+        buf_text(out, next->value);
+        buf_text(out, "\"},");
+    }
+    buf_text(out, "]");
+}
+
+/* Takes a lease, or keeps it if it has not lapsed. */
+static void etcd_lease(struct host *h, bool grant, struct buf *out) {
+    if (grant) {
+        h->lease = ++etcd.leases;
+        h->lease_until = 0;
+    }
+    if (grant || (h->lease_until > world.now && !once_in(20)))
+        h->lease_until = world.now + 10 * SECOND;
+    buf_print(out, ",\"ID\":\"%" PRIu64 "\"", h->lease);
+    if (h->lease_until > world.now)
+        buf_text(out, ",\"TTL\":\"10\"");
+}
+
+/* An event: a call reaches etcd, and its answer sets out. */
+static void etcd_arrive(void *thing, uint64_t life) {
+    struct message *m = thing;
+    struct host *h = host_of(m->from);
+    struct buf out = {0};
+    char *text, head[80];
+    bool live =
+        m->link != NULL && m->link->used && m->link->life == m->link_life;
+    int n;
+
+    (void)life;
+    if (h->away_until > world.now || once_in(weather.etcd_lost)) {
+        message_lost(m, false);
+        return;
+    }
+    bytes_add(&m->bytes, "", 1);
+    text = (char *)m->bytes.p;
+    if (strncmp(text, "POST /v3/watch", 14) == 0) {
+        if (live) {
+            m->link->watch = true;
+            event_add(world.now + below(2000), watch_tell, m->link,
+                      m->link->life);
+        }
+        message_free(m);
+        return;
+    }
+    buf_print(&out, "{\"header\":{\"revision\":\"%" PRIu64 "\"}",
+              etcd.revision);
+    if (strncmp(text, "POST /v3/kv/range", 17) == 0) {
+        etcd_list(&out);
+    } else if (strncmp(text, "POST /v3/cluster/member/list", 28) == 0) {
+        buf_text(&out, ",\"members\":[{\"ID\":\"1\",\"name\":\"etcd\"}]");
+    } else if (strncmp(text, "POST /v3/lease/", 15) == 0) {
+        bool grant = text[15] == 'g';
+
+        out.n = 0;
+        buf_print(&out, grant ? "{\"x\":\"\"" : "{\"result\":{\"x\":\"\"");
+        etcd_lease(h, grant, &out);
+    } else if (etcd_transact(strstr(text, "\r\n\r\n"))) {
+        buf_text(&out, ",\"succeeded\":true");
+    } else {
+        trace("etcd: a transaction of node %u fails", m->from);
+    }
+    buf_text(&out, "}");
+    n = snprintf(head, sizeof head,
+                 "HTTP/1.1 200 OK\r\nContent-Length: %zu\r\n\r\n", out.n);
+    m->bytes.n = 0;
+    bytes_add(&m->bytes, head, (size_t)n);
+    bytes_add(&m->bytes, out.p, out.n);
+    buf_free(&out);
+    if (once_in(weather.etcd_lost))
+        message_lost(m, false);
+    else
+        event_add(world.now + below(once_in(weather.etcd_slow) ? 500000 : 1000),
+                  answer_arrive, m, 0);
+}
+
+/* A call to etcd sets out. */
+static void etcd_send(struct sock *link, const void *p, size_t n) {
+    struct message *m = message_new(link->host->number, 0, p, n);
+
+    m->link = link;
+    m->link_life = link->life;
+    m->number = link->sent++;
+    event_add(world.now + below(once_in(weather.etcd_slow) ? 500000 : 1000),
+              etcd_arrive, m, 0);
+}
+
+/* The member of a host's name, in the ring or in the one that is next; NULL:
+   there is none. */
+static const struct member *etcd_member(const struct host *h) {
+    for (unsigned i = 0; i < etcd.view->count; i++)
+        if (host_named(etcd.view->member[i].name) == h)
+            return &etcd.view->member[i];
+    return NULL;
+}
+
+/* Whether a node is to be removed that has not been removed yet. */
+static bool etcd_wished(void) {
+    for (const struct entry_of_etcd *e = etcd.entries;
+         e < etcd.entries + ETCD_KEYS; e++)
+        if (e->revision > 0 && strncmp(e->key, "strj_leave_", 11) == 0)
+            return true;
+    return false;
+}
+
+/* Whether no change is under way, or to be made; in which epoch. */
+static bool etcd_rests(uint64_t *epoch) {
+    *epoch = etcd.view->epoch;
+    return etcd.view->next == NULL && !etcd_wished();
+}
+
+/* A new one, with a ring of so many. */
+static void etcd_new(unsigned count) {
+    struct buf text = {0};
+
+    memset(etcd.entries, 0, sizeof etcd.entries);
+    etcd.revision = 0;
+    view_release(etcd.view);
+    etcd.view = NULL;
+    ring_first(&text, count);
+    etcd_set_text("strj_ring", buf_slice(&text));
+    buf_free(&text);
 }
 
 /* --------------------------------------------------------------- Clients
@@ -1930,8 +2411,21 @@ static void client_next(void *thing, uint64_t life) {
 static void fault_over(void *thing, uint64_t life) {
     struct host *h = thing;
 
-    if (!h->up && h->life == life)
+    if (h->up || h->life != life || h->off)
+        return;
+    if (setting.changes && !h->wanted && etcd_member(h) == NULL)
+        h->off = true;
+    else
         host_start(h);
+}
+
+/* Whether it does not matter any more what a machine has lost: it has made that
+   good as a member, or is none. */
+static bool host_safe(const struct host *h) {
+    return (!setting.changes || etcd.view->next == NULL) &&
+           ((setting.changes && etcd_member(h) == NULL) ||
+            (host_rests(h) && !h->node->unclean &&
+             h->node->view->me < h->node->view->count));
 }
 
 /* Whether this machine may lose what it has not synced: the others still have
@@ -1942,7 +2436,7 @@ static bool power_may_fail(const struct host *h) {
     for (unsigned i = 0; i < world.host_count; i++) {
         struct host *other = &world.hosts[i];
 
-        if (other->unsafe && host_rests(other))
+        if (other->unsafe && host_safe(other))
             other->unsafe = false;
         may = may && (!other->unsafe || other == h);
     }
@@ -2004,14 +2498,15 @@ static void fault_deaf(void *thing, uint64_t life) {
 
     (void)life;
     if (h->up && h->node != NULL && atomic_load(&h->node->loaded))
-        atomic_store(&h->node->peers[1 + h->number % world.host_count].heard,
-                     0);
+        atomic_store(
+            &h->node->peers[1 + h->node->self.number % world.host_count].heard,
+            0);
     event_add(world.now + between(10000, 60000), fault_deaf, h, 0);
 }
 
 /* The owners of the key of a pointed history. */
 static void owners_find(void) {
-    const struct view *view = view_of(world.host_count, 1);
+    const struct view *view = view_of(setting.members, 1);
     uint64_t print = ring_fingerprint("key0", 4, view->hash);
     unsigned n;
     const unsigned *owners =
@@ -2019,6 +2514,14 @@ static void owners_find(void) {
 
     for (unsigned i = 0; i < n; i++)
         setting.owners[i] = view->member[owners[i]].number;
+    for (unsigned i = 1; n < world.host_count && i <= world.host_count; i++) {
+        unsigned k = 0;
+
+        while (k < n && setting.owners[k] != i)
+            k++;
+        if (k == n)
+            setting.owners[n++] = i;
+    }
 }
 
 /* An event: a process is killed, and started again before long. */
@@ -2165,12 +2668,178 @@ static void faults_choose(uint64_t span) {
     }
 }
 
+/* ---- Changes of the ring, as an operator makes them. */
+
+/* Whether all machines have all that they ever said they have. */
+static bool all_safe(void) {
+    bool safe = true;
+
+    for (unsigned i = 0; i < world.host_count; i++) {
+        struct host *h = &world.hosts[i];
+
+        h->unsafe = h->unsafe && !host_safe(h);
+        safe = safe && !h->unsafe;
+    }
+    return safe;
+}
+
+/* How many are members and are to stay so. */
+static unsigned members_stay(void) {
+    unsigned n = 0;
+
+    for (unsigned i = 0; i < etcd.view->old; i++)
+        n += host_named(etcd.view->member[i].name)->wanted;
+    return n;
+}
+
+/* A node is to be removed. */
+static void change_leave(struct host *h) {
+    char key[32], value[60];
+
+    trace("node %u is to leave", h->number);
+    h->wanted = false;
+    snprintf(key, sizeof key, "strj_leave_n%u", h->number);
+    snprintf(value, sizeof value, "{\"leave\":\"n%u\",\"force\":\"0\"}",
+             h->number);
+    etcd_set_text(key, slice_of(value));
+}
+
+/* A node's disk is lost. gone: so is the machine; or it starts anew, and is to
+   take the place of its lost self. */
+static void change_lose(struct host *h, bool gone) {
+    trace("node %u loses its disk", h->number);
+    if (h->up)
+        host_end(h, true);
+    while (h->file_count > 0)
+        file_remove(h, h->files[0]);
+    h->unsafe = h->add = true;
+    h->off = gone;
+    if (gone)
+        change_leave(h);
+    else
+        event_add(world.now + below(once_in(2) ? 20000 : SECOND), fault_over, h,
+                  h->life);
+}
+
+/* A node that is none starts, and is to join; an old disk is in its way. */
+static void change_join_by(struct host *h) {
+    trace("node %u is to join", h->number);
+    h->wanted = h->add = true;
+    h->off = false;
+    host_start(h);
+}
+
+/* An event: what happens to a node in the middle of a change. */
+static void change_kill(void *thing, uint64_t life) {
+    struct host *h = thing;
+
+    if (!h->up || h->life != life)
+        return;
+    if (once_in(3)) {
+        h->frozen_until = world.now + below(SECOND);
+        trace("node %u stands still until %.6f", h->number,
+              (double)h->frozen_until / 1e6);
+    } else if (once_in(2)) {
+        fault_kill(h, 0);
+    } else {
+        fault_blink(h, 0);
+    }
+}
+
+/* A change has begun or ended. Now and then something happens to one of those
+   whom it is about. */
+static void change_seen(const struct view *before) {
+    const struct view *view = etcd.view;
+    unsigned i = view->next != NULL && !once_in(3)
+                     ? view->count - 1
+                     : (unsigned)below(view->count);
+
+    if (before != NULL && view->epoch > before->epoch && !weather.calm &&
+        once_in(2))
+        event_add(world.now + below(once_in(2) ? 3000 : 50000), change_kill,
+                  host_named(view->member[i].name),
+                  host_named(view->member[i].name)->life);
+}
+
+/* A new owner has reported. Now and then it loses its power then. */
+static void report_seen(struct host *h) {
+    if (h->up && !weather.calm && once_in(4) && power_may_fail(h)) {
+        h->unsafe = true;
+        host_end(h, true);
+        event_add(world.now + below(20000), fault_over, h, h->life);
+    }
+}
+
+/* One or all cannot reach etcd for a while. */
+static void change_away(struct host *h) {
+    uint64_t until = world.now + below(once_in(2) ? 500000 : 5 * SECOND);
+    bool all = once_in(4);
+
+    for (unsigned i = 0; i < world.host_count; i++)
+        if (all || &world.hosts[i] == h) {
+            trace("node %u does not reach etcd until %.6f", i + 1,
+                  (double)until / 1e6);
+            world.hosts[i].away_until = until;
+        }
+}
+
+/* An event, again and again: an operator does something. A majority of those
+   who have all that was written is left in any case. */
+static void change_next(void *thing, uint64_t left) {
+    struct host *h = &world.hosts[below(world.host_count)];
+    const struct view *view = etcd.view;
+    unsigned dice = (unsigned)below(10);
+    bool quiet = view->next == NULL && !etcd_wished() && all_safe();
+    bool member = h->wanted && etcd_member(h) != NULL;
+
+    if (dice < 2)
+        change_away(h);
+    else if (h->off && etcd_member(h) == NULL)
+        change_join_by(h);
+    else if (dice < 4 && view->next != NULL && view->count > view->old)
+        change_leave(host_named(view->member[view->old].name));
+    else if (dice < 7 && member && etcd_member(h)->id != 0 && quiet &&
+             view->old > 2)
+        change_lose(h, members_stay() > 3 && once_in(2));
+    else if (member && all_safe() && members_stay() > 2)
+        change_leave(h);
+    else
+        left++;
+    if (left > 1)
+        event_add(world.now + below(once_in(4) ? 5000 : 600000), change_next,
+                  thing, left - 1);
+}
+
+/* A change that cannot go on, since a new owner's disk is lost, waits for the
+   operator, who has that owner removed. */
+static void changes_unstick(void) {
+    for (unsigned i = 0; etcd.view->next != NULL && i < etcd.view->count; i++) {
+        const struct member *m = &etcd.view->member[i];
+        struct host *h = host_named(m->name);
+
+        if (h->node == NULL || h->node->self.id != m->id) {
+            change_leave(h);
+            break;
+        }
+    }
+}
+
+/* Chooses how often the ring is to change in the next so many us. */
+static void changes_choose(uint64_t span) {
+    if (once_in(3))
+        weather.etcd_lost = between(5, 50);
+    if (once_in(3))
+        weather.etcd_slow = between(2, 20);
+    event_add(world.now + below(span / 2), change_next, NULL, between(1, 7));
+}
+
 /* Nothing goes wrong any more. */
 static void faults_end(void) {
     trace("the faults are over");
     weather.slow = weather.very_slow = weather.lost = weather.doubled = 0;
-    weather.late = 0;
+    weather.late = weather.etcd_lost = weather.etcd_slow = 0;
     weather.slow_disk = false;
+    weather.calm = true;
     fault_uncut(NULL, 0);
     for (size_t i = 0; i < world.queued; i++)
         if (world.queue[i].fn == fault_kill ||
@@ -2179,11 +2848,13 @@ static void faults_end(void) {
             world.queue[i].fn == fault_freeze ||
             world.queue[i].fn == fault_rival ||
             world.queue[i].fn == fault_part ||
+            world.queue[i].fn == change_next ||
+            world.queue[i].fn == change_kill ||
             world.queue[i].fn == fault_missed ||
             world.queue[i].fn == fault_deaf || world.queue[i].fn == fault_cut)
             world.queue[i].fn = fault_uncut;
     for (unsigned i = 0; i < world.host_count; i++) {
-        world.hosts[i].frozen_until = 0;
+        world.hosts[i].frozen_until = world.hosts[i].away_until = 0;
         fault_over(&world.hosts[i], world.hosts[i].life);
         for (struct sock *s = world.hosts[i].socks; s != NULL; s = s->next)
             if (s->gapped)
@@ -2197,7 +2868,8 @@ static void faults_end(void) {
 static void world_end(void) {
     for (size_t i = 0; i < world.queued; i++)
         if (world.queue[i].fn == message_arrive ||
-            world.queue[i].fn == answer_arrive)
+            world.queue[i].fn == answer_arrive ||
+            world.queue[i].fn == etcd_arrive)
             message_free(world.queue[i].thing);
     world.queued = 0;
     for (unsigned i = 0; i < CLIENTS + 1; i++)
@@ -2225,11 +2897,19 @@ static void world_begin(uint64_t seed) {
     setting.dark = getenv("DARK") != NULL || once_in(24);
     setting.missed = getenv("MISSED") != NULL || once_in(6);
     setting.pointed = setting.dark || setting.missed || once_in(4);
-    if (setting.pointed)
+    setting.changes = getenv("CHANGES") != NULL;
+    if (setting.changes)
+        world.host_count = (unsigned)between(4, NODES);
+    else if (setting.pointed)
         world.host_count = once_in(4) ? NODES : 3;
     else
         world.host_count = once_in(4) ? once_in(3) ? 4 : 5 : 3;
+    setting.members = world.host_count;
     memset(&weather, 0, sizeof weather);
+    if (setting.changes) {
+        setting.members = world.host_count == NODES && once_in(3) ? 4 : 3;
+        etcd_new(setting.members);
+    }
     setting.sync = setting.dark || once_in(4) ? SYNC_ALWAYS : SYNC_SECOND;
     for (unsigned i = 0; i < world.host_count; i++) {
         struct host *h = &world.hosts[i];
@@ -2238,7 +2918,10 @@ static void world_begin(uint64_t seed) {
         h->skew = !setting.pointed && once_in(2)
                       ? 0
                       : (int64_t)below(setting.pointed ? SECOND : 30 * SECOND);
-        host_start(h);
+        h->wanted = i < setting.members;
+        h->off = !h->wanted;
+        if (h->wanted)
+            host_start(h);
     }
 }
 
@@ -2277,6 +2960,11 @@ static bool parts_equal(void) {
     return all_rest() && parts_differ() == PARTS;
 }
 
+/* Whether a host is a member, and runs. */
+static bool host_serves(const struct host *h) {
+    return h->node != NULL && h->node->view->me < h->node->view->count;
+}
+
 /* In the end each node is asked for each key. */
 static void show_audit(bool consistent) {
     struct client *c = &show.client[AUDITOR];
@@ -2284,7 +2972,8 @@ static void show_audit(bool consistent) {
     show.patience_us = 20 * SECOND;
     c->plainly = !consistent; /* at rest that is no less */
     for (unsigned i = 0; i < world.host_count; i++)
-        for (unsigned key = 0; key < show.keys; key++) {
+        for (unsigned key = 0; key < show.keys && host_serves(&world.hosts[i]);
+             key++) {
             c->op = (struct history_op){
                 .kind = HISTORY_READ,
                 .consistent = consistent || show.mix == MIX_CONSISTENT,
@@ -2311,10 +3000,14 @@ static void history_run(uint64_t seed) {
         time_until(all_rest, 5 * SECOND);
     span = once_in(4) ? between(SECOND, 5 * SECOND) : between(30000, SECOND);
     show.pause_us = 2 * span * show.clients / show.left;
+    if (setting.changes)
+        span += between(SECOND, 4 * SECOND);
     if (setting.pointed)
         faults_point(span);
     else
         faults_choose(span);
+    if (setting.changes)
+        changes_choose(span);
     for (unsigned i = 0; i < show.clients; i++)
         event_add(world.now + below(show.pause_us), client_next,
                   &show.client[i], 0);
@@ -2322,6 +3015,8 @@ static void history_run(uint64_t seed) {
     faults_end();
     time_pass(world.now + 250000); /* until broken links are gone */
     time_until(clients_rest, 60 * SECOND);
+    if (setting.changes && !time_until(all_rest, 15 * SECOND))
+        changes_unstick();
     for (int i = 0; i < 2; i++) { /* before and after what came very late */
         if (!time_until(all_rest, 60 * SECOND))
             fail("the cluster does not come to rest");

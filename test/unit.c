@@ -3570,7 +3570,7 @@ static void test_clock_ceiling(void **state) {
     atomic_store(&node->ceiling, 0);
     ceiling_raise(node); /* nobody has written for long */
     assert_int_equal(node->self.sequence, 0);
-    assert_false(ceiling_allows(node, VERSION_TIME(NOON)));
+    assert_false(ceiling_allows(node, clock_version(node, 0)));
     ceiling_raise(node);
     assert_int_equal(atomic_load(&node->ceiling), VERSION_TIME(NOON) + two);
     assert_int_equal(super_again(node, &self), 1);
@@ -4306,14 +4306,15 @@ static void test_methods_queries(void **state) {
         struct slice query = slice_of(rows[i].query);
 
         op->consistent = false;
-        assert_int_equal(refusal_status(query_check(op, query, true)),
+        assert_int_equal(refusal_status(query_check(op, query, true, false)),
                          rows[i].status);
         if (rows[i].status == 0)
             assert_int_equal(op->consistent, query.n > 0);
     }
     op->consistent = false;
     assert_int_equal(
-        refusal_status(query_check(op, slice_of("consistent"), false)), 400);
+        refusal_status(query_check(op, slice_of("consistent"), false, false)),
+        400);
     assert_false(op->consistent);
     free(op);
     assert_true(word_in(slice_of("DELETE"), ALLOW_ALL));
@@ -4354,7 +4355,8 @@ static void test_methods_queries(void **state) {
     " \"9686845212206760991\", \"revision\":\t\"3\", \"raft_term\": \"2\" }, " \
     "\"kvs\": [ { \"key\": \"c3Ryal9yaW5n\", \"create_revision\": \"2\", "     \
     "\"mod_revision\": \"2\", \"version\": \"1\", \"value\": "                 \
-    "\"eyJhIjoxfQ==\" }, { \"key\": \"c3Ryal9ub2RlX24x\", \"value\": "         \
+    "\"eyJhIjoxfQ==\" }, { \"key\": \"c3Ryal9ub2RlX24x\", "                    \
+    "\"mod_revision\": \"3\", \"value\": "                                     \
     "\"eyJuYW1lIjoibjEifQ==\" } ], \"count\": \"2\" }"
 #define ERROR_3_4                                                        \
     "{\"error\":\"etcdserver: no leader\",\"message\":\"etcdserver: no " \
@@ -4622,7 +4624,7 @@ static void test_etcd_range(void **state) {
         for (size_t piece = 1; piece < 100000; piece *= 10) {
             struct fake *f = fake_begin(200, piece, rows[i].reply, NULL);
 
-            assert_true(etcd_read(&f->etcd));
+            assert_true(etcd_read(&f->etcd, "n1"));
             assert_true(slice_is(buf_slice(&f->etcd.text), rows[i].text));
             assert_string_equal(f->etcd.ring_revision, rows[i].ring);
             assert_string_equal(f->etcd.next_revision, "4");
@@ -4633,19 +4635,28 @@ static void test_etcd_range(void **state) {
 /* A lease, and the transaction with it: what is asked, and what is kept. */
 static void test_etcd_announce(void **state) {
     static const char want[] =
-        "{\"success\":[{\"request_put\":{\"key\":\"c3Ryal9ub2RlX24x\","
+        "{\"compare\":[{\"key\":\"c3Ryal9ub2RlX24x\",\"target\":\"MOD\","
+        "\"result\":\"EQUAL\",\"mod_revision\":12}],"
+        "\"success\":[{\"request_put\":{\"key\":\"c3Ryal9ub2RlX24x\","
         "\"value\":\"eyJ9\",\"lease\":0}},{\"request_put\":{\"key\":"
         "\"c3Ryal9hbGl2ZV9uMQ==\",\"value\":\"MQ==\",\"lease\":"
         "7587881612021924901}}]}";
     struct fake *f = fake_begin(200, 7, GRANTED, DONE);
 
     (void)state;
+    strcpy(f->etcd.record_revision, "12");
     assert_true(etcd_announce(&f->etcd, "n1", "{\"}"));
     assert_string_equal(f->etcd.lease, "7587881612021924901");
     assert_memory_equal(f->asked[0], "POST /v3/lease/grant HTTP/1.1\r\n", 31);
     assert_non_null(strstr(f->asked[0], "\r\nHost: 127.0.0.1:1\r\n"));
     assert_non_null(strstr(f->asked[0], "\r\n\r\n{\"TTL\":10}"));
     assert_non_null(strstr(f->asked[1], want));
+    fake_end(f);
+    f = fake_begin(200, 7, GRANTED, NOT_DONE); /* the record was changed */
+    f->etcd.lease[0] = '\0';
+    strcpy(f->etcd.record_revision, "12");
+    assert_true(etcd_announce(&f->etcd, "n1", "{\"}"));
+    assert_string_equal(f->etcd.lease, "");
     fake_end(f);
 }
 
@@ -4685,7 +4696,7 @@ static void test_etcd_change(void **state) {
         struct fake *f = fake_begin(200, 5, replies[i], NULL);
 
         strcpy(f->etcd.ring_revision, "17");
-        assert_true(etcd_change_ring(&f->etcd, "{}"));
+        assert_true(etcd_change_ring(&f->etcd, "{}", ""));
         assert_non_null(strstr(f->asked[0], "\"mod_revision\":17}"));
         assert_non_null(strstr(f->asked[0], "\"value\":\"e30=\""));
         fake_end(f);
@@ -4708,7 +4719,7 @@ static void test_etcd_errors(void **state) {
     for (size_t i = 0; i < COUNT(rows); i++) {
         struct fake *f = fake_begin(rows[i].status, 3, rows[i].reply, NULL);
 
-        assert_false(etcd_read(&f->etcd));
+        assert_false(etcd_read(&f->etcd, "n1"));
         assert_ptr_equal(strstr(f->etcd.trouble, "gateway") != NULL,
                          rows[i].status == 404);
         fake_end(f);
@@ -4773,9 +4784,10 @@ static void test_caller_slow(void **state) {
 #define IDS                                                            \
     "\"cluster\":\"00000000000000c1\",\"hash0\":\"000000000000000b\"," \
     "\"hash1\":\"0000000000000016\","
-#define RING(epoch, partitions, replicas, members)                 \
-    "{" IDS "\"epoch\":\"" epoch "\",\"partitions\":\"" partitions \
-    "\",\"replicas\":\"" replicas "\",\"members\":[" members "]}"
+#define RING(epoch, partitions, replicas, members)                             \
+    "{" IDS "\"epoch\":\"" epoch "\",\"partitions\":\"" partitions             \
+    "\",\"replicas\":\"" replicas "\",\"numbers\":\"9\",\"members\":[" members \
+    "]}"
 #define MEMBER(name, number, id, zone)            \
     "{\"name\":\"" name "\",\"number\":\"" number \
     "\",\"id\":\"00000000000000" id "\",\"zone\":\"" zone "\"}"
@@ -4792,7 +4804,8 @@ static void test_view_parse(void **state) {
     static const char text[] = RING_OF_TWO
         "\n{\"name\":\"c\",\"host\":\"127.0.0.9\"}\nrubbish\n\n"
         "{\"name\":\"a\",\"host\":\"::1\",\"port\":\"8000\",\"peer\":"
-        "\"9000\",\"zone\":\"north\",\"boot\":\"2\"}\n" RECORD_B;
+        "\"9000\",\"zone\":\"north\",\"id\":\"000000000000001d\",\"boot\":"
+        "\"2\"}\n" RECORD_B;
     struct node *node = *state;
     struct view *view = view_parse(node, slice_of(text));
     const struct member *a, *b;
@@ -4824,7 +4837,7 @@ static void test_view_parse(void **state) {
         assert_true(view_owns(view, i, 7) && view_owns(view, i, 8) &&
                     !view_owns(view, i, 9));
     view->member[1].zone[0] = '\0';
-    ring_text(&again, view);
+    ring_text(&again, view, view->epoch, view->old, NULL, 0, NULL);
     assert_true(slice_is(buf_slice(&again), RING_OF_TWO));
     buf_free(&again);
     view_release(view);
@@ -4963,8 +4976,10 @@ static void test_view_kept(void **state) {
     struct etcd e;
 
     memset(&e, 0, sizeof e);
+    node->self.id = 0x1d;
     buf_text(&e.text, RING_OF_TWO "\n" RECORD_B);
     assert_true(ring_obey(node, &e, view_parse(node, buf_slice(&e.text))));
+    atomic_store(&node->loaded, true);
     assert_int_equal(node->view->epoch, 5);
     e.text.n = 0;
     buf_text(&e.text, next);
@@ -5021,6 +5036,7 @@ static void test_view_refused(void **state) {
 
     node->flags.partitions = 16;
     node->flags.partitions_given = true;
+    node->begun = true;
     for (size_t i = 0; i < COUNT(rows); i++) {
         try.text = rows[i].text;
         ended = child_run(view_use, &try);
@@ -5307,6 +5323,7 @@ static struct slice replica_ask(struct turns *t, void (*body)(struct op *),
 
     c->w = t->w;
     op = op_new(c);
+    op->epoch = t->w->view->epoch;
     buf_add(&op->rec, ask->p, ask->n);
     body(op);
     assert_true(op->done && op->status == 200);
@@ -5524,6 +5541,173 @@ static void test_initial_cluster(void **state) {
     }
 }
 
+/* ---- A sidecar's way into etcd */
+
+/* Members as etcd lists them: b is a learner, and one was added only. */
+#define ETCD_HEADER "{\"header\":{\"cluster_id\":\"1\",\"member_id\":\"2\"},"
+#define ETCD_A                                                                \
+    "{\"ID\":\"18420338855879013257\",\"name\":\"a\",\"peerURLs\":[\"http://" \
+    "h:1\",\"http://[::1]:2\"],\"clientURLs\":[\"http://h:9\",\"http://"      \
+    "h:8\"]}"
+#define ETCD_B                                             \
+    "{\"ID\":\"5\",\"name\":\"b\",\"peerURLs\":[\"http://" \
+    "h:3\"],\"clientURLs\":"                               \
+    "[\"http://h:7\"],\"isLearner\":true}"
+#define ETCD_B_FULL                                        \
+    "{\"ID\":\"5\",\"name\":\"b\",\"peerURLs\":[\"http://" \
+    "h:3\"],\"clientURLs\":"                               \
+    "[\"http://h:7\"]}"
+#define ETCD_ADDED \
+    "{\"ID\":\"6\",\"peerURLs\":[\"http://h:5\"],\"isLearner\":true}"
+#define ETCD_NAMED(name)   "{\"ID\":\"7\",\"name\":\"" name "\"}"
+#define ETCD_LIST(members) ETCD_HEADER "\"members\":[" members "]}"
+
+/* etcd's list is read member by member; a part of it is no member. */
+static void test_etcd_members(void **state) {
+    static const char text[] = ETCD_LIST(ETCD_A "," ETCD_B "," ETCD_ADDED);
+    struct slice list = slice_of(text);
+    struct etcd_member m;
+
+    (void)state;
+    assert_true(etcd_member_next(&list, &m));
+    assert_string_equal(m.id, "18420338855879013257");
+    assert_string_equal(m.name, "a");
+    assert_string_equal(m.client, "http://h:9");
+    assert_true(m.started && !m.learner);
+    assert_true(etcd_member_at(&m, "http://h:1"));
+    assert_true(etcd_member_at(&m, "http://[::1]:2"));
+    assert_false(etcd_member_at(&m, "http://h:9")); /* it is for clients */
+    assert_false(etcd_member_at(&m, "http://h:3"));
+    assert_true(etcd_member_next(&list, &m));
+    assert_string_equal(m.name, "b");
+    assert_true(m.started && m.learner);
+    assert_true(etcd_member_next(&list, &m));
+    assert_string_equal(m.id, "6");
+    assert_string_equal(m.name, "6"); /* it has none */
+    assert_string_equal(m.client, "");
+    assert_true(!m.started && m.learner && etcd_member_at(&m, "http://h:5"));
+    assert_false(etcd_member_next(&list, &m));
+    for (size_t n = 0; n < sizeof text - 1; n++) {
+        uint8_t *copy = copy_of(text, n);
+
+        list = (struct slice){copy, n};
+        while (etcd_member_next(&list, &m)) {
+            etcd_member_at(&m, "http://h:4");
+            assert_true(strlen(m.name) > 0);
+        }
+        free(copy);
+    }
+}
+
+/* What is due by the list, for a node c whose sidecar is at h:5. */
+static void test_join_steps(void **state) {
+    static const struct {
+        const char *list;
+        enum join_step step;
+        const char *id; /* of the member that it is about */
+    } rows[] = {
+        {ETCD_LIST(ETCD_A), JOIN_ADD, ""},
+        {ETCD_LIST(ETCD_A "," ETCD_B), JOIN_WAIT, "5"},
+        {ETCD_LIST(ETCD_A "," ETCD_B_FULL), JOIN_ADD, ""},
+        {ETCD_LIST(ETCD_A "," ETCD_ADDED), JOIN_START, "6"},
+        {ETCD_LIST(ETCD_ADDED "," ETCD_B "," ETCD_A), JOIN_START, "6"},
+        {ETCD_LIST(ETCD_A "," ETCD_NAMED("c")), JOIN_NAMED, "7"},
+        {ETCD_LIST(ETCD_NAMED("c") "," ETCD_ADDED), JOIN_NAMED, "7"},
+        {ETCD_LIST(
+             "{\"ID\":\"8\",\"name\":\"x\",\"peerURLs\":[\"http://h:5\"]}"),
+         JOIN_TAKEN, "8"},
+        {ETCD_LIST("{\"ID\":\"8\",\"peerURLs\":[\"http://h:6\"]}"), JOIN_WAIT,
+         "8"},
+        {ETCD_LIST(ETCD_NAMED("1") ETCD_NAMED("2") ETCD_NAMED("3")
+                       ETCD_NAMED("4") ETCD_NAMED("5") ETCD_NAMED("6")),
+         JOIN_ADD, ""},
+        {ETCD_LIST(ETCD_NAMED("1") ETCD_NAMED("2") ETCD_NAMED("3") ETCD_NAMED(
+             "4") ETCD_NAMED("5") ETCD_NAMED("6") ETCD_NAMED("7")),
+         JOIN_FULL, ""},
+        {ETCD_LIST(ETCD_NAMED("1") ETCD_NAMED("2") ETCD_NAMED("3") ETCD_NAMED(
+             "4") ETCD_NAMED("5") ETCD_NAMED("6") ETCD_ADDED),
+         JOIN_START, "6"},
+    };
+
+    (void)state;
+    for (size_t i = 0; i < COUNT(rows); i++) {
+        struct join j = {.name = "c", .url = "http://h:5"};
+        struct etcd_member m = {0};
+        enum join_step step = join_decide(&j, slice_of(rows[i].list), 1000, &m);
+
+        if (step != rows[i].step || strcmp(m.id, rows[i].id) != 0)
+            fail_msg("%s: %d, member %s", rows[i].list, (int)step, m.id);
+    }
+}
+
+/* Another learner has 30 s from when it was first seen; each change of the
+   list gives all another minute. */
+static void test_join_time(void **state) {
+    struct slice waits = slice_of(ETCD_LIST(ETCD_A "," ETCD_B));
+    struct slice other =
+        slice_of(ETCD_LIST(ETCD_A ",{\"ID\":\"9\",\"peerURLs\":[\"h\"]}"));
+    struct slice free_now = slice_of(ETCD_LIST(ETCD_A "," ETCD_B_FULL));
+    struct join j = {.name = "c", .url = "http://h:5"};
+    struct etcd_member m;
+
+    (void)state;
+    assert_int_equal(join_decide(&j, waits, 1000, &m), JOIN_WAIT);
+    assert_int_equal(j.until, 61000);
+    assert_int_equal(join_decide(&j, waits, 30999, &m), JOIN_WAIT);
+    assert_int_equal(join_decide(&j, waits, 31000, &m), JOIN_STALE);
+    assert_string_equal(m.id, "5");
+    assert_int_equal(j.until, 61000);
+    assert_int_equal(join_decide(&j, other, 32000, &m), JOIN_WAIT);
+    assert_int_equal(j.until, 92000);
+    assert_int_equal(join_decide(&j, other, 61999, &m), JOIN_WAIT);
+    assert_int_equal(join_decide(&j, other, 62000, &m), JOIN_STALE);
+    assert_string_equal(m.id, "9");
+    assert_int_equal(join_decide(&j, free_now, 63000, &m), JOIN_ADD);
+    assert_int_equal(j.until, 123000);
+}
+
+/* A sidecar begins with the members that there are, and itself. */
+static void test_join_peers(void **state) {
+    struct join j = {.name = "c", .url = "http://h:5"};
+    struct etcd e = {0};
+
+    (void)state;
+    join_peers(&e, &j, slice_of(ETCD_LIST(ETCD_A "," ETCD_ADDED "," ETCD_B)));
+    assert_string_equal(
+        (char *)e.peers.p,
+        "a=http://h:1,a=http://[::1]:2,c=http://h:5,b=http://h:3");
+    buf_free(&e.peers);
+}
+
+/* Taking a node's sidecar out of etcd: what is asked, and what comes of it. */
+static void test_etcd_remove(void **state) {
+    static const struct {
+        unsigned status;
+        const char *list, *asked; /* NULL: nothing but the list */
+        bool done;
+    } rows[] = {
+        {200, ETCD_LIST(ETCD_A "," ETCD_B_FULL), "{\"ID\":\"5\"}", true},
+        {200, ETCD_LIST(ETCD_A "," ETCD_B), "{\"ID\":\"5\"}", true},
+        {200, ETCD_LIST(ETCD_A "," ETCD_ADDED), NULL, true},
+        {200, ETCD_LIST(ETCD_B_FULL), NULL, false}, /* the only one */
+        {200, ETCD_LIST(ETCD_B_FULL "," ETCD_ADDED), NULL, false},
+        {200, "{}", NULL, false},
+        {503, ETCD_LIST(ETCD_A), NULL, false},
+    };
+    struct node *node = *state;
+
+    for (size_t i = 0; i < COUNT(rows); i++) {
+        struct fake *f = fake_begin(rows[i].status, 100, rows[i].list, "{}");
+
+        if (etcd_member_remove(node, &f->etcd, "b") != rows[i].done)
+            fail_msg("%s", rows[i].list);
+        if (rows[i].asked == NULL ? f->asked[1][0] != '\0'
+                                  : !strstr(f->asked[1], rows[i].asked))
+            fail_msg("%s: %s", rows[i].list, f->asked[1]);
+        fake_end(f);
+    }
+}
+
 /* Runs the command line's checks on words; a function for children. */
 static void flags_use(void *arg) {
     struct node *node = memory(1, sizeof *node);
@@ -5543,8 +5727,8 @@ static void test_flags_good(void **state) {
                      "-zone=",    NULL},
          *switches[] = {"estoraje", "-debug",   "true", "-debug=false",
                         "-help",    "-version", NULL},
-         *sizes[] = {"estoraje",   "-maxValue=2K", "-moveRate", "17179869183G",
-                     "-add=false", "-scrub",       "0",         NULL};
+         *sizes[] = {"estoraje", "-maxValue=2K", "-moveRate", "17179869183G",
+                     "-add",     "-scrub",       "0",         NULL};
     struct flags f = {0};
 
     (void)state;
@@ -5566,6 +5750,7 @@ static void test_flags_good(void **state) {
     assert_true(!f.debug && f.help && f.version);
     memset(&f, 0, sizeof f);
     flags_parse(&f, sizes);
+    assert_true(f.add);
     assert_int_equal(f.max_value, 2048);
     assert_int_equal(f.move_rate, UINT64_MAX - ((UINT64_C(1) << 30) - 1));
 }
@@ -5614,6 +5799,9 @@ static void test_flags_bad(void **state) {
         {"-etcd", "http://h:2379,h", "-etcd"},
         {"-initialCluster", "a", "-initialCluster: a is"},
         {"-initialCluster", "a=http://h:2380", "node1"},
+        {"-add", NULL, "-add"},
+        {"-add", "-initialCluster=node1=http://h:2380", "-add"},
+        {"-add=perhaps", NULL, "perhaps"},
     };
 
     (void)state;
@@ -5777,6 +5965,11 @@ static const struct CMUnitTest all_tests[] = {
     NODE(test_replica_refusal),
     PLAIN(test_urls),
     PLAIN(test_initial_cluster),
+    PLAIN(test_etcd_members),
+    NODE(test_etcd_remove),
+    PLAIN(test_join_steps),
+    PLAIN(test_join_time),
+    PLAIN(test_join_peers),
     PLAIN(test_flags_good),
     PLAIN(test_flags_bad),
     NODE(test_secret),
