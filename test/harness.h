@@ -513,7 +513,7 @@ static inline void marks_remove(const char *dir) {
                 id = id << 8 | slot[at + 32 + (size_t)i];
                 boot = boot << 8 | slot[at + 40 + (size_t)i];
             }
-            snprintf(name, sizeof name, "/estoraje-%016llx-%llx",
+            snprintf(name, sizeof name, "/estoraje-%016llx-%llu",
                      (unsigned long long)id, (unsigned long long)boot);
             shm_unlink(name);
         }
