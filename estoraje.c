@@ -6037,7 +6037,9 @@ static int etcd_step(struct node *node, struct etcd *e) {
         (view->member[view->me].boot > node->known_boot || node->older) &&
         !copy_found(node, view)) {
         ;
-    } else if (e->lease[0] == '\0' && !atomic_load(&node->left)) {
+    } else if ((e->lease[0] == '\0' || strcmp(e->record_revision, "0") == 0) &&
+               !atomic_load(&node->left)) { /* it was forgotten, as one that had
+                                               left, or etcd was wiped */
         step = etcd_tell(node, e) - 1;
     } else if (joins && view->next != NULL) {
         e->trouble = change_runs;
