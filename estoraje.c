@@ -6147,6 +6147,7 @@ static void *etcd_run(void *arg) {
  *     POST /_peer/heartbeat  see "heartbeats" below
  *     POST /_peer/digest, list, pull
  *                            see "Repair"
+ *     POST /_peer/standing   asked at a start: is the directory an older copy?
  *
  * Each request says, in the field Estoraje, of which cluster, epoch, member,
  * data directory and boot it is, and for which directory and boot. What does
