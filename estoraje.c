@@ -130,11 +130,12 @@
 #define FIRST_HAND_OLD    600         /* seconds: then a write is refused */
 
 /* etcd. */
-#define LEASE_TTL     "10" /* seconds */
-#define ETCD_MS       5000 /* for one call */
-#define ETCD_PATIENCE 60   /* seconds, with no ring kept */
-#define LOOK_MS       2500 /* a look at etcd, for the lease */
-#define ETCDS_MAX     7    /* of one cluster */
+#define LEASE_TTL     "10"  /* seconds */
+#define ETCD_MS       5000  /* for one call */
+#define ETCD_PATIENCE 60    /* seconds, with no ring kept */
+#define LOOK_MS       2500  /* a look at etcd, for the lease */
+#define JOINER_MS     30000 /* who joins and is not heard so long is given up */
+#define ETCDS_MAX     7     /* of one cluster */
 
 #define SCRUB_MAX (8760 * 3600u) /* seconds; a year */
 
@@ -343,7 +344,7 @@ enum sync_mode { SYNC_ALWAYS, SYNC_SECOND, SYNC_NONE };
 enum standing { STANDING_UNKNOWN, STANDING_SOUND, STANDING_OLDER };
 
 /* Who this node is and how far it has come: the superblock holds these numbers
-   in this order. */
+   in this order, but for the last. */
 struct identity {
     uint64_t magic, format;
     uint64_t sequence; /* of the superblock; 0: there was none */
@@ -353,12 +354,13 @@ struct identity {
     uint64_t hash[2];  /* SipHash key of the fingerprints */
     uint64_t ceiling;  /* no version above it was issued or kept */
     uint64_t partitions, replicas;
-    uint64_t number; /* of the member; 0: not known yet */
-    uint64_t clean;  /* 1: the last process ended well */
-    uint64_t alone;  /* 1: it has only run alone */
-    uint64_t logs;   /* 1: the logs of all partitions were begun */
+    uint64_t spare;
+    uint64_t clean; /* 1: the last process ended well */
+    uint64_t alone; /* 1: it has only run alone */
+    uint64_t logs;  /* 1: the logs of all partitions were begun */
     uint64_t
         older; /* 0, or the boot of which this is told to be an older copy */
+    _Atomic uint64_t number; /* of the member; 0: it is none yet */
 };
 
 struct node {
@@ -1913,7 +1915,7 @@ static void mark_make(struct node *node) {
 
 #define SUPER_SIZE    512
 #define SUPER_MAGIC   UINT64_C(0x707573726f747365) /* "estorsup" */
-#define SUPER_NUMBERS (sizeof(struct identity) / sizeof(uint64_t))
+#define SUPER_NUMBERS (offsetof(struct identity, number) / sizeof(uint64_t))
 
 /* Writes the superblock and has it on the disk. 0 or an errno: then the slot
    that is still good is left alone by the next try, too. */
@@ -4376,6 +4378,8 @@ struct etcd {
     struct buf text;          /* strj_ring and strj_node_..., a line each */
     struct buf obeyed;        /* the same, of the view in force */
     uint64_t reported;        /* what the record here says of it */
+    uint64_t joiner_at;       /* when the node that joins was heard last, */
+    uint64_t joiner_epoch;    /* in this epoch */
 };
 
 static const char gateway_off[] =
@@ -5121,10 +5125,17 @@ static bool ring_keep(struct node *node, struct slice text) {
     return kept;
 }
 
-/* Puts a view in force; the node owns it from now on. */
+/* Puts a view in force; the node owns it from now on. With the first one of
+   which it is a member it gets its number, and is in doubt about all. */
 static void view_adopt(struct node *node, struct view *view) {
+    const struct member *me = &view->member[view->me];
     struct view *old;
 
+    if (view->me < view->count && me->number != node->self.number) {
+        atomic_store(&node->peers[me->number].said[SAID_DOUBT],
+                     view->partitions);
+        node->self.number = me->number;
+    }
     pthread_mutex_lock(&node->view_lock);
     old = node->view;
     node->view = view;
@@ -5454,10 +5465,12 @@ static bool copy_found(struct node *node, const struct view *view) {
  * it that sees it due. One change runs at a time.
  *
  * A member that is to leave stands in strj_leave_N until its record is gone;
- * who wants to join makes that step itself, when no change runs. A node that
- * finds its name taken by a directory which does not answer takes that one's
- * place, under a number of its own: versions end in it, and which ones the lost
- * directory has given away nobody knows. */
+ * who wants to join makes that step itself, when no change runs, and when it
+ * already serves: from then on majorities may need it. If it dies before the
+ * second epoch, and stays away, the change is given up. A node that finds its
+ * name taken by a directory which does not answer takes that one's place, under
+ * a number of its own: versions end in it, and which ones the lost directory
+ * has given away nobody knows. */
 
 /* The next of the members of a view, from an index on, that is to leave; its
    index, or count: there is none. */
@@ -5485,10 +5498,38 @@ static bool view_next_has(const struct view *view, unsigned member) {
     return false;
 }
 
+/* Whether the node that joins has not been heard for so long that it is given
+   up: by nobody of a majority of the members in force, of which this one is. */
+static bool joiner_lost(const struct node *node, struct etcd *e,
+                        const struct view *view) {
+    uint64_t heard = 0, now = now_ms();
+    unsigned alive = 0, number = view->member[view->count - 1].number;
+
+    if (view->count == view->old)
+        return false;
+    for (unsigned i = 0; i < view->old; i++) {
+        const struct peer *peer = &node->peers[view->member[i].number];
+
+        if (member_alive(node, view->member[i].number)) {
+            heard |= atomic_load(&peer->said[SAID_HEARS]);
+            alive++;
+        }
+    }
+    if (e->joiner_epoch != view->epoch || alive <= view->old / 2 ||
+        member_alive(node, number) ||
+        (number < 64 && (heard >> number & 1) != 0)) {
+        e->joiner_epoch = view->epoch;
+        e->joiner_at = now;
+    }
+    return now >= e->joiner_at + JOINER_MS;
+}
+
 /* Whether a change cannot go on, or is not wanted any more: of the next ring
-   somebody is to leave who joins, or who is not there to take anything over. */
-static bool change_dropped(const struct node *node, const struct view *view,
-                           struct slice text) {
+   somebody is to leave who joins, or who is not there to take anything over; or
+   who joins is gone. */
+static bool change_dropped(const struct node *node, struct etcd *e,
+                           const struct view *view) {
+    struct slice text = buf_slice(&e->obeyed);
     bool force;
 
     for (unsigned i = 0; (i = leaver_next(view, text, i, &force)) < view->count;
@@ -5496,7 +5537,7 @@ static bool change_dropped(const struct node *node, const struct view *view,
         if (view_next_has(view, i) &&
             (i >= view->old || !member_alive(node, view->member[i].number)))
             return true;
-    return false;
+    return joiner_lost(node, e, view);
 }
 
 /*
@@ -5578,8 +5619,10 @@ static bool change_complete(const struct view *view, struct slice text,
  * what must not have changed meanwhile. Who is forced out leaves in one epoch,
  * since with a majority of some owners gone no joint one would ever end.
  */
-static bool change_due(const struct node *node, const struct view *view,
-                       struct slice text, struct buf *ring, struct buf *more) {
+static bool change_due(const struct node *node, struct etcd *e,
+                       const struct view *view, struct buf *ring,
+                       struct buf *more) {
+    struct slice text = buf_slice(&e->obeyed);
     uint16_t at[MEMBERS_MAX];
     unsigned n = 0, leaver, leavers = 0;
     bool force = false, forced = false;
@@ -5594,7 +5637,7 @@ static bool change_due(const struct node *node, const struct view *view,
     }
     if (forced && n > 0)
         ring_text(ring, view, view->epoch + 1, n, at, 0, NULL);
-    else if (view->next != NULL && change_dropped(node, view, text))
+    else if (view->next != NULL && change_dropped(node, e, view))
         ring_text(ring, view, view->epoch + 1, view->old, NULL, 0, NULL);
     else if (view->next != NULL && change_complete(view, text, more))
         ring_text(ring, view, view->epoch + 1, view->next_count, view->next_at,
@@ -5615,7 +5658,7 @@ static void change_join(const struct node *node, struct view *view,
     unsigned n = 0;
 
     for (unsigned i = 0; i < view->old; i++)
-        if (i != view->me)
+        if (strcmp(view->member[i].name, node->flags.name) != 0)
             view->next_at[n++] = (uint16_t)i;
     *m = (struct member){.number = view->numbers + 1, .id = node->self.id};
     if (m->number > MEMBERS_MAX) /* all were given once: one that is free */
@@ -5649,6 +5692,7 @@ static void joiner_begin(struct node *node, const struct view *view) {
     atomic_store(&node->epoch, 0);
     atomic_fetch_add(&node->view_changes, 1);
     view_release(kept);
+    self->number = 0;
     node->etcd->obeyed.n = 0;
     say("warning", "this directory was another member's, or of one that has "
                    "left: its logs go to trash/, and all is fetched anew");
@@ -5894,9 +5938,6 @@ static void ring_begin(struct node *node, struct etcd *e) {
         view_release(view); /* this node was no member then, or another one */
 }
 
-static const char change_runs[] =
-    "has a change of the ring under way: this node joins after it";
-
 /*
  * The ring in etcd is in force here: does what is due of changes. 1: nothing;
  * 0: look again, at once; -1: there is trouble.
@@ -5910,7 +5951,7 @@ static int etcd_tend(struct node *node, struct etcd *e) {
 
     leaves_answer(node, e, view);
     if (view->me == view->count) {
-        if (!atomic_exchange(&node->left, true))
+        if (node->self.number != 0 && !atomic_exchange(&node->left, true))
             say("info", "this node has left the cluster: it may be stopped");
         return 1;
     }
@@ -5922,7 +5963,7 @@ static int etcd_tend(struct node *node, struct etcd *e) {
                1;
         if (put) /* else it is tried again */
             e->reported = report;
-    } else if (change_due(node, view, buf_slice(&e->obeyed), &text, &more)) {
+    } else if (change_due(node, e, view, &text, &more)) {
         buf_add(&text, "", 1);
         buf_add(&more, "", 1);
         step = etcd_change_ring(e, (char *)text.p, (char *)more.p) - 1;
@@ -6029,10 +6070,11 @@ static int etcd_step(struct node *node, struct etcd *e) {
     member =
         view->me < view->count && (view->member[view->me].id == 0 ||
                                    view->member[view->me].id == node->self.id);
-    joins =
-        !first && !member && e->begins && !(node->joins && node->view != NULL);
-    if (joins)
+    joins = !first && !member && (e->begins || node->self.number == 0);
+    if (joins) {
         joiner_begin(node, view);
+        view->me = view->count; /* it may have the name of one that is lost */
+    }
     if (!first && member && view->member[view->me].id != 0 &&
         (view->member[view->me].boot > node->known_boot || node->older) &&
         !copy_found(node, view)) {
@@ -6041,9 +6083,8 @@ static int etcd_step(struct node *node, struct etcd *e) {
                !atomic_load(&node->left)) { /* it was forgotten, as one that had
                                                left, or etcd was wiped */
         step = etcd_tell(node, e) - 1;
-    } else if (joins && view->next != NULL) {
-        e->trouble = change_runs;
-    } else if (first || joins || (member && view->member[view->me].id == 0)) {
+    } else if (first || (member && view->member[view->me].id == 0) ||
+               (joins && view->next == NULL && atomic_load(&node->loaded))) {
         step = etcd_claim(node, e, view, first, joins) - 1;
     } else {
         if (!ring_obey(node, e, view)) /* it has the view, either way */
@@ -6082,8 +6123,7 @@ static void etcd_look(struct node *node, struct etcd *e, uint64_t until) {
     }
     atomic_store(&node->etcd_lost, e->trouble != NULL);
     if (e->trouble != NULL && node->view == NULL &&
-        (e->trouble == gateway_off ||
-         (now_ms() >= until && e->trouble != change_runs)))
+        (e->trouble == gateway_off || now_ms() >= until))
         give_up(1, "etcd at %s %s; no ring was kept from before", where,
                 e->trouble);
     if (e->trouble != told && !stop_requested)
@@ -7915,7 +7955,8 @@ static void worker_beat(struct worker *w) {
     struct node *node = w->node;
     bool due = w->now >= w->beat_at;
 
-    if (w->view == NULL || !atomic_load(&node->loaded))
+    if (w->view == NULL || !atomic_load(&node->loaded) ||
+        node->self.number == 0)
         return;
     if (w->index == 0)
         peers_watch(w);
@@ -9370,6 +9411,8 @@ static const char *starting_text(struct op *op) {
 
     if (atomic_load(&w->node->load_began) == 0)
         return "503 this node is starting: it has no ring yet";
+    if (atomic_load(&w->node->loaded))
+        return "503 this node is starting: it has not joined yet";
     load_text(w->node, text);
     snprintf(w->refusal, sizeof w->refusal,
              "503 this node is starting and reads its logs: %s", text);
@@ -9396,7 +9439,8 @@ static const char *route_check(struct op *op, const struct http *h,
                    "removed on the peer port, a key is written as /%5F...";
         return "405 this path does not have that method";
     }
-    if (!r->early && (op->w->view == NULL || !atomic_load(&node->loaded)))
+    if (!r->early && (op->w->view == NULL || !atomic_load(&node->loaded) ||
+                      (node->self.number == 0 && r->body == NULL)))
         return starting_text(op);
     if (op->w->view != NULL && op->w->view->me == op->w->view->count &&
         r->path[0] == '*' && r->port == CONN_CLIENT)
@@ -10456,7 +10500,6 @@ static void store_begin(struct node *node) {
     memcpy(self->hash, view->hash, sizeof self->hash);
     self->partitions = node->partitions = view->partitions;
     self->replicas = view->replicas;
-    self->number = view->member[view->me].number;
     self->alone = node->etcd == NULL;
     atomic_store(&node->clock, self->ceiling);
     atomic_store(&node->ceiling, self->ceiling);
@@ -10488,22 +10531,30 @@ static void store_begin(struct node *node) {
         sync_part(node, &node->parts[i]); /* what others left, and it vouches */
     self->clean = self->clean && atomic_load(&node->dead_logs) == 0;
     identity_save(node);
-    atomic_store(&node->peers[node->self.number].said[SAID_DOUBT],
-                 node->partitions);
     atomic_store(&node->loaded, true);
     thread_start(node, house_run, node);
     thread_start(node, repair_run, node);
     thread_start(node, care_run, node);
     workers_wake(node);
+    wake_write(node->etcd_wake[1]); /* now it can join */
 }
 
-/* Waits until there is no doubt left, for two seconds at most: then the first
-   reads need not. The last line is bare. */
+/* Waits until this node is a member, and then until there is no doubt left, for
+   two seconds at most: then the first reads need not. The last line is bare. */
 static void ready_wait(struct node *node) {
-    const struct peer *me = &node->peers[node->self.number];
     uint64_t until = now_ms() + LOST_MS;
+    const struct peer *me;
     char where[300];
 
+    while (node->self.number == 0 && !stop_requested) {
+        rest_ms(5);
+        if (now_ms() < until)
+            continue;
+        say("info", "this node joins when no other change of the ring runs");
+        until = now_ms() + 10000;
+    }
+    me = &node->peers[node->self.number];
+    until = now_ms() + LOST_MS;
     while (atomic_load(&me->said[SAID_DOUBT]) > 0 && now_ms() < until &&
            !stop_requested)
         rest_ms(5);

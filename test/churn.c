@@ -363,19 +363,14 @@ static atomic_long change_at, change_until; /* of the last change of the ring */
    meets others, and has to be first at two, has lost when one refuses it. */
 static atomic_long away_until; /* LONG_MAX: one is */
 
-/* Likewise: one is away, and of the new owners another one has just been named
-   in the ring and does not answer yet. Then there may be no majority. */
-static atomic_long short_until;
-
 /* What has failed: at a node in trouble; because it was in flight at one that
    was hit; because a client did not wait for long; because a conditional write
    met a plain one and cannot tell who was first, which it says by 504 on any
    day; because it met another one that was done by the owner of another epoch,
    likewise; because a plain write lost to others three times while a node was
-   away; because one was killed while another joined; and what should not have
-   failed. */
+   away; and what should not have failed. */
 static struct {
-    atomic_size_t there, flying, late, met, crossed, lost, shorts, count;
+    atomic_size_t there, flying, late, met, crossed, lost, count;
     char error[400]; /* the first */
 } blame;
 
@@ -399,8 +394,6 @@ static void blame_note(int node, const struct client *c, const struct asked *q,
     else if (q != NULL && !consistent && c->status == 504 &&
              begun <= away_until)
         atomic_fetch_add(&blame.lost, 1);
-    else if (c != NULL && c->status == 503 && begun <= short_until)
-        atomic_fetch_add(&blame.shorts, 1);
     else if (atomic_fetch_add(&blame.count, 1) == 0)
         snprintf(blame.error, sizeof blame.error,
                  "%s %s at %s, %ld to %ld: %d %.200s",
@@ -450,12 +443,9 @@ static void cycle_disturb(int i, long ms) {
 static void cycle_join(int i, int disturbed, long ms) {
     node_adds(nodes[i], true);
     server_start(nodes[i]);
-    if (disturbed >= 0) {
-        atomic_store(&short_until, LONG_MAX);
+    if (disturbed >= 0)
         cycle_disturb(disturbed, ms);
-    }
     server_ready(nodes[i]);
-    atomic_store(&short_until, now_ms());
     atomic_store(&outside[i], false);
 }
 
@@ -591,10 +581,9 @@ static void stories_watched(uint64_t seed) {
 static void blame_check(size_t cycles) {
     part("failed: %zu requests at nodes in trouble, %zu in flight there, %zu "
          "that were not waited for, %zu that met plain writes, %zu another "
-         "epoch's, %zu lost to others, %zu as one joined and one died",
+         "epoch's, %zu lost to others",
          (size_t)blame.there, (size_t)blame.flying, (size_t)blame.late,
-         (size_t)blame.met, (size_t)blame.crossed, (size_t)blame.lost,
-         (size_t)blame.shorts);
+         (size_t)blame.met, (size_t)blame.crossed, (size_t)blame.lost);
     check(blame.crossed + blame.lost <= 4 * cycles, "too many of these");
     check(blame.count == 0, "%zu requests failed elsewhere, first: %s",
           (size_t)blame.count, blame.error);
