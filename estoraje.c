@@ -274,6 +274,7 @@ struct member {
     char at[300], peer_at[300]; /* host:port, of clients and of peers */
     uint64_t boot;              /* as etcd says; a peer's own word is newer */
     uint64_t report;            /* epoch of the change for which it has all */
+    bool leaves, forced;        /* it is to be removed; at once */
     struct sockaddr_storage address; /* of host and peer_port */
     socklen_t address_n;             /* 0: not known */
 };
@@ -290,7 +291,7 @@ struct view {
     struct ring *ring;
     unsigned count;
     unsigned me; /* index of this node, or count when it is no member */
-    struct member member[MEMBERS_MAX]; /* [count] */
+    struct member member[MEMBERS_MAX + 1]; /* [count], and one that joins */
     /* While a change runs: the ring that comes next. Of the members the first
        `old` are those of the ring in force, which is all of them otherwise. */
     struct ring *next; /* NULL: there is no change */
@@ -2708,10 +2709,11 @@ static bool compact_wanted(const struct node *node, const struct part *part,
            (part->rewrite || part_dead_bytes(part) > most);
 }
 
-/* Begins the log that is to replace a partition's; NULL: that failed. */
+/* Begins the log that is to replace a partition's; NULL: that failed, or one is
+   on its way. Its name is its lock: several threads may want to begin one. */
 static struct file *compact_begin(const struct node *node,
                                   const struct part *part) {
-    const int flags = O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC;
+    const int flags = O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC;
     struct file *file;
     char name[16];
     int fd;
@@ -4834,6 +4836,20 @@ static struct ring *view_ring(const struct view *view, unsigned count,
     return ring_build(members, count, view->partitions, view->replicas);
 }
 
+/* Whether a node is to be removed, by what etcd holds; forced: at once. */
+static bool leave_wished(struct slice text, const char *name, bool *forced) {
+    struct slice line, who;
+
+    *forced = false;
+    while (slice_cut(&text, '\n', &line))
+        if (slice_begins(line, "{\"leave\":") &&
+            json_next(&line, "leave", &who) && slice_is(who, name)) {
+            *forced = json_number(&line, "force", 10) != 0;
+            return true;
+        }
+    return false;
+}
+
 /* Completes a view from the nodes' records, a line each, and works out who owns
    what. A name may be there twice, of a directory that was lost and of the one
    that replaces it: a record is the one's whose id it has. */
@@ -4848,6 +4864,7 @@ static bool view_complete(const struct node *node, struct view *view,
             if (json_next(&line, "name", &name) && slice_is(name, m->name) &&
                 (m->id == 0 || record_id(line) == m->id))
                 member_complete(m, line);
+        m->leaves = leave_wished(records, m->name, &m->forced);
         if (m->zone[0] == '\0') /* as in a first ring */
             memcpy(m->zone, m->host, sizeof m->host);
         if (strcmp(m->name, node->flags.name) == 0 &&
@@ -5155,7 +5172,9 @@ static void view_adopt(struct node *node, struct view *view) {
 static bool view_newer(const struct view *now, const struct view *next) {
     if (now == NULL || next->epoch > now->epoch)
         return true;
-    if (next->epoch < now->epoch || next->count != now->count)
+    if (next->epoch < now->epoch || next->count != now->count ||
+        next->old != now->old || next->next_count != now->next_count ||
+        memcmp(next->next_at, now->next_at, sizeof now->next_at) != 0)
         return false;
     for (unsigned i = 0; i < now->count; i++)
         if (next->member[i].number != now->member[i].number ||
@@ -5329,27 +5348,26 @@ static bool members_sound(struct node *node, const struct view *view) {
  */
 static bool part_restart(struct node *node, struct part *part, uint64_t epoch,
                          bool proven) {
-    const int flags = O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC;
-    int trash = trash_open(node), fd = -1;
+    int trash = trash_open(node);
     struct log fresh = {.end = LOG_HEADER}, old = {0};
     char name[16], next[16];
     bool good;
 
     log_name(name, part->number, false);
-    snprintf(next, sizeof next, "%03u.new", part->number);
+    log_name(next, part->number, true);
+    pthread_mutex_lock(&part->lock);
+    if (part->next.file != NULL)
+        compact_end(node, part);
+    pthread_mutex_unlock(&part->lock);
     if (trash >= 0)
-        fd = openat(node->dir_fd, next, flags, 0666);
-    if (fd >= 0)
-        fresh.file = file_new(fd, 0);
-    good = fd >= 0 && log_begin(node, part->number, fresh.file) &&
+        fresh.file = compact_begin(node, part);
+    good = fresh.file != NULL &&
            (unlinkat(trash, name, 0) == 0 || errno == ENOENT) &&
            linkat(node->dir_fd, name, trash, name, 0) == 0 && fsync(trash) == 0;
     pthread_mutex_lock(&part->lock);
     good = good && atomic_load(&node->epoch) == epoch &&
            renameat(node->dir_fd, next, node->dir_fd, name) == 0;
     if (good) {
-        if (part->next.file != NULL)
-            compact_end(node, part);
         old = part->log;
         part->log = fresh;
         part->renamed = part->dirty = true;
@@ -5361,6 +5379,8 @@ static bool part_restart(struct node *node, struct part *part, uint64_t epoch,
     pthread_mutex_unlock(&part->lock);
     file_release(good ? old.file : fresh.file);
     free(old.table);
+    if (!good && fresh.file != NULL)
+        unlinkat(node->dir_fd, next, 0);
     good = good && fsync(node->dir_fd) == 0;
     if (good && proven)
         unlinkat(trash, name, 0);
@@ -5369,11 +5389,15 @@ static bool part_restart(struct node *node, struct part *part, uint64_t epoch,
     return good;
 }
 
-/* A view that is to be obeyed makes this node an owner of partitions that it
-   does not own now: what it may have of them, from when it did, is out of date
-   in ways that nobody can tell. If there was no change before in which to take
-   them over, this node recovers, and does so after the next start as well.
-   false: a log could not be moved away. */
+/*
+ * A view that is to be obeyed makes this node an owner of partitions that it
+ * does not own now: what it may have of them, from when it did, is out of date
+ * in ways that nobody can tell. So it is where the node owns one by the view in
+ * force, and by another epoch of which it knows nothing was no owner between:
+ * the next ring, which is to give it to the node, says so. If there was no
+ * change before in which to take a partition over, this node recovers, and does
+ * so after the next start as well. false: a log could not be moved away.
+ */
 static bool parts_clear(struct node *node, const struct view *view) {
     unsigned number = (unsigned)node->self.number, of;
     const struct view *now = node->view;
@@ -5383,7 +5407,8 @@ static bool parts_clear(struct node *node, const struct view *view) {
         bool empty;
 
         of = view_owns(view, i, number);
-        if (of == 0 || view_owns(now, i, number) != 0)
+        if (of == 0 || (view_owns(now, i, number) != 0 &&
+                        (of != OWNS_NEW || view->epoch == now->epoch)))
             continue;
         atomic_store(&node->forget, (of & OWNS_OLD) != 0);
         while (atomic_load(&node->forget) && !atomic_load(&node->ended))
@@ -5472,24 +5497,6 @@ static bool copy_found(struct node *node, const struct view *view) {
  * a number of its own: versions end in it, and which ones the lost directory
  * has given away nobody knows. */
 
-/* The next of the members of a view, from an index on, that is to leave; its
-   index, or count: there is none. */
-static unsigned leaver_next(const struct view *view, struct slice text,
-                            unsigned i, bool *force) {
-    for (; i < view->count; i++) {
-        struct slice rest = text, line, name;
-
-        while (slice_cut(&rest, '\n', &line))
-            if (slice_begins(line, "{\"leave\":") &&
-                json_next(&line, "leave", &name) &&
-                slice_is(name, view->member[i].name)) {
-                *force = json_number(&line, "force", 10) != 0;
-                return i;
-            }
-    }
-    return i;
-}
-
 /* Whether a member is one of the ring that comes next. */
 static bool view_next_has(const struct view *view, unsigned member) {
     for (unsigned i = 0; i < view->next_count; i++)
@@ -5516,8 +5523,7 @@ static bool joiner_lost(const struct node *node, struct etcd *e,
         }
     }
     if (e->joiner_epoch != view->epoch || alive <= view->old / 2 ||
-        member_alive(node, number) ||
-        (number < 64 && (heard >> number & 1) != 0)) {
+        member_alive(node, number) || (heard >> number % 64 & 1) != 0) {
         e->joiner_epoch = view->epoch;
         e->joiner_at = now;
     }
@@ -5529,12 +5535,8 @@ static bool joiner_lost(const struct node *node, struct etcd *e,
    who joins is gone. */
 static bool change_dropped(const struct node *node, struct etcd *e,
                            const struct view *view) {
-    struct slice text = buf_slice(&e->obeyed);
-    bool force;
-
-    for (unsigned i = 0; (i = leaver_next(view, text, i, &force)) < view->count;
-         i++)
-        if (view_next_has(view, i) &&
+    for (unsigned i = 0; i < view->count; i++)
+        if (view->member[i].leaves && view_next_has(view, i) &&
             (i >= view->old || !member_alive(node, view->member[i].number)))
             return true;
     return joiner_lost(node, e, view);
@@ -5617,24 +5619,24 @@ static bool change_complete(const struct view *view, struct slice text,
 /*
  * The next step of the ring, if one is due by what etcd holds: its text, and
  * what must not have changed meanwhile. Who is forced out leaves in one epoch,
- * since with a majority of some owners gone no joint one would ever end.
+ * since with a majority of some owners gone no joint one would ever end; who
+ * leaves in good order, and may have what these had, only after that.
  */
 static bool change_due(const struct node *node, struct etcd *e,
                        const struct view *view, struct buf *ring,
                        struct buf *more) {
     struct slice text = buf_slice(&e->obeyed);
     uint16_t at[MEMBERS_MAX];
-    unsigned n = 0, leaver, leavers = 0;
-    bool force = false, forced = false;
+    unsigned n = 0, leavers = 0;
+    bool forced = false;
 
     for (unsigned i = 0; i < view->old; i++) {
-        leaver = leaver_next(view, text, i, &force);
-        if (leaver != i)
-            at[n++] = (uint16_t)i;
-        else
-            forced = forced || force;
-        leavers += leaver == i;
+        leavers += view->member[i].leaves;
+        forced = forced || view->member[i].forced;
     }
+    for (unsigned i = 0; i < view->old; i++)
+        if (forced ? !view->member[i].forced : !view->member[i].leaves)
+            at[n++] = (uint16_t)i;
     if (forced && n > 0)
         ring_text(ring, view, view->epoch + 1, n, at, 0, NULL);
     else if (view->next != NULL && change_dropped(node, e, view))
@@ -5714,12 +5716,11 @@ static void joiner_begin(struct node *node, const struct view *view) {
 /* How many of the members in force are not to leave, and how many partitions
    have no majority of owners that live. */
 static unsigned leave_count(const struct node *node, const struct view *view,
-                            struct slice text, unsigned *lost) {
+                            unsigned *lost) {
     unsigned stay = 0;
-    bool force;
 
     for (unsigned i = 0; i < view->old; i++)
-        stay += leaver_next(view, text, i, &force) != i;
+        stay += !view->member[i].leaves;
     *lost = 0;
     for (unsigned p = 0; p < view->partitions; p++) {
         unsigned n, alive = 0;
@@ -5739,17 +5740,15 @@ static int leave_ask(struct node *node, struct etcd *e, const struct view *view,
     const char *name = op->if_match;
     unsigned i = 0, lost, stay;
     char value[NAME_MAX_BYTES + 40];
-    bool force;
 
-    stay = leave_count(node, view, buf_slice(&e->obeyed), &lost);
+    stay = leave_count(node, view, &lost);
     while (i < view->count && strcmp(view->member[i].name, name) != 0)
         i++;
     if (i == view->count) {
         buf_print(&op->rec, "no node of the cluster is named %s", name);
         return 404;
     }
-    if (leaver_next(view, buf_slice(&e->obeyed), i, &force) != i &&
-        i < view->old) {
+    if (!view->member[i].leaves && i < view->old) {
         stay--;
         if (stay == 0) {
             buf_print(&op->rec, "%s is the last node: stop it instead", name);
@@ -5930,7 +5929,9 @@ static void ring_begin(struct node *node, struct etcd *e) {
     close(fd);
     view = view_parse(node, buf_slice(&e->obeyed));
     if (view == NULL)
-        give_up(1, "%s/ring is damaged: remove it, then etcd is asked",
+        give_up(1,
+                "%s/ring is damaged: start with an empty -dataPath and -add, "
+                "then all is fetched from the other nodes",
                 node->flags.data);
     if (view->me < view->count && view->member[view->me].id == node->self.id)
         view_begin(node, view);
@@ -6020,6 +6021,10 @@ static bool etcd_claim(struct node *node, struct etcd *e, struct view *view,
         rest_ms(50);
         return true;
     }
+    if (joins && view->count == MEMBERS_MAX) {
+        e->trouble = "has a ring with as many members as there can be";
+        return false;
+    }
     if (joins) {
         change_join(node, view, &text);
     } else {
@@ -6055,7 +6060,7 @@ static bool etcd_tell(struct node *node, struct etcd *e) {
  * obeyed; 0: look again, at once; -1: there is trouble.
  */
 static int etcd_step(struct node *node, struct etcd *e) {
-    bool first, member, joins;
+    bool first, member, joins, wished;
     struct view *view;
     uint64_t epoch;
     int step = -1;
@@ -6084,7 +6089,9 @@ static int etcd_step(struct node *node, struct etcd *e) {
                                                left, or etcd was wiped */
         step = etcd_tell(node, e) - 1;
     } else if (first || (member && view->member[view->me].id == 0) ||
-               (joins && view->next == NULL && atomic_load(&node->loaded))) {
+               (joins && view->next == NULL && atomic_load(&node->loaded) &&
+                !leave_wished(buf_slice(&e->text), node->flags.name,
+                              &wished))) {
         step = etcd_claim(node, e, view, first, joins) - 1;
     } else {
         if (!ring_obey(node, e, view)) /* it has the view, either way */
@@ -6412,10 +6419,10 @@ static const char *peer_check(struct op *op, struct slice field) {
     if (x[0] != INTRO_VERSION)
         return "403 no Estoraje field of protocol version 2: this port is for "
                "the cluster's own nodes";
-    if (x[1] != view->cluster)
-        return "403 another cluster";
     if (x[6] != 0 && x[6] != op->w->node->self.id)
         return CALLED_WRONG;
+    if (x[1] != view->cluster)
+        return "403 another cluster";
     if (x[7] != 0 && boot_later(x[7], op->w->node->self.boot)) {
         copy_told(op->w->node, x[7]);
         return "403 this node runs on an older copy of its data directory: "
@@ -7914,8 +7921,9 @@ static void beat_body(struct op *op) {
     replica_says(op, 200, answer, sizeof answer);
 }
 
-/* Looks who is there, of the first 64: a link that is lost, or back, is a cause
-   of doubt. */
+/* Looks who is there: a link that is lost, or back, is a cause of doubt. Where
+   numbers are 64 apart two members share a bit, and the loss of one of the two
+   is seen by these two alone. */
 static void peers_watch(struct worker *w) {
     struct node *node = w->node;
     uint64_t mine = 0, any = 0, all = UINT64_MAX, me = 0;
@@ -7925,7 +7933,7 @@ static void peers_watch(struct worker *w) {
         const struct member *m = &w->view->member[i];
         struct peer *peer = &node->peers[m->number];
         bool alive = member_alive(node, m->number);
-        uint64_t bit = m->number < 64 ? UINT64_C(1) << m->number : 0;
+        uint64_t bit = UINT64_C(1) << m->number % 64;
 
         mine |= alive ? bit : 0;
         if (i == w->view->me) {
@@ -8925,8 +8933,10 @@ static bool leave_proven(struct repair *repair, uint64_t *alone) {
  * This node is no owner of a partition any more. What it has of it goes once
  * each owner has, of each key, that version or a higher one. A key that all of
  * them lack, or have older, was never acknowledged, or its tombstone is gone by
- * now: when they took over they had all that was. Where some have it and some
- * have not yet, it stays; so it does while another change runs.
+ * now: when they took over they had all that was. Not so where a node was
+ * forced out, and took over nothing: so a log with such keys stays in trash/.
+ * Where some have it and some have not yet, the partition stays as it is; so it
+ * does while another change runs.
  */
 static void repair_leave(struct repair *repair, struct part *part) {
     const struct view *view = repair->view;
@@ -8947,12 +8957,12 @@ static void repair_leave(struct repair *repair, struct part *part) {
     part_digest(repair->node, part, cutoff, repair->sums);
     pthread_mutex_unlock(&part->lock);
     proven = leave_proven(repair, &alone);
-    if (!proven || !part_restart(repair->node, part, view->epoch, true))
+    if (!proven || !part_restart(repair->node, part, view->epoch, alone == 0))
         return;
     if (alone > 0)
-        say("info",
-            "dropped with a former partition: keys that no owner has "
-            "partition=%u keys=%" PRIu64,
+        say("warning",
+            "the log of a former partition stays in trash/: it has keys that "
+            "no owner has, partition=%u keys=%" PRIu64,
             part->number, alone);
 }
 

@@ -2331,6 +2331,40 @@ static bool compaction_end(struct node *node, struct part *part,
     return good;
 }
 
+/* A partition is begun anew while it is compacted: that ends the compaction, or
+   waits for the next time if that has only its file yet. What is on the disk is
+   what is in memory. */
+static void test_compact_restart(void **state) {
+    struct node *node = *state;
+    struct part *part = part_again(node, 0);
+    struct compaction c;
+    struct file *early;
+
+    part_set(node, part, "a", "value", 1024);
+    early = compact_begin(node, part);
+    assert_non_null(early);
+    assert_null(compact_begin(node, part));
+    assert_false(part_restart(node, part, 0, false));
+    assert_int_equal(file_there(node, "000.new"), true);
+    part_expect(node, part, "a", FOUND, "value");
+    part->next.file = early;
+    compact_end(node, part);
+
+    c = compaction_begin(node, part);
+    assert_true(part_restart(node, part, 0, false));
+    assert_false(compaction_copy(node, part, &c, 0));
+    assert_false(compaction_end(node, part, &c));
+    part_expect(node, part, "a", ABSENT, NULL);
+    part_set(node, part, "b", "value", 2048);
+    part = part_again(node, 0);
+    part_expect(node, part, "b", FOUND, "value");
+    assert_true(file_there(node, "trash/000.log"));
+
+    assert_false(part_restart(node, part, 1, false)); /* of another epoch */
+    assert_false(file_there(node, "000.new"));
+    part_expect(node, part, "b", FOUND, "value");
+}
+
 /* Random writes while a compaction runs, to keys that are new, were copied, or
    are copied later: all are in the new log, each once. */
 static void test_compact_writes(void **state) {
@@ -4788,6 +4822,10 @@ static void test_caller_slow(void **state) {
     "{" IDS "\"epoch\":\"" epoch "\",\"partitions\":\"" partitions             \
     "\",\"replicas\":\"" replicas "\",\"numbers\":\"9\",\"members\":[" members \
     "]}"
+#define RING_NEXT(epoch, partitions, replicas, members, next)                  \
+    "{" IDS "\"epoch\":\"" epoch "\",\"partitions\":\"" partitions             \
+    "\",\"replicas\":\"" replicas "\",\"numbers\":\"9\",\"members\":[" members \
+    "],\"next\":[" next "]}"
 #define MEMBER(name, number, id, zone)            \
     "{\"name\":\"" name "\",\"number\":\"" number \
     "\",\"id\":\"00000000000000" id "\",\"zone\":\"" zone "\"}"
@@ -4935,6 +4973,84 @@ static void test_view_wide(void **state) {
     }
 }
 
+/* A node that has a partition by the ring in force finds a later one, of which
+   it knows nothing between, that gives it the partition anew: what it has goes
+   to trash/. So it does not where it was an owner all the time, as far as can
+   be told, nor by another record of the same epoch. */
+static void test_view_skipped(void **state) {
+    static const struct {
+        const char *now, *next;
+        bool stays;
+    } rows[] = {
+        {RING("5", "1", "3", MEMBER_A "," MEMBER_B) "\n",
+         RING_NEXT("8", "1", "3", MEMBER_B, MEMBER_B "," MEMBER_A) "\n", false},
+        {RING_NEXT("6", "1", "3", MEMBER_B, MEMBER_B "," MEMBER_A) "\n",
+         RING_NEXT("8", "1", "3", MEMBER_B, MEMBER_B "," MEMBER_A) "\n", false},
+        {RING_NEXT("6", "1", "3", MEMBER_B, MEMBER_B "," MEMBER_A) "\n",
+         RING_NEXT("6", "1", "3", MEMBER_B, MEMBER_B "," MEMBER_A) "\n", true},
+        {RING_NEXT("6", "1", "3", MEMBER_B, MEMBER_B "," MEMBER_A) "\n",
+         RING("7", "1", "3", MEMBER_B "," MEMBER_A) "\n", true},
+        {RING("5", "1", "3", MEMBER_A "," MEMBER_B) "\n",
+         RING("9", "1", "3", MEMBER_B "," MEMBER_A) "\n", true},
+        {RING("5", "1", "3", MEMBER_B) "\n",
+         RING_NEXT("6", "1", "3", MEMBER_B, MEMBER_B "," MEMBER_A) "\n", false},
+    };
+    struct node *node = *state;
+
+    node->peers = memory(MEMBERS_MAX + 1, sizeof *node->peers);
+    for (size_t i = 0; i < COUNT(rows); i++) {
+        struct part *part = part_again(node, 0);
+        struct view *next = view_parse(node, slice_of(rows[i].next));
+
+        part_set(node, part, "key", "value", 1024 * (i + 1));
+        view_adopt(node, view_parse(node, slice_of(rows[i].now)));
+        assert_true(parts_clear(node, next));
+        assert_false(part->recovering);
+        part = part_again(node, 0);
+        if (rows[i].stays != (part->log.keys > 0))
+            fail_msg("row %zu: keys=%u", i, (unsigned)part->log.keys);
+        assert_int_equal(file_there(node, "trash/000.log"), !rows[i].stays);
+        unlinkat(node->dir_fd, "trash/000.log", 0);
+        view_release(next);
+    }
+    free(node->peers);
+    node->peers = NULL;
+}
+
+/* Who is forced out leaves alone, in one epoch: who leaves in good order, and
+   may have what only those had who are lost, does so after that. */
+static void test_view_forced(void **state) {
+    static const char ring[] =
+        RING("8", "1", "2",
+             MEMBER_A "," MEMBER("b", "1", "02", "") "," MEMBER(
+                 "c", "2", "03",
+                 "") "," MEMBER("d", "3", "04",
+                                "")) "\n"
+                                     "{\"leave\":\"b\",\"force\":\"0\"}\n"
+                                     "{\"leave\":\"c\",\"force\":\"1\"}\n";
+    struct node *node = *state;
+    struct view *view = view_parse(node, slice_of(ring)), *then;
+    struct buf text = {0}, more = {0};
+    struct etcd e;
+
+    memset(&e, 0, sizeof e);
+    assert_true(view->member[1].leaves && !view->member[1].forced);
+    assert_true(view->member[2].leaves && view->member[2].forced);
+    assert_false(view->member[0].leaves || view->member[3].leaves);
+    assert_true(change_due(node, &e, view, &text, &more));
+    buf_text(&text, "\n");
+    then = view_parse(node, buf_slice(&text));
+    assert_int_equal(then->epoch, 9);
+    assert_null(then->next);
+    assert_int_equal(then->count, 3);
+    assert_string_equal(then->member[1].name, "b");
+    assert_string_equal(then->member[2].name, "d");
+    view_release(then);
+    view_release(view);
+    buf_free(&text);
+    buf_free(&more);
+}
+
 /* Which view may follow which: epochs never go back, nor do ids. */
 static void test_view_newer(void **state) {
     static const struct {
@@ -4952,6 +5068,8 @@ static void test_view_newer(void **state) {
         {RING("5", "16", "3", MEMBER("a", "7", "00", "") "," MEMBER_B) "\n",
          false},
         {RING("5", "16", "3", MEMBER_B "," MEMBER_A) "\n", false},
+        {RING_NEXT("5", "16", "3", MEMBER_A "," MEMBER_B, MEMBER_A) "\n",
+         false},
     };
     struct node *node = *state;
 
@@ -5889,6 +6007,7 @@ static const struct CMUnitTest all_tests[] = {
     NODE(test_file_held),
     NODE(test_compact_plain),
     NODE(test_compact_small),
+    NODE(test_compact_restart),
     NODE(test_compact_writes),
     NODE(test_compact_write_fails),
     NODE(test_compact_rotten),
@@ -5954,6 +6073,8 @@ static const struct CMUnitTest all_tests[] = {
     NODE(test_view_malformed),
     NODE(test_view_wide),
     NODE(test_view_newer),
+    NODE(test_view_skipped),
+    NODE(test_view_forced),
     NODE(test_view_kept),
     NODE(test_view_refused),
     NODE(test_turns_order),
