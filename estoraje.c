@@ -5153,6 +5153,14 @@ static bool view_newer(const struct view *now, const struct view *next) {
     return true;
 }
 
+/* Whether a view (NULL: it is none) is of the same cluster as another. */
+static bool view_same(const struct view *now, const struct view *view) {
+    return view != NULL && view->cluster == now->cluster &&
+           memcmp(view->hash, now->hash, sizeof view->hash) == 0 &&
+           view->partitions == now->partitions &&
+           view->replicas == now->replicas;
+}
+
 static void intro_text(struct buf *b, const struct node *node,
                        const struct view *view, unsigned number, uint64_t id,
                        uint64_t boot); /* how a node is called: Replication */
@@ -5359,8 +5367,9 @@ static bool part_restart(struct node *node, struct part *part, uint64_t epoch,
 }
 
 /* A view that is to be obeyed makes this node an owner of partitions that it
-   does not own now: what it may have of them, from when it did, is out of date
-   in ways that nobody can tell. If there was no change before in which to take
+   does not own now, or did not in an epoch between, which it has missed: what
+   it may have of them, from when it did, is out of date in ways that nobody can
+   tell. If there was no change before in which to take
    them over, this node recovers, and does so after the next start as well.
    false: a log could not be moved away. */
 static bool parts_clear(struct node *node, const struct view *view) {
@@ -5372,7 +5381,8 @@ static bool parts_clear(struct node *node, const struct view *view) {
         bool empty;
 
         of = view_owns(view, i, number);
-        if (of == 0 || view_owns(now, i, number) != 0)
+        if (of == 0 || (view_owns(now, i, number) != 0 &&
+                        (of != OWNS_NEW || view->epoch == now->epoch)))
             continue;
         atomic_store(&node->forget, (of & OWNS_OLD) != 0);
         while (atomic_load(&node->forget) && !atomic_load(&node->ended))
@@ -5485,20 +5495,6 @@ static bool view_next_has(const struct view *view, unsigned member) {
     return false;
 }
 
-/* Whether a change cannot go on, or is not wanted any more: of the next ring
-   somebody is to leave who joins, or who is not there to take anything over. */
-static bool change_dropped(const struct node *node, const struct view *view,
-                           struct slice text) {
-    bool force;
-
-    for (unsigned i = 0; (i = leaver_next(view, text, i, &force)) < view->count;
-         i++)
-        if (view_next_has(view, i) &&
-            (i >= view->old || !member_alive(node, view->member[i].number)))
-            return true;
-    return false;
-}
-
 /*
  * Who of a partition's owners must take over what the old ones have before the
  * next ring is in force, a bit each: the new owners that are no old ones. If
@@ -5539,6 +5535,28 @@ static void view_gains(const struct view *view, bool gains[MEMBERS_MAX]) {
     }
 }
 
+/* Whether a change cannot go on, or is not wanted any more: of the next ring
+   somebody is to leave who joins, or who is not there to take over what it has
+   to; or who joins has lost its directory, as another has said its name. */
+static bool change_dropped(const struct node *node, const struct view *view,
+                           struct slice text) {
+    bool gains[MEMBERS_MAX], force;
+
+    view_gains(view, gains);
+    for (unsigned i = 0; i < view->count; i++) {
+        const struct member *m = &view->member[i];
+        bool leaves = leaver_next(view, text, i, &force) == i;
+        bool lost = !member_alive(node, m->number);
+
+        if (view_next_has(view, i) &&
+            (i >= view->old
+                 ? leaves || (lost && m->host[0] == '\0')
+                 : leaves && lost && gains[i] && m->report != view->epoch))
+            return true;
+    }
+    return false;
+}
+
 /* Whether all new owners have reported; more: gets the comparisons by which the
    step fails if one of them has started anew since. */
 static bool change_complete(const struct view *view, struct slice text,
@@ -5576,24 +5594,25 @@ static bool change_complete(const struct view *view, struct slice text,
 /*
  * The next step of the ring, if one is due by what etcd holds: its text, and
  * what must not have changed meanwhile. Who is forced out leaves in one epoch,
- * since with a majority of some owners gone no joint one would ever end.
+ * since with a majority of some owners gone no joint one would ever end. Who
+ * leaves at the same time and is not forced stays, to hand its data over.
  */
 static bool change_due(const struct node *node, const struct view *view,
                        struct slice text, struct buf *ring, struct buf *more) {
-    uint16_t at[MEMBERS_MAX];
-    unsigned n = 0, leaver, leavers = 0;
-    bool force = false, forced = false;
+    uint16_t at[MEMBERS_MAX], kept[MEMBERS_MAX];
+    unsigned n = 0, k = 0, leavers = 0;
 
     for (unsigned i = 0; i < view->old; i++) {
-        leaver = leaver_next(view, text, i, &force);
-        if (leaver != i)
+        bool force = false, leaves = leaver_next(view, text, i, &force) == i;
+
+        if (!leaves)
             at[n++] = (uint16_t)i;
-        else
-            forced = forced || force;
-        leavers += leaver == i;
+        if (!leaves || !force)
+            kept[k++] = (uint16_t)i;
+        leavers += leaves;
     }
-    if (forced && n > 0)
-        ring_text(ring, view, view->epoch + 1, n, at, 0, NULL);
+    if (k < view->old && k > 0)
+        ring_text(ring, view, view->epoch + 1, k, kept, 0, NULL);
     else if (view->next != NULL && change_dropped(node, view, text))
         ring_text(ring, view, view->epoch + 1, view->old, NULL, 0, NULL);
     else if (view->next != NULL && change_complete(view, text, more))
@@ -5954,7 +5973,12 @@ static struct view *etcd_view(struct node *node, struct etcd *e, bool first) {
     }
     view = first ? view_first(node, buf_slice(&e->text))
                  : view_parse(node, buf_slice(&e->text));
-    if (view_check(node, view)) {
+    if (atomic_load(&node->loaded) && !view_same(node->view, view))
+        e->trouble = /* a slip of somebody's, which must not end all nodes */
+            "has another cluster's ring, or none that makes sense, which is "
+            "not obeyed: give it the newest that any node has kept: head -n 1 "
+            "DATAPATH/ring | etcdctl put strj_ring";
+    else if (view_check(node, view)) {
         if (view_newer(node->view, view))
             return view;
         e->trouble =
@@ -9345,16 +9369,18 @@ static const char *query_check(struct op *op, struct slice query, bool key,
     struct slice one, name;
 
     while (slice_next(&query, '&', &one)) {
-        bool valued = !slice_is(one, "consistent");
+        bool alone = slice_is(one, "consistent") || slice_is(one, "force");
 
         if (!slice_next(&one, '=', &name) ||
             !word_in(name, "consistent,list,prefix,limit,cursor,explain,force"))
             return "400 a query parameter is not known";
+        if (slice_is(name, "force") && leaves && !alone)
+            return "400 force stands alone, without a value";
         if (slice_is(name, "force") && leaves)
             op->force = true;
         else if (!slice_is(name, "consistent"))
             unbuilt = true;
-        else if (valued || !key)
+        else if (!alone || !key)
             return "400 consistent stands alone, without a value, and behind "
                    "the path of a key";
         else
