@@ -4505,15 +4505,23 @@ static bool etcd_change_ring(struct etcd *e, const char *ring,
                      "0");
 }
 
-/* Puts a key of a node. false: no answer. */
-static bool etcd_put(struct etcd *e, const char *prefix, const char *name,
-                     const char *value) {
+/* Says who is to leave, unless that was said of anybody since it was read: who
+   may leave depends on who else does. false: no answer; *put: it is said. */
+static bool etcd_leave(struct etcd *e, const char *name, const char *value,
+                       bool *put) {
     char key[NAME_MAX_BYTES + 16];
     struct slice reply;
 
-    snprintf(key, sizeof key, "%s%.*s", prefix, NAME_MAX_BYTES, name);
-    return etcd_call(e, "/v3/kv/txn", &reply, "{\"success\":[" ETCD_PUT "]}",
-                     key, value, "0");
+    snprintf(key, sizeof key, "strj_leave_%.*s", NAME_MAX_BYTES, name);
+    if (!etcd_call(e, "/v3/kv/txn", &reply,
+                   "{\"compare\":[{\"key\":\"@\",\"range_end\":\"@\","
+                   "\"target\":\"MOD\",\"result\":\"LESS\","
+                   "\"mod_revision\":$}],\"success\":[" ETCD_PUT "]}",
+                   "strj_leave_", "strj_leave`", e->next_revision, key, value,
+                   "0"))
+        return false;
+    *put = json_true(reply, "succeeded");
+    return true;
 }
 
 /* Removes what is there of a node that is no member any more. */
@@ -5708,13 +5716,14 @@ static unsigned leave_count(const struct node *node, const struct view *view,
 }
 
 /* Answers who asks for the removal of a node: the status; what is to be said is
-   in op->rec. Nothing is written but the wish, which outlives this process. */
+   in op->rec. Nothing is written but the wish, which outlives this process. 0:
+   somebody else has asked meanwhile, so that all is to be looked at again. */
 static int leave_ask(struct node *node, struct etcd *e, const struct view *view,
                      struct op *op) {
     const char *name = op->if_match;
     unsigned i = 0, lost, stay;
     char value[NAME_MAX_BYTES + 40];
-    bool force;
+    bool force, put = false;
 
     stay = leave_count(node, view, buf_slice(&e->obeyed), &lost);
     while (i < view->count && strcmp(view->member[i].name, name) != 0)
@@ -5753,18 +5762,28 @@ static int leave_ask(struct node *node, struct etcd *e, const struct view *view,
             name, lost);
     snprintf(value, sizeof value, "{\"leave\":\"%.*s\",\"force\":\"%d\"}",
              NAME_MAX_BYTES, name, lost > 0);
-    if (!etcd_put(e, "strj_leave_", name, value)) {
+    if (!etcd_leave(e, name, value, &put)) {
         buf_text(&op->rec, "etcd does not answer: try again");
         return 503;
     }
     buf_print(&op->rec, "%s is being removed: see /_cluster_status", name);
-    return 202;
+    return put ? 202 : 0;
+}
+
+/* Has the etcd thread answer who asks for the removal of a node. */
+static void leave_wait(struct node *node, struct op *op) {
+    pthread_mutex_lock(&node->view_lock);
+    op->wait_next = node->leaves;
+    node->leaves = op;
+    pthread_mutex_unlock(&node->view_lock);
+    wake_write(node->etcd_wake[1]);
 }
 
 /* Answers all who ask for the removal of a node. */
 static void leaves_answer(struct node *node, struct etcd *e,
                           const struct view *view) {
     struct op *list, *op;
+    int status;
 
     pthread_mutex_lock(&node->view_lock);
     list = node->leaves;
@@ -5776,7 +5795,11 @@ static void leaves_answer(struct node *node, struct etcd *e,
         op->rec.n = 0;
         if (view == NULL)
             buf_text(&op->rec, "etcd does not answer: try again");
-        ops_post(op, view == NULL ? 503 : leave_ask(node, e, view, op));
+        status = view == NULL ? 503 : leave_ask(node, e, view, op);
+        if (status != 0)
+            ops_post(op, status);
+        else
+            leave_wait(node, op);
     }
 }
 
@@ -9186,11 +9209,7 @@ static const char *leave_text(struct op *op, struct buf *b) {
         return "404 no node of the cluster has a name as long";
     op->parked = true;
     op->resume = leave_answer;
-    pthread_mutex_lock(&node->view_lock);
-    op->wait_next = node->leaves;
-    node->leaves = op;
-    pthread_mutex_unlock(&node->view_lock);
-    wake_write(node->etcd_wake[1]);
+    leave_wait(node, op);
     return NULL;
 }
 
