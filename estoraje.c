@@ -4367,6 +4367,7 @@ struct etcd {
     struct caller call, watch;
     struct buf peers;         /* what a sidecar that joins begins with */
     bool begins;              /* at the start: this node may join, once */
+    bool left;                /* it was said that this node has left */
     const char *trouble;      /* what is wrong with etcd; NULL: nothing */
     char lease[24];           /* "" while there is none */
     uint64_t patience;        /* until then others may say their zones */
@@ -4751,27 +4752,43 @@ static bool etcd_member_at(const struct etcd_member *m, const char *url) {
     return false;
 }
 
-/* Takes the sidecar of a node out of etcd. true: there is none of that name
-   (any more); false: no answer, a refusal, or it is the only one that votes,
-   without which there would be no etcd. */
-static bool etcd_member_remove(struct node *node, struct etcd *e,
-                               const char *name) {
-    struct etcd_member m, found = {0};
+/* Looks for the sidecar of a node in etcd; found->id "": there is none. How
+   many vote, of which there is one at least; 0: no answer. */
+static unsigned etcd_member_find(struct etcd *e, const char *name,
+                                 struct etcd_member *found) {
+    struct etcd_member m;
     unsigned voters = 0;
     struct slice reply;
 
+    *found = (struct etcd_member){0};
     if (!etcd_call(e, "/v3/cluster/member/list", &reply, "{}"))
-        return false;
+        return 0;
     while (etcd_member_next(&reply, &m)) {
         voters += !m.learner;
         if (m.started && strcmp(m.name, name) == 0)
-            found = m;
+            *found = m;
     }
-    if (voters == 0) /* not a list */
+    return voters;
+}
+
+/* Whether it is a node's sidecar alone that votes: etcd ends with it. */
+static bool etcd_member_only(unsigned voters, const struct etcd_member *m) {
+    return voters == 1 && m->id[0] != '\0' && !m->learner;
+}
+
+/* Takes the sidecar of a node out of etcd. true: there is none of that name
+   (any more); false: no answer, a refusal, or it is the only one that votes. */
+static bool etcd_member_remove(struct node *node, struct etcd *e,
+                               const char *name) {
+    struct etcd_member found;
+    unsigned voters = etcd_member_find(e, name, &found);
+    struct slice reply;
+
+    if (voters == 0)
         return false;
     if (found.id[0] == '\0')
         return true;
-    if (voters == 1 && !found.learner) {
+    if (etcd_member_only(voters, &found)) {
         say("warning", "%s: the etcd of %s is the only one, and stays",
             node->flags.name, name);
         return false;
@@ -5715,6 +5732,18 @@ static unsigned leave_count(const struct node *node, const struct view *view,
     return stay;
 }
 
+/* Whether a node has an etcd beside it, as its record says. */
+static bool record_sidecar(struct slice text, const char *name) {
+    struct slice line, value;
+    bool sidecar = false;
+
+    while (slice_cut(&text, '\n', &line))
+        if (slice_begins(line, "{\"name\":") &&
+            json_next(&line, "name", &value) && slice_is(value, name))
+            sidecar = json_number(&line, "sidecar", 10) == 1;
+    return sidecar;
+}
+
 /* Answers who asks for the removal of a node: the status; what is to be said is
    in op->rec. Nothing is written but the wish, which outlives this process. 0:
    somebody else has asked meanwhile, so that all is to be looked at again. */
@@ -5724,6 +5753,7 @@ static int leave_ask(struct node *node, struct etcd *e, const struct view *view,
     unsigned i = 0, lost, stay;
     char value[NAME_MAX_BYTES + 40];
     bool force, put = false;
+    struct etcd_member m;
 
     stay = leave_count(node, view, buf_slice(&e->obeyed), &lost);
     while (i < view->count && strcmp(view->member[i].name, name) != 0)
@@ -5754,6 +5784,14 @@ static int leave_ask(struct node *node, struct etcd *e, const struct view *view,
             "start these, or, if they are gone for good, use ?force: what "
             "was written last there may be lost",
             lost, view->partitions);
+        return 409;
+    }
+    if (record_sidecar(buf_slice(&e->obeyed), name) &&
+        etcd_member_only(etcd_member_find(e, name, &m), &m)) {
+        buf_print(&op->rec,
+                  "the etcd beside %s is the only one: add a node with an etcd "
+                  "beside it first",
+                  name);
         return 409;
     }
     if (lost > 0)
@@ -5801,18 +5839,6 @@ static void leaves_answer(struct node *node, struct etcd *e,
         else
             leave_wait(node, op);
     }
-}
-
-/* Whether a node has an etcd beside it, as its record says. */
-static bool record_sidecar(struct slice text, const char *name) {
-    struct slice line, value;
-    bool sidecar = false;
-
-    while (slice_cut(&text, '\n', &line))
-        if (slice_begins(line, "{\"name\":") &&
-            json_next(&line, "name", &value) && slice_is(value, name))
-            sidecar = json_number(&line, "sidecar", 10) == 1;
-    return sidecar;
 }
 
 /* Removes from etcd what is left of members that have left, an etcd beside one
@@ -5930,6 +5956,9 @@ static void ring_begin(struct node *node, struct etcd *e) {
     if (view == NULL)
         give_up(1, "%s/ring is damaged: remove it, then etcd is asked",
                 node->flags.data);
+    if (view->me == view->count && node->guardian > 0 && !node->flags.add)
+        give_up(2, "%s has left the cluster: a node joins with -add",
+                node->flags.name); /* its etcd cannot say so any more */
     if (view->me < view->count && view->member[view->me].id == node->self.id)
         view_begin(node, view);
     else
@@ -5938,6 +5967,13 @@ static void ring_begin(struct node *node, struct etcd *e) {
 
 static const char change_runs[] =
     "has a change of the ring under way: this node joins after it";
+
+/* This node is no member any more, nor is its etcd one of etcd's. */
+static void left_tell(struct etcd *e) {
+    if (!e->left)
+        say("info", "this node has left the cluster: it may be stopped");
+    e->left = true;
+}
 
 /*
  * The ring in etcd is in force here: does what is due of changes. 1: nothing;
@@ -5952,8 +5988,9 @@ static int etcd_tend(struct node *node, struct etcd *e) {
 
     leaves_answer(node, e, view);
     if (view->me == view->count) {
-        if (!atomic_exchange(&node->left, true))
-            say("info", "this node has left the cluster: it may be stopped");
+        atomic_store(&node->left, true);
+        if (node->guardian <= 0) /* else once etcd has done without it */
+            left_tell(e);
         return 1;
     }
     if (e->reported != report) {
@@ -6108,6 +6145,7 @@ static int etcd_step(struct node *node, struct etcd *e) {
 static void etcd_look(struct node *node, struct etcd *e, uint64_t until) {
     const struct endpoint *at = &e->endpoints[e->at];
     const char *told = e->trouble;
+    struct etcd_member m;
     char where[300];
     int step = -1;
 
@@ -6123,9 +6161,11 @@ static void etcd_look(struct node *node, struct etcd *e, uint64_t until) {
     else if (node->flags.etcd != NULL)
         e->at = (e->at + 1) % e->count;
     where_text(where, at->host, at->port);
-    if (e->trouble != NULL && atomic_load(&node->left) && node->guardian > 0) {
-        guardian_stop(node); /* its etcd was removed with it */
+    if (e->trouble != NULL && atomic_load(&node->left) && node->guardian > 0 &&
+        etcd_member_find(e, node->flags.name, &m) == 0) {
+        guardian_stop(node); /* its etcd was removed with it, and has ended */
         node->guardian = 0;
+        left_tell(e);
     }
     atomic_store(&node->etcd_lost, e->trouble != NULL);
     if (e->trouble != NULL && node->view == NULL &&
