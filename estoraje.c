@@ -5746,13 +5746,15 @@ static bool record_sidecar(struct slice text, const char *name) {
 
 /* Answers who asks for the removal of a node: the status; what is to be said is
    in op->rec. Nothing is written but the wish, which outlives this process. 0:
-   somebody else has asked meanwhile, so that all is to be looked at again. */
+   somebody else has asked meanwhile, so that all is to be looked at again. Who
+   is dead and was to leave before is forced out if that is asked for: owners
+   that are alive may wait for it, if they recover. */
 static int leave_ask(struct node *node, struct etcd *e, const struct view *view,
                      struct op *op) {
     const char *name = op->if_match;
     unsigned i = 0, lost, stay;
     char value[NAME_MAX_BYTES + 40];
-    bool force, put = false;
+    bool force, again, put = false;
     struct etcd_member m;
 
     stay = leave_count(node, view, buf_slice(&e->obeyed), &lost);
@@ -5762,8 +5764,8 @@ static int leave_ask(struct node *node, struct etcd *e, const struct view *view,
         buf_print(&op->rec, "no node of the cluster is named %s", name);
         return 404;
     }
-    if (leaver_next(view, buf_slice(&e->obeyed), i, &force) != i &&
-        i < view->old) {
+    again = leaver_next(view, buf_slice(&e->obeyed), i, &force) == i;
+    if (!again && i < view->old) {
         stay--;
         if (stay == 0) {
             buf_print(&op->rec, "%s is the last node: stop it instead", name);
@@ -5798,8 +5800,9 @@ static int leave_ask(struct node *node, struct etcd *e, const struct view *view,
         say("warning",
             "a node is forced out node=%s partitions_that_may_lose_writes=%u",
             name, lost);
+    again = again && op->force && !member_alive(node, view->member[i].number);
     snprintf(value, sizeof value, "{\"leave\":\"%.*s\",\"force\":\"%d\"}",
-             NAME_MAX_BYTES, name, lost > 0);
+             NAME_MAX_BYTES, name, lost > 0 || again);
     if (!etcd_leave(e, name, value, &put)) {
         buf_text(&op->rec, "etcd does not answer: try again");
         return 503;
