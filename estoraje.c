@@ -4371,6 +4371,7 @@ struct etcd {
     struct caller call, watch;
     struct buf peers;         /* what a sidecar that joins begins with */
     bool begins;              /* at the start: this node may join, once */
+    bool left;                /* it was said that this node has left */
     const char *trouble;      /* what is wrong with etcd; NULL: nothing */
     char lease[24];           /* "" while there is none */
     uint64_t patience;        /* until then others may say their zones */
@@ -4382,6 +4383,7 @@ struct etcd {
     uint64_t reported;        /* what the record here says of it */
     uint64_t joiner_at;       /* when the node that joins was heard last, */
     uint64_t joiner_epoch;    /* in this epoch */
+    uint64_t waits_at;        /* when it is said next whom a change waits for */
 };
 
 static const char gateway_off[] =
@@ -4511,15 +4513,23 @@ static bool etcd_change_ring(struct etcd *e, const char *ring,
                      "0");
 }
 
-/* Puts a key of a node. false: no answer. */
-static bool etcd_put(struct etcd *e, const char *prefix, const char *name,
-                     const char *value) {
+/* Says who is to leave, unless that was said of anybody since it was read: who
+   may leave depends on who else does. false: no answer; *put: it is said. */
+static bool etcd_leave(struct etcd *e, const char *name, const char *value,
+                       bool *put) {
     char key[NAME_MAX_BYTES + 16];
     struct slice reply;
 
-    snprintf(key, sizeof key, "%s%.*s", prefix, NAME_MAX_BYTES, name);
-    return etcd_call(e, "/v3/kv/txn", &reply, "{\"success\":[" ETCD_PUT "]}",
-                     key, value, "0");
+    snprintf(key, sizeof key, "strj_leave_%.*s", NAME_MAX_BYTES, name);
+    if (!etcd_call(e, "/v3/kv/txn", &reply,
+                   "{\"compare\":[{\"key\":\"@\",\"range_end\":\"@\","
+                   "\"target\":\"MOD\",\"result\":\"LESS\","
+                   "\"mod_revision\":$}],\"success\":[" ETCD_PUT "]}",
+                   "strj_leave_", "strj_leave`", e->next_revision, key, value,
+                   "0"))
+        return false;
+    *put = json_true(reply, "succeeded");
+    return true;
 }
 
 /* Removes what is there of a node that is no member any more. */
@@ -4749,27 +4759,43 @@ static bool etcd_member_at(const struct etcd_member *m, const char *url) {
     return false;
 }
 
-/* Takes the sidecar of a node out of etcd. true: there is none of that name
-   (any more); false: no answer, a refusal, or it is the only one that votes,
-   without which there would be no etcd. */
-static bool etcd_member_remove(struct node *node, struct etcd *e,
-                               const char *name) {
-    struct etcd_member m, found = {0};
+/* Looks for the sidecar of a node in etcd; found->id "": there is none. How
+   many vote, of which there is one at least; 0: no answer. */
+static unsigned etcd_member_find(struct etcd *e, const char *name,
+                                 struct etcd_member *found) {
+    struct etcd_member m;
     unsigned voters = 0;
     struct slice reply;
 
+    *found = (struct etcd_member){0};
     if (!etcd_call(e, "/v3/cluster/member/list", &reply, "{}"))
-        return false;
+        return 0;
     while (etcd_member_next(&reply, &m)) {
         voters += !m.learner;
         if (m.started && strcmp(m.name, name) == 0)
-            found = m;
+            *found = m;
     }
-    if (voters == 0) /* not a list */
+    return voters;
+}
+
+/* Whether it is a node's sidecar alone that votes: etcd ends with it. */
+static bool etcd_member_only(unsigned voters, const struct etcd_member *m) {
+    return voters == 1 && m->id[0] != '\0' && !m->learner;
+}
+
+/* Takes the sidecar of a node out of etcd. true: there is none of that name
+   (any more); false: no answer, a refusal, or it is the only one that votes. */
+static bool etcd_member_remove(struct node *node, struct etcd *e,
+                               const char *name) {
+    struct etcd_member found;
+    unsigned voters = etcd_member_find(e, name, &found);
+    struct slice reply;
+
+    if (voters == 0)
         return false;
     if (found.id[0] == '\0')
         return true;
-    if (voters == 1 && !found.learner) {
+    if (etcd_member_only(voters, &found)) {
         say("warning", "%s: the etcd of %s is the only one, and stays",
             node->flags.name, name);
         return false;
@@ -5183,6 +5209,14 @@ static bool view_newer(const struct view *now, const struct view *next) {
     return true;
 }
 
+/* Whether a view (NULL: it is none) is of the same cluster as another. */
+static bool view_same(const struct view *now, const struct view *view) {
+    return view != NULL && view->cluster == now->cluster &&
+           memcmp(view->hash, now->hash, sizeof view->hash) == 0 &&
+           view->partitions == now->partitions &&
+           view->replicas == now->replicas;
+}
+
 static void intro_text(struct buf *b, const struct node *node,
                        const struct view *view, unsigned number, uint64_t id,
                        uint64_t boot); /* how a node is called: Replication */
@@ -5395,29 +5429,34 @@ static bool part_restart(struct node *node, struct part *part, uint64_t epoch,
  * in ways that nobody can tell. So it is where the node owns one by the view in
  * force, and by another epoch of which it knows nothing was no owner between:
  * the next ring, which is to give it to the node, says so. If there was no
- * change before in which to take a partition over, this node recovers, and does
- * so after the next start as well. false: a log could not be moved away.
+ * change before in which to take a partition over, or it did not come to its
+ * end, this node recovers, and does so after the next start as well. false: a
+ * log could not be moved away.
  */
 static bool parts_clear(struct node *node, const struct view *view) {
-    unsigned number = (unsigned)node->self.number, of;
+    unsigned number = (unsigned)node->self.number;
     const struct view *now = node->view;
 
     for (unsigned i = 0; i < node->partitions; i++) {
         struct part *part = &node->parts[i];
-        bool empty;
+        unsigned was = view_owns(now, i, number);
+        unsigned of = view_owns(view, i, number);
+        bool anew = of != 0 &&
+                    (was == 0 || (of == OWNS_NEW && view->epoch != now->epoch));
+        bool counts = (of & OWNS_OLD) != 0, empty;
 
-        of = view_owns(view, i, number);
-        if (of == 0 || (view_owns(now, i, number) != 0 &&
-                        (of != OWNS_NEW || view->epoch == now->epoch)))
-            continue;
-        atomic_store(&node->forget, (of & OWNS_OLD) != 0);
+        pthread_mutex_lock(&part->lock);
+        if (!anew && (was != OWNS_NEW || part->agreed == now->epoch))
+            counts = false;
+        empty = part->log.end == LOG_HEADER;
+        pthread_mutex_unlock(&part->lock);
+        atomic_store(&node->forget, counts);
         while (atomic_load(&node->forget) && !atomic_load(&node->ended))
             rest_ms(1);
         pthread_mutex_lock(&part->lock);
-        empty = part->log.end == LOG_HEADER;
-        part->recovering = part->recovering || (of & OWNS_OLD) != 0;
+        part->recovering = part->recovering || counts;
         pthread_mutex_unlock(&part->lock);
-        if (!empty && !part_restart(node, part, now->epoch, false))
+        if (anew && !empty && !part_restart(node, part, now->epoch, false))
             return false;
     }
     return true;
@@ -5530,18 +5569,6 @@ static bool joiner_lost(const struct node *node, struct etcd *e,
     return now >= e->joiner_at + JOINER_MS;
 }
 
-/* Whether a change cannot go on, or is not wanted any more: of the next ring
-   somebody is to leave who joins, or who is not there to take anything over; or
-   who joins is gone. */
-static bool change_dropped(const struct node *node, struct etcd *e,
-                           const struct view *view) {
-    for (unsigned i = 0; i < view->count; i++)
-        if (view->member[i].leaves && view_next_has(view, i) &&
-            (i >= view->old || !member_alive(node, view->member[i].number)))
-            return true;
-    return joiner_lost(node, e, view);
-}
-
 /*
  * Who of a partition's owners must take over what the old ones have before the
  * next ring is in force, a bit each: the new owners that are no old ones. If
@@ -5579,6 +5606,49 @@ static void view_gains(const struct view *view, bool gains[MEMBERS_MAX]) {
         for (unsigned i = 0; i < n; i++)
             if (groups_gain(groups) >> i & 1)
                 gains[owners[i]] = true;
+    }
+}
+
+/* Whether a change cannot go on, or is not wanted any more: of the next ring
+   somebody is to leave who joins, or who is not there to take over what it has
+   to; or who joins is gone, or has lost its directory, as another has said its
+   name. */
+static bool change_dropped(const struct node *node, struct etcd *e,
+                           const struct view *view) {
+    bool gains[MEMBERS_MAX];
+
+    view_gains(view, gains);
+    for (unsigned i = 0; i < view->count; i++) {
+        const struct member *m = &view->member[i];
+        bool lost = !member_alive(node, m->number);
+
+        if (view_next_has(view, i) &&
+            (i >= view->old
+                 ? m->leaves || (lost && m->host[0] == '\0')
+                 : m->leaves && lost && gains[i] && m->report != view->epoch))
+            return true;
+    }
+    return joiner_lost(node, e, view);
+}
+
+/* Says now and then whom a change waits for who is not there. */
+static void change_waits(const struct node *node, struct etcd *e,
+                         const struct view *view) {
+    bool gains[MEMBERS_MAX];
+
+    if (view->next == NULL || now_ms() < e->waits_at)
+        return;
+    e->waits_at = now_ms() + JOINER_MS;
+    view_gains(view, gains);
+    for (unsigned i = 0; i < view->count; i++) {
+        const struct member *m = &view->member[i];
+
+        if (gains[i] && m->report != view->epoch &&
+            !member_alive(node, m->number))
+            say("warning",
+                "a change of the ring waits for a node that is not heard: "
+                "start it, or remove it with DELETE /_nodes/delete/%s",
+                m->name);
     }
 }
 
@@ -5713,95 +5783,38 @@ static void joiner_begin(struct node *node, const struct view *view) {
                 strerror(errno));
 }
 
-/* How many of the members in force are not to leave, and how many partitions
-   have no majority of owners that live. */
-static unsigned leave_count(const struct node *node, const struct view *view,
-                            unsigned *lost) {
+/* How many of the members in force are not to leave. */
+static unsigned members_stay(const struct view *view) {
     unsigned stay = 0;
 
     for (unsigned i = 0; i < view->old; i++)
         stay += !view->member[i].leaves;
-    *lost = 0;
-    for (unsigned p = 0; p < view->partitions; p++) {
-        unsigned n, alive = 0;
-        const unsigned *owners = ring_owners(view->ring, p, &n);
-
-        for (unsigned i = 0; i < n; i++)
-            alive += member_alive(node, view->member[owners[i]].number);
-        *lost += alive <= n / 2;
-    }
     return stay;
 }
 
-/* Answers who asks for the removal of a node: the status; what is to be said is
-   in op->rec. Nothing is written but the wish, which outlives this process. */
-static int leave_ask(struct node *node, struct etcd *e, const struct view *view,
-                     struct op *op) {
-    const char *name = op->if_match;
-    unsigned i = 0, lost, stay;
-    char value[NAME_MAX_BYTES + 40];
+/* How many partitions have no majority of owners that live; list: gets their
+   numbers, as 0-3,7. */
+static unsigned parts_lost(const struct node *node, const struct view *view,
+                           struct buf *list) {
+    unsigned lost = 0, first = 0;
 
-    stay = leave_count(node, view, &lost);
-    while (i < view->count && strcmp(view->member[i].name, name) != 0)
-        i++;
-    if (i == view->count) {
-        buf_print(&op->rec, "no node of the cluster is named %s", name);
-        return 404;
-    }
-    if (!view->member[i].leaves && i < view->old) {
-        stay--;
-        if (stay == 0) {
-            buf_print(&op->rec, "%s is the last node: stop it instead", name);
-            return 409;
+    for (unsigned p = 0; p <= view->partitions; p++) {
+        unsigned n = 0, alive = 0;
+        const unsigned *owners =
+            p < view->partitions ? ring_owners(view->ring, p, &n) : NULL;
+
+        for (unsigned i = 0; i < n; i++)
+            alive += member_alive(node, view->member[owners[i]].number);
+        if (owners != NULL && alive <= n / 2) {
+            lost++;
+            continue;
         }
-        if (stay < view->replicas && !op->force) {
-            buf_print(&op->rec,
-                      "%u nodes would be left, fewer than -replicas %u: add "
-                      "one first, or use ?force",
-                      stay, view->replicas);
-            return 409;
-        }
+        if (p > first)
+            buf_print(list, first + 1 < p ? "%s%u-%u" : "%s%u",
+                      list->n > 0 ? "," : "", first, p - 1);
+        first = p + 1;
     }
-    if (lost > 0 && !op->force) {
-        buf_print(
-            &op->rec,
-            "%u of %u partitions have no majority of their owners alive: "
-            "start these, or, if they are gone for good, use ?force: what "
-            "was written last there may be lost",
-            lost, view->partitions);
-        return 409;
-    }
-    if (lost > 0)
-        say("warning",
-            "a node is forced out node=%s partitions_that_may_lose_writes=%u",
-            name, lost);
-    snprintf(value, sizeof value, "{\"leave\":\"%.*s\",\"force\":\"%d\"}",
-             NAME_MAX_BYTES, name, lost > 0);
-    if (!etcd_put(e, "strj_leave_", name, value)) {
-        buf_text(&op->rec, "etcd does not answer: try again");
-        return 503;
-    }
-    buf_print(&op->rec, "%s is being removed: see /_cluster_status", name);
-    return 202;
-}
-
-/* Answers all who ask for the removal of a node. */
-static void leaves_answer(struct node *node, struct etcd *e,
-                          const struct view *view) {
-    struct op *list, *op;
-
-    pthread_mutex_lock(&node->view_lock);
-    list = node->leaves;
-    node->leaves = NULL;
-    pthread_mutex_unlock(&node->view_lock);
-    while ((op = list) != NULL) {
-        list = op->wait_next;
-        op->wait_next = NULL;
-        op->rec.n = 0;
-        if (view == NULL)
-            buf_text(&op->rec, "etcd does not answer: try again");
-        ops_post(op, view == NULL ? 503 : leave_ask(node, e, view, op));
-    }
+    return lost;
 }
 
 /* Whether a node has an etcd beside it, as its record says. */
@@ -5814,6 +5827,114 @@ static bool record_sidecar(struct slice text, const char *name) {
             json_next(&line, "name", &value) && slice_is(value, name))
             sidecar = json_number(&line, "sidecar", 10) == 1;
     return sidecar;
+}
+
+/* Answers who asks for the removal of a node: the status; what is to be said is
+   in op->rec. Nothing is written but the wish, which outlives this process. 0:
+   somebody else has asked meanwhile, so that all is to be looked at again. Who
+   is dead and was to leave before is forced out if that is asked for: owners
+   that are alive may wait for it, if they recover. */
+static int leave_ask(struct node *node, struct etcd *e, const struct view *view,
+                     struct op *op) {
+    const char *name = op->if_match;
+    unsigned i = 0, lost, stay;
+    char value[NAME_MAX_BYTES + 40];
+    bool again, force, put = false;
+    struct etcd_member m;
+    struct buf *said = &op->rec;
+
+    stay = members_stay(view);
+    while (i < view->count && strcmp(view->member[i].name, name) != 0)
+        i++;
+    if (i == view->count) {
+        buf_print(said, "no node of the cluster is named %s", name);
+        return 404;
+    }
+    again = view->member[i].leaves;
+    if (!again && i < view->old) {
+        stay--;
+        if (stay == 0) {
+            buf_print(said, "%s is the last node: stop it instead", name);
+            return 409;
+        }
+        if (stay < view->replicas && !op->force) {
+            buf_print(said,
+                      "%u nodes would be left, fewer than -replicas %u: add "
+                      "one first, or use ?force",
+                      stay, view->replicas);
+            return 409;
+        }
+    }
+    if (record_sidecar(buf_slice(&e->obeyed), name) &&
+        etcd_member_only(etcd_member_find(e, name, &m), &m)) {
+        buf_print(said,
+                  "the etcd beside %s is the only one: add a node with an etcd "
+                  "beside it first",
+                  name);
+        return 409;
+    }
+    lost = parts_lost(node, view, said);
+    if (lost > 0 && !op->force) {
+        buf_text(said, ": no majority of the owners of these partitions is "
+                       "alive: start them, or, if they are gone for good, use "
+                       "?force: what was written last there may be lost");
+        return 409;
+    }
+    force = op->force && !member_alive(node, view->member[i].number) &&
+            (lost > 0 || again);
+    snprintf(value, sizeof value, "{\"leave\":\"%.*s\",\"force\":\"%d\"}",
+             NAME_MAX_BYTES, name, force);
+    if (!etcd_leave(e, name, value, &put))
+        return 503;
+    if (!put)
+        return 0;
+    if (force) {
+        say("warning",
+            "a node is forced out: what was written last may be lost node=%s "
+            "partitions=%.*s",
+            name, (int)said->n, (char *)said->p);
+        buf_text(said, ": what was written last there may be lost; ");
+    } else {
+        say("info", "a node is to leave node=%s", name);
+        said->n = 0;
+    }
+    buf_print(said, "%s is being removed: see /_cluster_status", name);
+    return 202;
+}
+
+/* Has the etcd thread answer who asks for the removal of a node. */
+static void leave_wait(struct node *node, struct op *op) {
+    pthread_mutex_lock(&node->view_lock);
+    op->wait_next = node->leaves;
+    node->leaves = op;
+    pthread_mutex_unlock(&node->view_lock);
+    wake_write(node->etcd_wake[1]);
+}
+
+/* Answers all who ask for the removal of a node. */
+static void leaves_answer(struct node *node, struct etcd *e,
+                          const struct view *view) {
+    struct op *list, *op;
+    int status;
+
+    pthread_mutex_lock(&node->view_lock);
+    list = node->leaves;
+    node->leaves = NULL;
+    pthread_mutex_unlock(&node->view_lock);
+    while ((op = list) != NULL) {
+        list = op->wait_next;
+        op->wait_next = NULL;
+        op->rec.n = 0;
+        status = view == NULL ? 503 : leave_ask(node, e, view, op);
+        if (status == 503) {
+            op->rec.n = 0;
+            buf_text(&op->rec, "etcd does not answer: try again");
+        }
+        if (status != 0)
+            ops_post(op, status);
+        else
+            leave_wait(node, op);
+    }
 }
 
 /* Removes from etcd what is left of members that have left, an etcd beside one
@@ -5912,6 +6033,11 @@ static bool ring_obey(struct node *node, struct etcd *e, struct view *view) {
     }
     e->text = e->obeyed;
     e->obeyed = text;
+    if (node->view == NULL || view->epoch > node->view->epoch) {
+        say("info", "the ring is another epoch=%" PRIu64 " members=%u next=%u",
+            view->epoch, view->old, view->next_count);
+        e->waits_at = now_ms() + JOINER_MS / 2;
+    }
     view_adopt(node, view);
     return true;
 }
@@ -5933,10 +6059,20 @@ static void ring_begin(struct node *node, struct etcd *e) {
                 "%s/ring is damaged: start with an empty -dataPath and -add, "
                 "then all is fetched from the other nodes",
                 node->flags.data);
+    if (view->me == view->count && node->guardian > 0 && !node->flags.add)
+        give_up(2, "%s has left the cluster: a node joins with -add",
+                node->flags.name); /* its etcd cannot say so any more */
     if (view->me < view->count && view->member[view->me].id == node->self.id)
         view_begin(node, view);
     else
         view_release(view); /* this node was no member then, or another one */
+}
+
+/* This node is no member any more, nor is its etcd one of etcd's. */
+static void left_tell(struct etcd *e) {
+    if (!e->left)
+        say("info", "this node has left the cluster: it may be stopped");
+    e->left = true;
 }
 
 /*
@@ -5952,8 +6088,11 @@ static int etcd_tend(struct node *node, struct etcd *e) {
 
     leaves_answer(node, e, view);
     if (view->me == view->count) {
-        if (node->self.number != 0 && !atomic_exchange(&node->left, true))
-            say("info", "this node has left the cluster: it may be stopped");
+        if (node->self.number != 0) {
+            atomic_store(&node->left, true);
+            if (node->guardian <= 0) /* else once etcd has done without it */
+                left_tell(e);
+        }
         return 1;
     }
     if (e->reported != report) {
@@ -5970,6 +6109,7 @@ static int etcd_tend(struct node *node, struct etcd *e) {
         step = etcd_change_ring(e, (char *)text.p, (char *)more.p) - 1;
         rest_ms(jitter(20)); /* others try the same */
     } else {
+        change_waits(node, e, view);
         step = leavers_forget(node, e, view);
     }
     buf_free(&text);
@@ -5996,7 +6136,12 @@ static struct view *etcd_view(struct node *node, struct etcd *e, bool first) {
     }
     view = first ? view_first(node, buf_slice(&e->text))
                  : view_parse(node, buf_slice(&e->text));
-    if (view_check(node, view)) {
+    if (atomic_load(&node->loaded) && !view_same(node->view, view))
+        e->trouble = /* a slip of somebody's, which must not end all nodes */
+            "has another cluster's ring, or none that makes sense, which is "
+            "not obeyed: give it the newest that any node has kept: head -n 1 "
+            "DATAPATH/ring | etcdctl put strj_ring";
+    else if (view_check(node, view)) {
         if (view_newer(node->view, view))
             return view;
         e->trouble =
@@ -6109,6 +6254,7 @@ static int etcd_step(struct node *node, struct etcd *e) {
 static void etcd_look(struct node *node, struct etcd *e, uint64_t until) {
     const struct endpoint *at = &e->endpoints[e->at];
     const char *told = e->trouble;
+    struct etcd_member m;
     char where[300];
     int step = -1;
 
@@ -6124,9 +6270,11 @@ static void etcd_look(struct node *node, struct etcd *e, uint64_t until) {
     else if (node->flags.etcd != NULL)
         e->at = (e->at + 1) % e->count;
     where_text(where, at->host, at->port);
-    if (e->trouble != NULL && atomic_load(&node->left) && node->guardian > 0) {
-        guardian_stop(node); /* its etcd was removed with it */
+    if (e->trouble != NULL && atomic_load(&node->left) && node->guardian > 0 &&
+        etcd_member_find(e, node->flags.name, &m) == 0) {
+        guardian_stop(node); /* its etcd was removed with it, and has ended */
         node->guardian = 0;
+        left_tell(e);
     }
     atomic_store(&node->etcd_lost, e->trouble != NULL);
     if (e->trouble != NULL && node->view == NULL &&
@@ -9213,11 +9361,7 @@ static const char *leave_text(struct op *op, struct buf *b) {
         return "404 no node of the cluster has a name as long";
     op->parked = true;
     op->resume = leave_answer;
-    pthread_mutex_lock(&node->view_lock);
-    op->wait_next = node->leaves;
-    node->leaves = op;
-    pthread_mutex_unlock(&node->view_lock);
-    wake_write(node->etcd_wake[1]);
+    leave_wait(node, op);
     return NULL;
 }
 
@@ -9396,16 +9540,18 @@ static const char *query_check(struct op *op, struct slice query, bool key,
     struct slice one, name;
 
     while (slice_next(&query, '&', &one)) {
-        bool valued = !slice_is(one, "consistent");
+        bool alone = slice_is(one, "consistent") || slice_is(one, "force");
 
         if (!slice_next(&one, '=', &name) ||
             !word_in(name, "consistent,list,prefix,limit,cursor,explain,force"))
             return "400 a query parameter is not known";
+        if (slice_is(name, "force") && leaves && !alone)
+            return "400 force stands alone, without a value";
         if (slice_is(name, "force") && leaves)
             op->force = true;
         else if (!slice_is(name, "consistent"))
             unbuilt = true;
-        else if (valued || !key)
+        else if (!alone || !key)
             return "400 consistent stands alone, without a value, and behind "
                    "the path of a key";
         else

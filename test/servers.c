@@ -1760,6 +1760,8 @@ static void test_secret(void **state) {
     c = client_make(peer_port(s));
     client_text(&c, "DELETE", "/_nodes/delete/x", NULL);
     check(c.status == 404 || c.status == 501, "%d", c.status);
+    client_text(&c, "DELETE", "/_nodes/delete/node1?force=false", NULL);
+    check(c.status == 400, "force=false is taken for force: %d", c.status);
     client_end(&c);
     server_stop(s);
 

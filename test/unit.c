@@ -5017,40 +5017,6 @@ static void test_view_skipped(void **state) {
     node->peers = NULL;
 }
 
-/* Who is forced out leaves alone, in one epoch: who leaves in good order, and
-   may have what only those had who are lost, does so after that. */
-static void test_view_forced(void **state) {
-    static const char ring[] =
-        RING("8", "1", "2",
-             MEMBER_A "," MEMBER("b", "1", "02", "") "," MEMBER(
-                 "c", "2", "03",
-                 "") "," MEMBER("d", "3", "04",
-                                "")) "\n"
-                                     "{\"leave\":\"b\",\"force\":\"0\"}\n"
-                                     "{\"leave\":\"c\",\"force\":\"1\"}\n";
-    struct node *node = *state;
-    struct view *view = view_parse(node, slice_of(ring)), *then;
-    struct buf text = {0}, more = {0};
-    struct etcd e;
-
-    memset(&e, 0, sizeof e);
-    assert_true(view->member[1].leaves && !view->member[1].forced);
-    assert_true(view->member[2].leaves && view->member[2].forced);
-    assert_false(view->member[0].leaves || view->member[3].leaves);
-    assert_true(change_due(node, &e, view, &text, &more));
-    buf_text(&text, "\n");
-    then = view_parse(node, buf_slice(&text));
-    assert_int_equal(then->epoch, 9);
-    assert_null(then->next);
-    assert_int_equal(then->count, 3);
-    assert_string_equal(then->member[1].name, "b");
-    assert_string_equal(then->member[2].name, "d");
-    view_release(then);
-    view_release(view);
-    buf_free(&text);
-    buf_free(&more);
-}
-
 /* Which view may follow which: epochs never go back, nor do ids. */
 static void test_view_newer(void **state) {
     static const struct {
@@ -5164,6 +5130,106 @@ static void test_view_refused(void **state) {
     try.text = RING_OF_TWO "\n";
     ended = child_run(view_use, &try);
     child_refused(&ended, 1, "another cluster");
+}
+
+/* Changes of the ring: "a" is this node. */
+#define NEXT(ring, members) ring ",\"next\":[" members "]}"
+#define CHANGES(partitions, replicas, members)                                 \
+    "{" IDS "\"epoch\":\"8\",\"partitions\":\"" partitions                     \
+    "\",\"replicas\":\"" replicas "\",\"numbers\":\"9\",\"members\":[" members \
+    "]"
+#define MEMBER_2D          MEMBER("b", "8", "2d", "west")
+#define MEMBER_3D          MEMBER("c", "9", "3d", "north")
+#define LEAVE(name, force) "{\"leave\":\"" name "\",\"force\":\"" force "\"}\n"
+#define RECORD_C           "{\"name\":\"c\",\"host\":\"127.0.0.3\",\"id\":\"" IDC "\"}\n"
+#define IDC                "000000000000003d"
+
+/* Which step is due: one who is forced out leaves at once, and nobody with him;
+   a join goes on where a member is to leave that has nothing to take over, but
+   not where who joins has lost its directory. */
+static void test_change_due(void **state) {
+    static const char three[] = MEMBER_A "," MEMBER_2D "," MEMBER_3D;
+    static const char joins[] = NEXT(CHANGES("16", "2", MEMBER_A "," MEMBER_2D),
+                                     MEMBER_A "," MEMBER_2D "," MEMBER_3D);
+    struct node *node = *state;
+    struct etcd e;
+    const struct {
+        const char *ring, *records;
+        const char *due; /* its members, or NULL */
+        bool next;
+    } rows[] = {
+        {CHANGES("16", "2", MEMBER_A "," MEMBER_2D "," MEMBER_3D) "}", "", NULL,
+         false},
+        {CHANGES("16", "2", MEMBER_A "," MEMBER_2D "," MEMBER_3D) "}",
+         LEAVE("b", "1"), MEMBER_A "," MEMBER_3D, false},
+        {CHANGES("16", "2", MEMBER_A "," MEMBER_2D "," MEMBER_3D) "}",
+         LEAVE("b", "1") LEAVE("c", "0"), MEMBER_A "," MEMBER_3D, false},
+        {CHANGES("16", "2", MEMBER_A "," MEMBER_2D "," MEMBER_3D) "}",
+         LEAVE("c", "0"), three, true},
+        {joins, RECORD_C, NULL, false},
+        {joins, RECORD_C LEAVE("b", "0"), NULL, false},
+        {joins, RECORD_C LEAVE("c", "0"), MEMBER_A "," MEMBER_2D, false},
+        {joins, "", MEMBER_A "," MEMBER_2D, false},
+    };
+
+    memset(&e, 0, sizeof e);
+    node->peers = memory(MEMBERS_MAX + 1, sizeof *node->peers);
+    node->self.number = 7;
+    for (size_t i = 0; i < COUNT(rows); i++) {
+        struct buf text = {0}, ring = {0}, more = {0};
+        char wanted[1000];
+        struct view *view;
+        bool due;
+
+        buf_text(&text, rows[i].ring);
+        buf_text(&text, "\n");
+        buf_text(&text, rows[i].records);
+        view = view_parse(node, buf_slice(&text));
+        assert_non_null(view);
+        e.obeyed = text;
+        due = change_due(node, &e, view, &ring, &more);
+        buf_add(&ring, "", 1);
+        snprintf(wanted, sizeof wanted, "\"members\":[%s]%s",
+                 rows[i].due != NULL ? rows[i].due : "",
+                 rows[i].next ? ",\"next\":[" : "}");
+        if (due != (rows[i].due != NULL) ||
+            (due && strstr((char *)ring.p, wanted) == NULL))
+            fail_msg("row %zu: %s", i, (char *)ring.p);
+        buf_free(&text);
+        buf_free(&ring);
+        buf_free(&more);
+        view_release(view);
+    }
+    free(node->peers);
+    node->peers = NULL;
+}
+
+/* A ring that is not this cluster's, or none, is not obeyed by a node that
+   runs, and does not end it. */
+static void test_view_foreign(void **state) {
+    static const char *const rows[] = {
+        "rubbish\n", "\n", "{\"cluster\":\"\"}\n",
+        "{\"cluster\":\"00000000000000c2\",\"hash0\":\"000000000000000b\","
+        "\"hash1\":\"0000000000000016\",\"epoch\":\"9\",\"partitions\":\"16"
+        "\",\"replicas\":\"3\",\"numbers\":\"9\",\"members\":[" MEMBER_A "]}\n",
+        RING("9", "32", "3", MEMBER_A) "\n"};
+    struct node *node = *state;
+    struct etcd e = {0};
+
+    node->view =
+        view_parse(node, slice_of(RING("5", "16", "3", MEMBER_A) "\n"));
+    node->self.id = 0x1d;
+    node->begun = true;
+    atomic_store(&node->loaded, true);
+    for (size_t i = 0; i < COUNT(rows); i++) {
+        e.trouble = NULL;
+        e.text.n = 0;
+        buf_text(&e.text, rows[i]);
+        assert_null(etcd_view(node, &e, false));
+        assert_non_null(e.trouble);
+        assert_int_equal(stop_requested, 0);
+    }
+    buf_free(&e.text);
 }
 
 /* -------------------------------------------------------------- The turns */
@@ -6074,8 +6140,9 @@ static const struct CMUnitTest all_tests[] = {
     NODE(test_view_wide),
     NODE(test_view_newer),
     NODE(test_view_skipped),
-    NODE(test_view_forced),
     NODE(test_view_kept),
+    NODE(test_change_due),
+    NODE(test_view_foreign),
     NODE(test_view_refused),
     NODE(test_turns_order),
     NODE(test_turns_jump),
