@@ -120,7 +120,7 @@
 #define ATTEMPT_MS        2000  /* for one attempt of a write */
 #define RETRY_MS          100   /* until a link, or accept(), is tried again */
 #define CALL_MS           10000 /* for an answer of a peer */
-#define ATTEMPTS          3
+#define ATTEMPTS          8
 #define TICK_MS           20          /* while operations are at work */
 #define CLOCK_AHEAD       60          /* seconds, at most */
 #define PAGE_BYTES        (1u << 20)  /* of a pull */
@@ -420,9 +420,10 @@ struct node {
     unsigned client_port, peer_port;
     atomic_uint connections, client_connections;
     atomic_uint connections_max;
-    atomic_bool loaded;   /* the logs are read */
-    atomic_bool stopping; /* no new requests */
-    atomic_bool ended;    /* threads are to end */
+    atomic_uint forwarded; /* operations of other nodes' clients at work */
+    atomic_bool loaded;    /* the logs are read */
+    atomic_bool stopping;  /* no new requests */
+    atomic_bool ended;     /* threads are to end */
 
     /* The cluster. */
     pthread_mutex_t view_lock;
@@ -3500,6 +3501,8 @@ static void op_release(struct op *op) {
         return;
     if (op->body_counted > 0)
         atomic_fetch_sub(&op->w->node->body_bytes, op->body_counted);
+    if (op->forwarded)
+        atomic_fetch_sub(&op->w->node->forwarded, 1);
     buf_reset(&op->rec, READ_SIZE / 8);
     buf_reset(&op->old, READ_SIZE / 8);
     buf_reset(&op->text, READ_SIZE / 8);
@@ -3977,8 +3980,7 @@ static void worker_tick(struct worker *w) {
    says what poll() is to wait for. */
 static void worker_settle(struct worker *w) {
     struct node *node = w->node;
-    bool rests = atomic_load(&node->stopping) || w->now < w->accept_at;
-    bool full;
+    bool rests = w->now < w->accept_at, full;
 
     do {
         w->touched = false;
@@ -4000,7 +4002,8 @@ static void worker_settle(struct worker *w) {
             }
         }
     } while (w->touched);
-    full = atomic_load(&node->connections) >= node->connections_max;
+    full = atomic_load(&node->connections) >= node->connections_max ||
+           atomic_load(&node->stopping);
     w->fds[0] = (struct pollfd){w->wake[0], POLLIN, 0};
     w->fds[1] =
         (struct pollfd){rests || full ? -1 : node->client_fd, POLLIN, 0};
@@ -6747,10 +6750,17 @@ static void write_answered(struct op *op, unsigned i, unsigned status,
  * new one above that, with the same etag; it waits while that is above the
  * ceiling, but not for ever. Answers are counted anew then: a majority has to
  * hold one and the same version, or none of them would outlast the others.
+ * From the third attempt on a random rest comes before the next: with one of
+ * three owners away each of two writes that meet fails the other, so that many
+ * on one key would all give up.
  */
 static void write_attempt(struct op *op) {
     struct node *node = op->w->node;
 
+    if (op->w->now < op->next_at) {
+        op_due(op, write_attempt);
+        return;
+    }
     if (op->version <= op->highest)
         op->version = clock_version(node, op->highest);
     if (op->etag == 0)
@@ -6766,6 +6776,7 @@ static void write_attempt(struct op *op) {
     op->attempt++; /* whoever has not answered to the last may have that */
     op->reached = op->reached || op_set(op, ANSWER_WAIT, false) != 0;
     op->attempt_since = op->w->now;
+    op->next_at = op->attempt < 3 ? 0 : op->w->now + jitter(10 * op->attempt);
     op->majority_since = op->highest = 0;
     op->refused = false;
     op_owners(op);
@@ -7371,8 +7382,9 @@ static void consistent_round(struct op *op);
 static void consistent_judge(struct op *op);
 
 /* Another round: at once, or after a random rest that grows, so that two nodes
-   do not go on failing each other. While the others have a later ring rounds
-   are not counted: it takes a disk's time until that is in force here. */
+   do not go on failing each other. Rounds that were lost to other operations are
+   not counted, nor are they while the others have a later ring: it takes a
+   disk's time until that is in force here. */
 static void consistent_again(struct op *op) {
     struct worker *w = op->w;
 
@@ -7381,7 +7393,7 @@ static void consistent_again(struct op *op) {
         op->reached = true; /* an owner that has not answered may have it */
     op->tried = op->tried && op->reached; /* else all have refused it */
     op->attempt++; /* answers to this round are void, and so is its version */
-    op->rounds += !op->refused;
+    op->rounds += !op->refused && op->highest == 0;
     op->version = 0;
     if ((op->damaged && op->count == 1) || w->now - op->began > CONSISTENT_MS ||
         op->rounds > CONSISTENT_ROUNDS) {
@@ -7843,14 +7855,16 @@ static void consistent_body(struct op *op) {
     memcpy(op->key_bytes, ask.p, ask.n);
     op->key = (struct slice){op->key_bytes, ask.n};
     op->forwarded = true;
+    atomic_fetch_add(&op->w->node->forwarded, 1);
     turn_take(op);
 }
 
 /* ---- Heartbeats.
  *
  * Every half second each node asks each other one for a sign of life. The
- * question: its clock, 8 bytes; then the partitions in which the other has
- * missed a write, a bit each. The answer: clock, then what it says of itself;
+ * question: its clock, 8 bytes, or 0 from one that stops and does not count as
+ * heard from then on; then the partitions in which the other has missed a write,
+ * a bit each. The answer: clock, then what it says of itself;
  * 8 bytes each. A member may go on coordinating writes which never reach this
  * node, and cannot tell it so: one that others hear and this node does not, or
  * one that does not hear this node. As long as there is one this node is cut
@@ -7864,7 +7878,7 @@ static void beat_send(struct worker *w, unsigned number) {
     size_t n = (w->node->partitions + 63) / 64;
     uint8_t body[8 + PARTITIONS_MAX / 8];
 
-    put64(body, clock_now(w->node));
+    put64(body, atomic_load(&w->node->stopping) ? 0 : clock_now(w->node));
     atomic_store(&peer->missed_any, false);
     for (size_t i = 0; i < n; i++)
         put64(body + 8 + 8 * i, atomic_exchange(&peer->missed[i], 0));
@@ -7894,6 +7908,15 @@ static void beat_answered(struct worker *w, unsigned number, uint64_t since,
     atomic_store(&peer->heard, since);
 }
 
+/* The number of the member that has sent a request, which was checked. */
+static unsigned op_sender(const struct op *op) {
+    uint64_t number = 0;
+
+    slice_digits((struct slice){(const uint8_t *)op->field + 17 * 3, 16}, 16,
+                 &number);
+    return (unsigned)number;
+}
+
 /* A peer's heartbeat has arrived. */
 static void beat_body(struct op *op) {
     struct node *node = op->w->node;
@@ -7903,6 +7926,8 @@ static void beat_body(struct op *op) {
         answer_error(op, 400, "not a heartbeat");
         return;
     }
+    if (get64(op->rec.p) == 0)
+        atomic_store(&node->peers[op_sender(op)].heard, 0);
     clock_see(node, get64(op->rec.p));
     for (unsigned i = 0; i < node->partitions; i++)
         if (op->rec.p[8 + i / 8] >> i % 8 & 1)
@@ -7943,7 +7968,8 @@ static void peers_watch(struct worker *w) {
         peer->was_alive = alive;
     }
     atomic_store(&node->peers[node->self.number].said[SAID_HEARS], mine);
-    cut = (any & ~mine) != 0 || (me & ~all) != 0;
+    cut = (any & ~mine) != 0 || (me & ~all) != 0 ||
+          (any != 0 && atomic_load(&node->stopping));
     if (!cut && atomic_load(&node->cut)) /* before it is trusted again */
         doubt_all(node, "this node was cut off");
     atomic_store(&node->cut, cut);
@@ -9445,6 +9471,9 @@ static const char *route_check(struct op *op, const struct http *h,
     if (op->w->view != NULL && op->w->view->me == op->w->view->count &&
         r->path[0] == '*' && r->port == CONN_CLIENT)
         return LEFT;
+    if (atomic_load(&node->stopping) &&
+        (r->body == consistent_body || r->body == beat_body))
+        return "503 this node is stopping: ask another one";
     return query_check(op, query, r->port == CONN_CLIENT && r->path[0] == '*',
                        r->text == leave_text);
 }
@@ -10565,17 +10594,42 @@ static void ready_wait(struct node *node) {
         fprintf(stderr, "ready http://%s\n", where);
 }
 
-/* Stops: no new connections; what is in flight is finished; all is synced. */
+/* Whether all members that live know that this node stops, or had time to hear
+   it since that began. They are told with a heartbeat, at once. */
+static bool stop_known(struct node *node, uint64_t began) {
+    struct view *view = view_hold(node);
+    bool known = true;
+
+    for (unsigned i = 0; i < view->count && now_ms() < began + BEAT_MS; i++) {
+        struct peer *peer = &node->peers[view->member[i].number];
+
+        if (i == view->me || !member_alive(node, view->member[i].number) ||
+            atomic_load(&peer->heard) > began)
+            continue;
+        atomic_store(&peer->missed_any, true);
+        known = false;
+    }
+    view_release(view);
+    return known;
+}
+
+/* Stops: no new connections; what is in flight is finished, for clients of the
+   other nodes, too, who take another owner for what comes; all is synced. */
 static void node_stop(struct node *node) {
-    uint64_t until = now_ms() + STOP_MS;
+    uint64_t began, until;
 
     say("info", "stopping");
     atomic_store(&node->stopping, true);
-    dup2(node->dir_fd, node->client_fd); /* closes the listeners, and keeps */
-    dup2(node->dir_fd, node->peer_fd);   /* their numbers from other use */
+    began = now_ms();
+    until = began + STOP_MS;
+    dup2(node->dir_fd, node->client_fd); /* closes the listener, and keeps its
+                                            number from other use */
     workers_wake(node);
-    while (atomic_load(&node->client_connections) > 0 && now_ms() < until)
+    while (now_ms() < until &&
+           (!stop_known(node, began) || atomic_load(&node->forwarded) > 0 ||
+            atomic_load(&node->client_connections) > 0))
         rest_ms(10);
+    dup2(node->dir_fd, node->peer_fd); /* not before: what is in flight */
     atomic_store(&node->ended, true);
     workers_wake(node);
     wake_write(node->etcd_wake[1]);
