@@ -1816,6 +1816,11 @@ static void clock_see(struct node *node, uint64_t version) {
         ;
 }
 
+/* The number of the member that this node is; 0: it has not joined yet. */
+static unsigned self_number(const struct node *node) {
+    return (unsigned)atomic_load(&node->self.number);
+}
+
 /*
  * A new version: above all that this node has seen, above `above`, and not
  * below the physical clock. Above a record whose clock was wild it is given
@@ -1831,7 +1836,7 @@ static uint64_t clock_version(struct node *node, uint64_t above) {
         version = clock > physical ? clock : physical;
         version = version > above ? version : above;
         version = VERSION_TIME((version >> VERSION_BITS) + 1);
-        version |= node->self.number;
+        version |= self_number(node);
     } while (!atomic_compare_exchange_weak(of, &clock, version));
     return version;
 }
@@ -5030,7 +5035,7 @@ static void record_text(struct buf *b, struct node *node) {
 static bool member_alive(const struct node *node, unsigned number) {
     uint64_t heard = atomic_load(&node->peers[number].heard);
 
-    return number == node->self.number ||
+    return number == self_number(node) ||
            (heard != 0 && now_ms() < heard + LOST_MS);
 }
 
@@ -5134,10 +5139,10 @@ static void view_adopt(struct node *node, struct view *view) {
     const struct member *me = &view->member[view->me];
     struct view *old;
 
-    if (view->me < view->count && me->number != node->self.number) {
+    if (view->me < view->count && me->number != self_number(node)) {
         atomic_store(&node->peers[me->number].said[SAID_DOUBT],
                      view->partitions);
-        node->self.number = me->number;
+        atomic_store(&node->self.number, me->number);
     }
     pthread_mutex_lock(&node->view_lock);
     old = node->view;
@@ -5378,7 +5383,7 @@ static bool part_restart(struct node *node, struct part *part, uint64_t epoch,
    them over, this node recovers, and does so after the next start as well.
    false: a log could not be moved away. */
 static bool parts_clear(struct node *node, const struct view *view) {
-    unsigned number = (unsigned)node->self.number, of;
+    unsigned number = self_number(node), of;
     const struct view *now = node->view;
 
     for (unsigned i = 0; i < node->partitions; i++) {
@@ -5695,7 +5700,7 @@ static void joiner_begin(struct node *node, const struct view *view) {
     atomic_store(&node->epoch, 0);
     atomic_fetch_add(&node->view_changes, 1);
     view_release(kept);
-    self->number = 0;
+    atomic_store(&self->number, 0);
     node->etcd->obeyed.n = 0;
     say("warning", "this directory was another member's, or of one that has "
                    "left: its logs go to trash/, and all is fetched anew");
@@ -5954,7 +5959,7 @@ static int etcd_tend(struct node *node, struct etcd *e) {
 
     leaves_answer(node, e, view);
     if (view->me == view->count) {
-        if (node->self.number != 0 && !atomic_exchange(&node->left, true))
+        if (self_number(node) != 0 && !atomic_exchange(&node->left, true))
             say("info", "this node has left the cluster: it may be stopped");
         return 1;
     }
@@ -6073,7 +6078,7 @@ static int etcd_step(struct node *node, struct etcd *e) {
     member =
         view->me < view->count && (view->member[view->me].id == 0 ||
                                    view->member[view->me].id == node->self.id);
-    joins = !first && !member && (e->begins || node->self.number == 0);
+    joins = !first && !member && (e->begins || self_number(node) == 0);
     if (joins) {
         joiner_begin(node, view);
         view->me = view->count; /* it may have the name of one that is lost */
@@ -6213,7 +6218,7 @@ static void intro_text(struct buf *b, const struct node *node,
     const uint64_t words[INTRO_WORDS] = {INTRO_VERSION,
                                          view->cluster,
                                          view->epoch,
-                                         self->number,
+                                         self_number(node),
                                          self->id,
                                          self->boot,
                                          id,
@@ -6474,7 +6479,7 @@ static unsigned op_part(struct op *op, struct slice key) {
     op->fingerprint = ring_fingerprint(key.p, key.n, node->self.hash);
     op->partition = ring_partition(op->fingerprint, node->partitions);
     op->part = &node->parts[op->partition];
-    return view_owns(op->w->view, op->partition, (unsigned)node->self.number);
+    return view_owns(op->w->view, op->partition, self_number(node));
 }
 
 /* Gives what this replica says to whoever asked: a peer, as an answer with
@@ -7935,7 +7940,7 @@ static void beat_body(struct op *op) {
     put64(answer, clock_now(node));
     for (size_t i = 0; i < SAIDS; i++)
         put64(answer + 8 + 8 * i,
-              atomic_load(&node->peers[node->self.number].said[i]));
+              atomic_load(&node->peers[self_number(node)].said[i]));
     replica_says(op, 200, answer, sizeof answer);
 }
 
@@ -7967,7 +7972,7 @@ static void peers_watch(struct worker *w) {
         doubt_all(node, alive ? "a link is there" : "a link is lost");
         peer->was_alive = alive;
     }
-    atomic_store(&node->peers[node->self.number].said[SAID_HEARS], mine);
+    atomic_store(&node->peers[self_number(node)].said[SAID_HEARS], mine);
     cut = (any & ~mine) != 0 || (me & ~all) != 0 ||
           (any != 0 && atomic_load(&node->stopping));
     if (!cut && atomic_load(&node->cut)) /* before it is trusted again */
@@ -7982,7 +7987,7 @@ static void worker_beat(struct worker *w) {
     bool due = w->now >= w->beat_at;
 
     if (w->view == NULL || !atomic_load(&node->loaded) ||
-        node->self.number == 0)
+        self_number(node) == 0)
         return;
     if (w->index == 0)
         peers_watch(w);
@@ -8860,7 +8865,7 @@ static bool repair_part(struct repair *repair, struct part *part) {
    partitions that it owns are in doubt; of them as many are recovering. */
 static unsigned repair_count(struct repair *repair, unsigned *recovering) {
     struct node *node = repair->node;
-    struct peer *me = &node->peers[node->self.number];
+    struct peer *me = &node->peers[self_number(node)];
     unsigned doubted = 0, owned = 0;
     uint64_t keys = 0, bytes = 0;
 
@@ -8868,7 +8873,7 @@ static unsigned repair_count(struct repair *repair, unsigned *recovering) {
     for (unsigned i = 0; i < node->partitions; i++) {
         struct part *part = &node->parts[i];
 
-        if (!view_owns(repair->view, i, (unsigned)node->self.number))
+        if (!view_owns(repair->view, i, self_number(node)))
             continue;
         pthread_mutex_lock(&part->lock);
         doubted += part->doubts != part->cleared || part->recovering;
@@ -8993,14 +8998,14 @@ static unsigned repair_gains(const struct repair *repair, unsigned *moving) {
     for (unsigned i = 0; view->next != NULL && i < node->partitions; i++) {
         struct part *part = &node->parts[i];
 
-        if (!view_takes(view, i, (unsigned)node->self.number))
+        if (!view_takes(view, i, self_number(node)))
             continue;
         pthread_mutex_lock(&part->lock);
         *moving += part->agreed != view->epoch || part->dead;
         pthread_mutex_unlock(&part->lock);
         gains++;
     }
-    atomic_store(&node->peers[node->self.number].said[SAID_MOVING], *moving);
+    atomic_store(&node->peers[self_number(node)].said[SAID_MOVING], *moving);
     return gains;
 }
 
@@ -9015,7 +9020,7 @@ static void repair_report(struct repair *repair) {
     if (gains == 0 || moving > 0 || atomic_load(&node->report) == view->epoch)
         return;
     for (unsigned i = 0; i < node->partitions; i++)
-        if (view_takes(view, i, (unsigned)node->self.number)) {
+        if (view_takes(view, i, self_number(node))) {
             sync_now(node, &node->parts[i]);
             if (node->parts[i].dead)
                 return;
@@ -9029,10 +9034,10 @@ static void repair_report(struct repair *repair) {
    whose time has come. How many are left in doubt. */
 static unsigned repair_all(struct repair *repair) {
     struct node *node = repair->node;
-    struct peer *me = &node->peers[node->self.number];
+    struct peer *me = &node->peers[self_number(node)];
     const struct view *view = repair->view;
     unsigned recovering, doubted = repair_count(repair, &recovering);
-    unsigned left = 0, moving, number = (unsigned)node->self.number;
+    unsigned left = 0, moving, number = self_number(node);
 
     repair_gains(repair, &moving);
 
@@ -9466,7 +9471,7 @@ static const char *route_check(struct op *op, const struct http *h,
         return "405 this path does not have that method";
     }
     if (!r->early && (op->w->view == NULL || !atomic_load(&node->loaded) ||
-                      (node->self.number == 0 && r->body == NULL)))
+                      (self_number(node) == 0 && r->body == NULL)))
         return starting_text(op);
     if (op->w->view != NULL && op->w->view->me == op->w->view->count &&
         r->path[0] == '*' && r->port == CONN_CLIENT)
@@ -9541,7 +9546,8 @@ static const char *route_request(struct op *op, const struct http *h) {
     if (node->flags.debug)
         say("info", "request method=%.*s target=%.*s", (int)h->method.n,
             (const char *)h->method.p, (int)path.n, (const char *)path.p);
-    op->keep = h->keep && !atomic_load(&node->stopping);
+    op->keep = h->keep && (op->c->kind == CONN_PEER || /* more is behind it */
+                           !atomic_load(&node->stopping));
     op->head = slice_is(h->method, "HEAD");
     op->remove = slice_is(h->method, "DELETE");
     slice_next(&query, '?', &path);
@@ -10575,14 +10581,14 @@ static void ready_wait(struct node *node) {
     const struct peer *me;
     char where[300];
 
-    while (node->self.number == 0 && !stop_requested) {
+    while (self_number(node) == 0 && !stop_requested) {
         rest_ms(5);
         if (now_ms() < until)
             continue;
         say("info", "this node joins when no other change of the ring runs");
         until = now_ms() + 10000;
     }
-    me = &node->peers[node->self.number];
+    me = &node->peers[self_number(node)];
     until = now_ms() + LOST_MS;
     while (atomic_load(&me->said[SAID_DOUBT]) > 0 && now_ms() < until &&
            !stop_requested)
