@@ -316,6 +316,7 @@ enum said {
    is only what it says. Atomic. */
 struct peer {
     atomic_ullong heard;       /* when it last answered, ms; 0 never */
+    atomic_ullong stopped;     /* when it said that it stops, ms; 0 never */
     atomic_ullong boot;        /* its boot number as it said; 0 unknown */
     atomic_ullong said[SAIDS]; /* partitions in doubt, partitions, keys, bytes;
                                   bit n: it hears member n (of the first 64);
@@ -6781,7 +6782,7 @@ static void write_attempt(struct op *op) {
     op->attempt++; /* whoever has not answered to the last may have that */
     op->reached = op->reached || op_set(op, ANSWER_WAIT, false) != 0;
     op->attempt_since = op->w->now;
-    op->next_at = op->attempt < 3 ? 0 : op->w->now + jitter(10 * op->attempt);
+    op->next_at = op->attempt < 3 ? 0 : op->w->now + jitter(5u << op->attempt);
     op->majority_since = op->highest = 0;
     op->refused = false;
     op_owners(op);
@@ -7910,7 +7911,8 @@ static void beat_answered(struct worker *w, unsigned number, uint64_t since,
                  get64(body.p) + VERSION_AHEAD < VERSION_TIME(now_us()));
     for (size_t i = 0; i < SAIDS; i++)
         atomic_store(&peer->said[i], get64(body.p + 8 + 8 * i));
-    atomic_store(&peer->heard, since);
+    if (since > atomic_load(&peer->stopped))
+        atomic_store(&peer->heard, since);
 }
 
 /* The number of the member that has sent a request, which was checked. */
@@ -7931,8 +7933,10 @@ static void beat_body(struct op *op) {
         answer_error(op, 400, "not a heartbeat");
         return;
     }
-    if (get64(op->rec.p) == 0)
+    if (get64(op->rec.p) == 0) {
+        atomic_store(&node->peers[op_sender(op)].stopped, op->w->now);
         atomic_store(&node->peers[op_sender(op)].heard, 0);
+    }
     clock_see(node, get64(op->rec.p));
     for (unsigned i = 0; i < node->partitions; i++)
         if (op->rec.p[8 + i / 8] >> i % 8 & 1)
@@ -10622,19 +10626,20 @@ static bool stop_known(struct node *node, uint64_t began) {
 /* Stops: no new connections; what is in flight is finished, for clients of the
    other nodes, too, who take another owner for what comes; all is synced. */
 static void node_stop(struct node *node) {
-    uint64_t began, until;
+    uint64_t began, quiet = 0;
 
     say("info", "stopping");
     atomic_store(&node->stopping, true);
     began = now_ms();
-    until = began + STOP_MS;
     dup2(node->dir_fd, node->client_fd); /* closes the listener, and keeps its
                                             number from other use */
     workers_wake(node);
-    while (now_ms() < until &&
-           (!stop_known(node, began) || atomic_load(&node->forwarded) > 0 ||
-            atomic_load(&node->client_connections) > 0))
-        rest_ms(10);
+    for (; now_ms() < began + STOP_MS; rest_ms(10))
+        if (!stop_known(node, began)) /* what was asked before is on its way */
+            quiet = now_ms() + BEAT_MS / 5;
+        else if (now_ms() >= quiet && atomic_load(&node->forwarded) == 0 &&
+                 atomic_load(&node->client_connections) == 0)
+            break;
     dup2(node->dir_fd, node->peer_fd); /* not before: what is in flight */
     atomic_store(&node->ended, true);
     workers_wake(node);
