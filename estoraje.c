@@ -421,10 +421,10 @@ struct node {
     unsigned client_port, peer_port;
     atomic_uint connections, client_connections;
     atomic_uint connections_max;
-    atomic_uint forwarded; /* operations of other nodes' clients at work */
-    atomic_bool loaded;    /* the logs are read */
-    atomic_bool stopping;  /* no new requests */
-    atomic_bool ended;     /* threads are to end */
+    atomic_uint at_work;  /* consistent operations that were begun here */
+    atomic_bool loaded;   /* the logs are read */
+    atomic_bool stopping; /* no new requests */
+    atomic_bool ended;    /* threads are to end */
 
     /* The cluster. */
     pthread_mutex_t view_lock;
@@ -628,6 +628,7 @@ struct op {
     enum phase phase;
     bool consistent; /* ?consistent was in the query */
     bool forwarded;  /* by another node, which has the client */
+    bool at_work;    /* node->at_work counts it */
     bool reads;      /* GET or HEAD */
     bool settles;    /* what is stored is the newest, not the client's record */
     bool tried;      /* the client's record was sent */
@@ -3507,8 +3508,8 @@ static void op_release(struct op *op) {
         return;
     if (op->body_counted > 0)
         atomic_fetch_sub(&op->w->node->body_bytes, op->body_counted);
-    if (op->forwarded)
-        atomic_fetch_sub(&op->w->node->forwarded, 1);
+    if (op->at_work)
+        atomic_fetch_sub(&op->w->node->at_work, 1);
     buf_reset(&op->rec, READ_SIZE / 8);
     buf_reset(&op->old, READ_SIZE / 8);
     buf_reset(&op->text, READ_SIZE / 8);
@@ -7702,10 +7703,18 @@ static void consistent_round(struct op *op) {
     consistent_judge(op);
 }
 
-/* Its turn has come. */
+/* Its turn has come. On a node that stops the one before has just ended: another
+   node's goes on to the next owner, and does not meet it there. */
 static void consistent_start(struct op *op) {
     const struct worker *w = op->w;
 
+    if (op->forwarded && atomic_load(&w->node->stopping)) {
+        turn_give(op, 0);
+        answer_error(op, 503, "this node is stopping");
+        return;
+    }
+    op->at_work = true;
+    atomic_fetch_add(&w->node->at_work, 1);
     op->answered = consistent_answered;
     op->attempt++;
     if (clock_wrong(w->node, w->view) && !op->reads)
@@ -7861,7 +7870,6 @@ static void consistent_body(struct op *op) {
     memcpy(op->key_bytes, ask.p, ask.n);
     op->key = (struct slice){op->key_bytes, ask.n};
     op->forwarded = true;
-    atomic_fetch_add(&op->w->node->forwarded, 1);
     turn_take(op);
 }
 
@@ -9480,9 +9488,8 @@ static const char *route_check(struct op *op, const struct http *h,
     if (op->w->view != NULL && op->w->view->me == op->w->view->count &&
         r->path[0] == '*' && r->port == CONN_CLIENT)
         return LEFT;
-    if (atomic_load(&node->stopping) &&
-        (r->body == consistent_body || r->body == beat_body))
-        return "503 this node is stopping: ask another one";
+    if (atomic_load(&node->stopping) && r->body == beat_body)
+        return "503 this node is stopping";
     return query_check(op, query, r->port == CONN_CLIENT && r->path[0] == '*',
                        r->text == leave_text);
 }
@@ -10635,9 +10642,11 @@ static void node_stop(struct node *node) {
                                             number from other use */
     workers_wake(node);
     for (; now_ms() < began + STOP_MS; rest_ms(10))
-        if (!stop_known(node, began)) /* what was asked before is on its way */
+        if (atomic_load(&node->at_work) > 0)
+            continue;
+        else if (!stop_known(node, began)) /* what was asked is on its way */
             quiet = now_ms() + BEAT_MS / 5;
-        else if (now_ms() >= quiet && atomic_load(&node->forwarded) == 0 &&
+        else if (now_ms() >= quiet &&
                  atomic_load(&node->client_connections) == 0)
             break;
     dup2(node->dir_fd, node->peer_fd); /* not before: what is in flight */

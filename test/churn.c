@@ -375,7 +375,9 @@ static void blame_note(int node, const struct client *c, const struct asked *q,
     bool consistent = q != NULL && q->op.consistent;
     long now = now_ms();
 
-    if (trouble[node] >= begun)
+    if (trouble[node] >= begun ||
+        (c != NULL && c->status == 503 &&
+         strstr(c->body, "has left the cluster") != NULL))
         atomic_fetch_add(&blame.there, 1);
     else if (c != NULL && c->status <= 0 && now - begun >= c->limit_ms)
         atomic_fetch_add(&blame.late, 1);
@@ -452,6 +454,7 @@ static void cycle_leave(int i, int other, bool disturbed, long ms) {
                    node_said(s, "it may be stopped"),
                LIMIT_MS, "%s does not get away", s->name);
     atomic_store(&outside[i], true);
+    atomic_store(&trouble[i], LONG_MAX);
     server_stop(s);
 }
 
@@ -468,7 +471,8 @@ static void cycle_run(enum cycle cycle, uint64_t *seed) {
     while (other == i);
     part("%s %s%s", s->name, cycle_names[cycle],
          disturbed && cycle <= LEAVE ? ", and another one is killed" : "");
-    atomic_store(&trouble[i], LONG_MAX);
+    if (cycle != LEAVE)
+        atomic_store(&trouble[i], LONG_MAX);
     if (cycle == KILL || cycle == STOP || (cycle == REPLACE && !chance))
         hit_begin();
     if (cycle <= REPLACE) {
