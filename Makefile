@@ -46,14 +46,14 @@ cluster-status: status
 # ---------------------------------------------------------------------------
 
 SUITES = ring history unit repair faults sim sim-asan plants servers disk \
-         disk-tsan cluster cluster-tsan join histories churn
+         disk-tsan cluster cluster-tsan join histories churn churn-tsan
 TESTED = build/asan/estoraje build/tsan/estoraje \
          $(addprefix build/test/,ring_test history_test unit repair faults sim \
          sim-asan servers disk cluster join histories churn skew.so)
 
 test: need-test ## every suite, with ASan, UBSan and TSan (also all-tests)
 	@$(MAKE) --no-print-directory $(JOBS) $(TESTED)
-	@passed=0; failed=0; for suite in $(SUITES); do \
+	@passed=0; failed=0; for suite in $(SUITES) $(if $(TORTURE),join-tsan); do \
 	    echo "== $$suite"; \
 	    if $(MAKE) --no-print-directory test-$$suite </dev/null; \
 	    then passed=$$((passed + 1)); else failed=$$((failed + 1)); fi; \
@@ -79,7 +79,8 @@ acceptance-cluster: acceptance
 export SAMPLE
 export ESTORAJE = $(CURDIR)/build/asan/estoraje
 test-disk-tsan: SAMPLE = 5
-test-disk-tsan test-cluster-tsan: ESTORAJE = $(CURDIR)/build/tsan/estoraje
+test-disk-tsan test-cluster-tsan test-join-tsan test-churn-tsan: \
+    ESTORAJE = $(CURDIR)/build/tsan/estoraje
 export ASAN_OPTIONS  = detect_leaks=1:abort_on_error=0
 export UBSAN_OPTIONS = print_stacktrace=1
 export TSAN_OPTIONS  = halt_on_error=1:exitcode=66
@@ -106,9 +107,13 @@ test-cluster: build/test/cluster build/asan/estoraje
 test-cluster-tsan: build/test/cluster build/tsan/estoraje
 test-join: build/test/join build/test/skew.so build/asan/estoraje
 test-histories: build/test/histories build/test/skew.so build/asan/estoraje
+test-join-tsan: build/test/join build/tsan/estoraje
 test-churn: build/test/churn build/asan/estoraje
+test-churn-tsan: build/test/churn build/tsan/estoraje
+# The other tests of this suite take a minute more.
+test-churn-tsan: export ONLY = $(if $(TORTURE),*,test_churn)
 
-$(filter-out test-plants,$(SUITES:%=test-%)):
+$(filter-out test-plants,$(SUITES:%=test-%)) test-join-tsan:
 	@$(FIXED) $<
 
 # Each planted error is a compilation of its own, and runs until it is found.
@@ -234,7 +239,7 @@ help: ## this list
 .PHONY: build start run restart status stop clear run-alone add-samples \
     cluster-status test torture acceptance drills bench all-tests \
     acceptance-cluster \
-    $(SUITES:%=test-%) check check-compilers \
+    $(SUITES:%=test-%) test-join-tsan check check-compilers \
     check-tidy check-cppcheck check-format need-curl need-cluster need-drills \
     need-bench need-test need-check install uninstall clean help
 .DELETE_ON_ERROR:

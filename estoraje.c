@@ -120,7 +120,7 @@
 #define ATTEMPT_MS        2000  /* for one attempt of a write */
 #define RETRY_MS          100   /* until a link, or accept(), is tried again */
 #define CALL_MS           10000 /* for an answer of a peer */
-#define ATTEMPTS          3
+#define ATTEMPTS          8
 #define TICK_MS           20          /* while operations are at work */
 #define CLOCK_AHEAD       60          /* seconds, at most */
 #define PAGE_BYTES        (1u << 20)  /* of a pull */
@@ -317,6 +317,7 @@ enum said {
    is only what it says. Atomic. */
 struct peer {
     atomic_ullong heard;       /* when it last answered, ms; 0 never */
+    atomic_ullong stopped;     /* when it said that it stops, ms; 0 never */
     atomic_ullong boot;        /* its boot number as it said; 0 unknown */
     atomic_ullong said[SAIDS]; /* partitions in doubt, partitions, keys, bytes;
                                   bit n: it hears member n (of the first 64);
@@ -421,6 +422,7 @@ struct node {
     unsigned client_port, peer_port;
     atomic_uint connections, client_connections;
     atomic_uint connections_max;
+    atomic_uint at_work;  /* consistent operations that were begun here */
     atomic_bool loaded;   /* the logs are read */
     atomic_bool stopping; /* no new requests */
     atomic_bool ended;    /* threads are to end */
@@ -627,6 +629,7 @@ struct op {
     enum phase phase;
     bool consistent; /* ?consistent was in the query */
     bool forwarded;  /* by another node, which has the client */
+    bool at_work;    /* node->at_work counts it */
     bool reads;      /* GET or HEAD */
     bool settles;    /* what is stored is the newest, not the client's record */
     bool tried;      /* the client's record was sent */
@@ -1816,6 +1819,11 @@ static void clock_see(struct node *node, uint64_t version) {
         ;
 }
 
+/* The number of the member that this node is; 0: it has not joined yet. */
+static unsigned self_number(const struct node *node) {
+    return (unsigned)atomic_load(&node->self.number);
+}
+
 /*
  * A new version: above all that this node has seen, above `above`, and not
  * below the physical clock. Above a record whose clock was wild it is given
@@ -1831,7 +1839,7 @@ static uint64_t clock_version(struct node *node, uint64_t above) {
         version = clock > physical ? clock : physical;
         version = version > above ? version : above;
         version = VERSION_TIME((version >> VERSION_BITS) + 1);
-        version |= node->self.number;
+        version |= self_number(node);
     } while (!atomic_compare_exchange_weak(of, &clock, version));
     return version;
 }
@@ -3502,6 +3510,8 @@ static void op_release(struct op *op) {
         return;
     if (op->body_counted > 0)
         atomic_fetch_sub(&op->w->node->body_bytes, op->body_counted);
+    if (op->at_work)
+        atomic_fetch_sub(&op->w->node->at_work, 1);
     buf_reset(&op->rec, READ_SIZE / 8);
     buf_reset(&op->old, READ_SIZE / 8);
     buf_reset(&op->text, READ_SIZE / 8);
@@ -3979,8 +3989,7 @@ static void worker_tick(struct worker *w) {
    says what poll() is to wait for. */
 static void worker_settle(struct worker *w) {
     struct node *node = w->node;
-    bool rests = atomic_load(&node->stopping) || w->now < w->accept_at;
-    bool full;
+    bool rests = w->now < w->accept_at, full;
 
     do {
         w->touched = false;
@@ -4002,7 +4011,8 @@ static void worker_settle(struct worker *w) {
             }
         }
     } while (w->touched);
-    full = atomic_load(&node->connections) >= node->connections_max;
+    full = atomic_load(&node->connections) >= node->connections_max ||
+           atomic_load(&node->stopping);
     w->fds[0] = (struct pollfd){w->wake[0], POLLIN, 0};
     w->fds[1] =
         (struct pollfd){rests || full ? -1 : node->client_fd, POLLIN, 0};
@@ -5070,7 +5080,7 @@ static void record_text(struct buf *b, struct node *node) {
 static bool member_alive(const struct node *node, unsigned number) {
     uint64_t heard = atomic_load(&node->peers[number].heard);
 
-    return number == node->self.number ||
+    return number == self_number(node) ||
            (heard != 0 && now_ms() < heard + LOST_MS);
 }
 
@@ -5174,10 +5184,10 @@ static void view_adopt(struct node *node, struct view *view) {
     const struct member *me = &view->member[view->me];
     struct view *old;
 
-    if (view->me < view->count && me->number != node->self.number) {
+    if (view->me < view->count && me->number != self_number(node)) {
         atomic_store(&node->peers[me->number].said[SAID_DOUBT],
                      view->partitions);
-        node->self.number = me->number;
+        atomic_store(&node->self.number, me->number);
     }
     pthread_mutex_lock(&node->view_lock);
     old = node->view;
@@ -5434,7 +5444,7 @@ static bool part_restart(struct node *node, struct part *part, uint64_t epoch,
  * log could not be moved away.
  */
 static bool parts_clear(struct node *node, const struct view *view) {
-    unsigned number = (unsigned)node->self.number;
+    unsigned number = self_number(node);
     const struct view *now = node->view;
 
     for (unsigned i = 0; i < node->partitions; i++) {
@@ -5764,7 +5774,7 @@ static void joiner_begin(struct node *node, const struct view *view) {
     atomic_store(&node->epoch, 0);
     atomic_fetch_add(&node->view_changes, 1);
     view_release(kept);
-    self->number = 0;
+    atomic_store(&self->number, 0);
     node->etcd->obeyed.n = 0;
     say("warning", "this directory was another member's, or of one that has "
                    "left: its logs go to trash/, and all is fetched anew");
@@ -6088,7 +6098,7 @@ static int etcd_tend(struct node *node, struct etcd *e) {
 
     leaves_answer(node, e, view);
     if (view->me == view->count) {
-        if (node->self.number != 0) {
+        if (self_number(node) != 0) {
             atomic_store(&node->left, true);
             if (node->guardian <= 0) /* else once etcd has done without it */
                 left_tell(e);
@@ -6220,7 +6230,7 @@ static int etcd_step(struct node *node, struct etcd *e) {
     member =
         view->me < view->count && (view->member[view->me].id == 0 ||
                                    view->member[view->me].id == node->self.id);
-    joins = !first && !member && (e->begins || node->self.number == 0);
+    joins = !first && !member && (e->begins || self_number(node) == 0);
     if (joins) {
         joiner_begin(node, view);
         view->me = view->count; /* it may have the name of one that is lost */
@@ -6365,7 +6375,7 @@ static void intro_text(struct buf *b, const struct node *node,
     const uint64_t words[INTRO_WORDS] = {INTRO_VERSION,
                                          view->cluster,
                                          view->epoch,
-                                         self->number,
+                                         self_number(node),
                                          self->id,
                                          self->boot,
                                          id,
@@ -6626,7 +6636,7 @@ static unsigned op_part(struct op *op, struct slice key) {
     op->fingerprint = ring_fingerprint(key.p, key.n, node->self.hash);
     op->partition = ring_partition(op->fingerprint, node->partitions);
     op->part = &node->parts[op->partition];
-    return view_owns(op->w->view, op->partition, (unsigned)node->self.number);
+    return view_owns(op->w->view, op->partition, self_number(node));
 }
 
 /* Gives what this replica says to whoever asked: a peer, as an answer with
@@ -6902,10 +6912,17 @@ static void write_answered(struct op *op, unsigned i, unsigned status,
  * new one above that, with the same etag; it waits while that is above the
  * ceiling, but not for ever. Answers are counted anew then: a majority has to
  * hold one and the same version, or none of them would outlast the others.
+ * From the third attempt on a random rest comes before the next: with one of
+ * three owners away each of two writes that meet fails the other, so that many
+ * on one key would all give up.
  */
 static void write_attempt(struct op *op) {
     struct node *node = op->w->node;
 
+    if (op->w->now < op->next_at) {
+        op_due(op, write_attempt);
+        return;
+    }
     if (op->version <= op->highest)
         op->version = clock_version(node, op->highest);
     if (op->etag == 0)
@@ -6921,6 +6938,7 @@ static void write_attempt(struct op *op) {
     op->attempt++; /* whoever has not answered to the last may have that */
     op->reached = op->reached || op_set(op, ANSWER_WAIT, false) != 0;
     op->attempt_since = op->w->now;
+    op->next_at = op->attempt < 3 ? 0 : op->w->now + jitter(5u << op->attempt);
     op->majority_since = op->highest = 0;
     op->refused = false;
     op_owners(op);
@@ -7526,8 +7544,9 @@ static void consistent_round(struct op *op);
 static void consistent_judge(struct op *op);
 
 /* Another round: at once, or after a random rest that grows, so that two nodes
-   do not go on failing each other. While the others have a later ring rounds
-   are not counted: it takes a disk's time until that is in force here. */
+   do not go on failing each other. Rounds that were lost to other operations are
+   not counted, nor are they while the others have a later ring: it takes a
+   disk's time until that is in force here. */
 static void consistent_again(struct op *op) {
     struct worker *w = op->w;
 
@@ -7536,7 +7555,7 @@ static void consistent_again(struct op *op) {
         op->reached = true; /* an owner that has not answered may have it */
     op->tried = op->tried && op->reached; /* else all have refused it */
     op->attempt++; /* answers to this round are void, and so is its version */
-    op->rounds += !op->refused;
+    op->rounds += !op->refused && op->highest == 0;
     op->version = 0;
     if ((op->damaged && op->count == 1) || w->now - op->began > CONSISTENT_MS ||
         op->rounds > CONSISTENT_ROUNDS) {
@@ -7839,10 +7858,18 @@ static void consistent_round(struct op *op) {
     consistent_judge(op);
 }
 
-/* Its turn has come. */
+/* Its turn has come. On a node that stops the one before has just ended: another
+   node's goes on to the next owner, and does not meet it there. */
 static void consistent_start(struct op *op) {
     const struct worker *w = op->w;
 
+    if (op->forwarded && atomic_load(&w->node->stopping)) {
+        turn_give(op, 0);
+        answer_error(op, 503, "this node is stopping");
+        return;
+    }
+    op->at_work = true;
+    atomic_fetch_add(&w->node->at_work, 1);
     op->answered = consistent_answered;
     op->attempt++;
     if (clock_wrong(w->node, w->view) && !op->reads)
@@ -8004,8 +8031,9 @@ static void consistent_body(struct op *op) {
 /* ---- Heartbeats.
  *
  * Every half second each node asks each other one for a sign of life. The
- * question: its clock, 8 bytes; then the partitions in which the other has
- * missed a write, a bit each. The answer: clock, then what it says of itself;
+ * question: its clock, 8 bytes, or 0 from one that stops and does not count as
+ * heard from then on; then the partitions in which the other has missed a write,
+ * a bit each. The answer: clock, then what it says of itself;
  * 8 bytes each. A member may go on coordinating writes which never reach this
  * node, and cannot tell it so: one that others hear and this node does not, or
  * one that does not hear this node. As long as there is one this node is cut
@@ -8019,7 +8047,7 @@ static void beat_send(struct worker *w, unsigned number) {
     size_t n = (w->node->partitions + 63) / 64;
     uint8_t body[8 + PARTITIONS_MAX / 8];
 
-    put64(body, clock_now(w->node));
+    put64(body, atomic_load(&w->node->stopping) ? 0 : clock_now(w->node));
     atomic_store(&peer->missed_any, false);
     for (size_t i = 0; i < n; i++)
         put64(body + 8 + 8 * i, atomic_exchange(&peer->missed[i], 0));
@@ -8046,7 +8074,17 @@ static void beat_answered(struct worker *w, unsigned number, uint64_t since,
                  get64(body.p) + VERSION_AHEAD < VERSION_TIME(now_us()));
     for (size_t i = 0; i < SAIDS; i++)
         atomic_store(&peer->said[i], get64(body.p + 8 + 8 * i));
-    atomic_store(&peer->heard, since);
+    if (since > atomic_load(&peer->stopped))
+        atomic_store(&peer->heard, since);
+}
+
+/* The number of the member that has sent a request, which was checked. */
+static unsigned op_sender(const struct op *op) {
+    uint64_t number = 0;
+
+    slice_digits((struct slice){(const uint8_t *)op->field + 17 * 3, 16}, 16,
+                 &number);
+    return (unsigned)number;
 }
 
 /* A peer's heartbeat has arrived. */
@@ -8058,6 +8096,10 @@ static void beat_body(struct op *op) {
         answer_error(op, 400, "not a heartbeat");
         return;
     }
+    if (get64(op->rec.p) == 0) {
+        atomic_store(&node->peers[op_sender(op)].stopped, op->w->now);
+        atomic_store(&node->peers[op_sender(op)].heard, 0);
+    }
     clock_see(node, get64(op->rec.p));
     for (unsigned i = 0; i < node->partitions; i++)
         if (op->rec.p[8 + i / 8] >> i % 8 & 1)
@@ -8065,7 +8107,7 @@ static void beat_body(struct op *op) {
     put64(answer, clock_now(node));
     for (size_t i = 0; i < SAIDS; i++)
         put64(answer + 8 + 8 * i,
-              atomic_load(&node->peers[node->self.number].said[i]));
+              atomic_load(&node->peers[self_number(node)].said[i]));
     replica_says(op, 200, answer, sizeof answer);
 }
 
@@ -8098,8 +8140,9 @@ static void peers_watch(struct worker *w) {
         doubt_all(node, alive ? "a link is there" : "a link is lost");
         peer->was_alive = alive;
     }
-    atomic_store(&node->peers[node->self.number].said[SAID_HEARS], mine);
-    cut = (any & ~mine) != 0 || (me & ~all) != 0;
+    atomic_store(&node->peers[self_number(node)].said[SAID_HEARS], mine);
+    cut = (any & ~mine) != 0 || (me & ~all) != 0 ||
+          (any != 0 && atomic_load(&node->stopping));
     if (!cut && atomic_load(&node->cut)) /* before it is trusted again */
         doubt_all(node, "this node was cut off");
     atomic_store(&node->cut, cut);
@@ -8112,7 +8155,7 @@ static void worker_beat(struct worker *w) {
     bool due = w->now >= w->beat_at;
 
     if (w->view == NULL || !atomic_load(&node->loaded) ||
-        node->self.number == 0)
+        self_number(node) == 0)
         return;
     if (w->index == 0)
         peers_watch(w);
@@ -8990,7 +9033,7 @@ static bool repair_part(struct repair *repair, struct part *part) {
    partitions that it owns are in doubt; of them as many are recovering. */
 static unsigned repair_count(struct repair *repair, unsigned *recovering) {
     struct node *node = repair->node;
-    struct peer *me = &node->peers[node->self.number];
+    struct peer *me = &node->peers[self_number(node)];
     unsigned doubted = 0, owned = 0;
     uint64_t keys = 0, bytes = 0;
 
@@ -8998,7 +9041,7 @@ static unsigned repair_count(struct repair *repair, unsigned *recovering) {
     for (unsigned i = 0; i < node->partitions; i++) {
         struct part *part = &node->parts[i];
 
-        if (!view_owns(repair->view, i, (unsigned)node->self.number))
+        if (!view_owns(repair->view, i, self_number(node)))
             continue;
         pthread_mutex_lock(&part->lock);
         doubted += part->doubts != part->cleared || part->recovering;
@@ -9125,14 +9168,14 @@ static unsigned repair_gains(const struct repair *repair, unsigned *moving) {
     for (unsigned i = 0; view->next != NULL && i < node->partitions; i++) {
         struct part *part = &node->parts[i];
 
-        if (!view_takes(view, i, (unsigned)node->self.number))
+        if (!view_takes(view, i, self_number(node)))
             continue;
         pthread_mutex_lock(&part->lock);
         *moving += part->agreed != view->epoch || part->dead;
         pthread_mutex_unlock(&part->lock);
         gains++;
     }
-    atomic_store(&node->peers[node->self.number].said[SAID_MOVING], *moving);
+    atomic_store(&node->peers[self_number(node)].said[SAID_MOVING], *moving);
     return gains;
 }
 
@@ -9147,7 +9190,7 @@ static void repair_report(struct repair *repair) {
     if (gains == 0 || moving > 0 || atomic_load(&node->report) == view->epoch)
         return;
     for (unsigned i = 0; i < node->partitions; i++)
-        if (view_takes(view, i, (unsigned)node->self.number)) {
+        if (view_takes(view, i, self_number(node))) {
             sync_now(node, &node->parts[i]);
             if (node->parts[i].dead)
                 return;
@@ -9161,10 +9204,10 @@ static void repair_report(struct repair *repair) {
    whose time has come. How many are left in doubt. */
 static unsigned repair_all(struct repair *repair) {
     struct node *node = repair->node;
-    struct peer *me = &node->peers[node->self.number];
+    struct peer *me = &node->peers[self_number(node)];
     const struct view *view = repair->view;
     unsigned recovering, doubted = repair_count(repair, &recovering);
-    unsigned left = 0, moving, number = (unsigned)node->self.number;
+    unsigned left = 0, moving, number = self_number(node);
 
     repair_gains(repair, &moving);
 
@@ -9596,11 +9639,13 @@ static const char *route_check(struct op *op, const struct http *h,
         return "405 this path does not have that method";
     }
     if (!r->early && (op->w->view == NULL || !atomic_load(&node->loaded) ||
-                      (node->self.number == 0 && r->body == NULL)))
+                      (self_number(node) == 0 && r->body == NULL)))
         return starting_text(op);
     if (op->w->view != NULL && op->w->view->me == op->w->view->count &&
         r->path[0] == '*' && r->port == CONN_CLIENT)
         return LEFT;
+    if (atomic_load(&node->stopping) && r->body == beat_body)
+        return "503 this node is stopping";
     return query_check(op, query, r->port == CONN_CLIENT && r->path[0] == '*',
                        r->text == leave_text);
 }
@@ -9668,7 +9713,8 @@ static const char *route_request(struct op *op, const struct http *h) {
     if (node->flags.debug)
         say("info", "request method=%.*s target=%.*s", (int)h->method.n,
             (const char *)h->method.p, (int)path.n, (const char *)path.p);
-    op->keep = h->keep && !atomic_load(&node->stopping);
+    op->keep = h->keep && (op->c->kind == CONN_PEER || /* more is behind it */
+                           !atomic_load(&node->stopping));
     op->head = slice_is(h->method, "HEAD");
     op->remove = slice_is(h->method, "DELETE");
     slice_next(&query, '?', &path);
@@ -10702,14 +10748,14 @@ static void ready_wait(struct node *node) {
     const struct peer *me;
     char where[300];
 
-    while (node->self.number == 0 && !stop_requested) {
+    while (self_number(node) == 0 && !stop_requested) {
         rest_ms(5);
         if (now_ms() < until)
             continue;
         say("info", "this node joins when no other change of the ring runs");
         until = now_ms() + 10000;
     }
-    me = &node->peers[node->self.number];
+    me = &node->peers[self_number(node)];
     until = now_ms() + LOST_MS;
     while (atomic_load(&me->said[SAID_DOUBT]) > 0 && now_ms() < until &&
            !stop_requested)
@@ -10721,17 +10767,45 @@ static void ready_wait(struct node *node) {
         fprintf(stderr, "ready http://%s\n", where);
 }
 
-/* Stops: no new connections; what is in flight is finished; all is synced. */
+/* Whether all members that live know that this node stops, or had time to hear
+   it since that began. They are told with a heartbeat, at once. */
+static bool stop_known(struct node *node, uint64_t began) {
+    struct view *view = view_hold(node);
+    bool known = true;
+
+    for (unsigned i = 0; i < view->count && now_ms() < began + BEAT_MS; i++) {
+        struct peer *peer = &node->peers[view->member[i].number];
+
+        if (i == view->me || !member_alive(node, view->member[i].number) ||
+            atomic_load(&peer->heard) > began)
+            continue;
+        atomic_store(&peer->missed_any, true);
+        known = false;
+    }
+    view_release(view);
+    return known;
+}
+
+/* Stops: no new connections; what is in flight is finished, for clients of the
+   other nodes, too, who take another owner for what comes; all is synced. */
 static void node_stop(struct node *node) {
-    uint64_t until = now_ms() + STOP_MS;
+    uint64_t began, quiet = 0;
 
     say("info", "stopping");
     atomic_store(&node->stopping, true);
-    dup2(node->dir_fd, node->client_fd); /* closes the listeners, and keeps */
-    dup2(node->dir_fd, node->peer_fd);   /* their numbers from other use */
+    began = now_ms();
+    dup2(node->dir_fd, node->client_fd); /* closes the listener, and keeps its
+                                            number from other use */
     workers_wake(node);
-    while (atomic_load(&node->client_connections) > 0 && now_ms() < until)
-        rest_ms(10);
+    for (; now_ms() < began + STOP_MS; rest_ms(10))
+        if (atomic_load(&node->at_work) > 0)
+            continue;
+        else if (!stop_known(node, began)) /* what was asked is on its way */
+            quiet = now_ms() + BEAT_MS / 5;
+        else if (now_ms() >= quiet &&
+                 atomic_load(&node->client_connections) == 0)
+            break;
+    dup2(node->dir_fd, node->peer_fd); /* not before: what is in flight */
     atomic_store(&node->ended, true);
     workers_wake(node);
     wake_write(node->etcd_wake[1]);

@@ -3376,7 +3376,8 @@ static void test_super_slots(void **state) {
     for (uint64_t i = 1; i <= 5; i++) {
         super_set(node, 100 + i);
         assert_int_equal(super_again(node, &self), 1);
-        assert_memory_equal(&self, &node->self, sizeof self);
+        assert_memory_equal(&self, &node->self,
+                            offsetof(struct identity, number));
         assert_int_equal(self.sequence, i);
         assert_int_equal(self.ceiling, 100 + i);
     }
@@ -5088,6 +5089,55 @@ static void test_view_kept(void **state) {
     buf_free(&e.obeyed);
 }
 
+/* A join is given up when the node that joins has not been heard for long, by
+   nobody of a majority; then the next ring is the old one again. */
+static void test_joiner_lost(void **state) {
+    static const char text[] =
+        "{" IDS "\"epoch\":\"5\",\"partitions\":\"16\",\"replicas\":\"3\","
+        "\"numbers\":\"9\",\"members\":[" MEMBER_A "," MEMBER_B
+        "],\"next\":[" MEMBER_A "," MEMBER_B "," MEMBER(
+            "c", "9", "3d", "") "]}\n"
+                                "{\"name\":\"c\",\"host\":\"127.0.0.3\",\"id\":"
+                                "\"000000000000003d\"}\n";
+    static const struct {
+        bool majority, joiner, by_other, late, lost;
+    } rows[] = {
+        {true, false, false, false, false}, {true, false, false, true, true},
+        {true, true, false, true, false},   {true, false, true, true, false},
+        {false, false, false, true, false},
+    };
+    struct node *node = *state;
+    struct view *view = view_parse(node, slice_of(text));
+    struct buf ring = {0}, more = {0};
+    struct etcd e = {0};
+
+    assert_non_null(view);
+    node->peers = memory(MEMBERS_MAX + 1, sizeof *node->peers);
+    assert_false(joiner_lost(node, &e, view)); /* it has only just begun */
+    for (size_t i = 0; i < COUNT(rows); i++) {
+        uint64_t now = now_ms(), heard = UINT64_C(1) << 7 | 1 << 8;
+
+        e.joiner_at = now - (rows[i].late ? JOINER_MS + 1 : 0);
+        atomic_store(&node->peers[8].heard, rows[i].majority ? now : 0);
+        atomic_store(&node->peers[9].heard, rows[i].joiner ? now : 0);
+        atomic_store(&node->peers[8].said[SAID_HEARS],
+                     heard | (rows[i].by_other ? 1 << 9 : 0));
+        if (joiner_lost(node, &e, view) != rows[i].lost ||
+            change_due(node, &e, view, &ring, &more) != rows[i].lost)
+            fail_msg("row %zu", i);
+    }
+    assert_true(
+        slice_is(buf_slice(&ring),
+                 "{" IDS "\"epoch\":\"6\",\"partitions\":\"16\","
+                 "\"replicas\":\"3\",\"numbers\":\"9\",\"members\":[" MEMBER_A
+                 "," MEMBER_B "]}"));
+    view_release(view);
+    buf_free(&ring);
+    buf_free(&more);
+    free(node->peers);
+    node->peers = NULL;
+}
+
 /* A node and a ring's text, for a child. */
 struct view_try {
     struct node *node;
@@ -6143,6 +6193,7 @@ static const struct CMUnitTest all_tests[] = {
     NODE(test_view_kept),
     NODE(test_change_due),
     NODE(test_view_foreign),
+    NODE(test_joiner_lost),
     NODE(test_view_refused),
     NODE(test_turns_order),
     NODE(test_turns_jump),
