@@ -312,7 +312,7 @@ enum said {
     SAIDS
 };
 
-#define METHODS  6   /* that requests are counted by, see methods[] */
+#define METHODS  6   /* that requests are counted by, see method_names[] */
 #define STATUSES 600 /* of HTTP: any below */
 #define BOUNDS   16  /* of the histogram of times, see bounds[] */
 
@@ -649,7 +649,7 @@ struct op {
     void (*resume)(struct op *); /* called when the sync it waited for is
                                     done */
     unsigned status;             /* of the answer */
-    unsigned method;             /* index in methods[] */
+    unsigned method;             /* index in method_names[] */
     uint64_t arrived;            /* as w->now_ns was when all of it was here */
     bool done;                   /* answered */
     bool parked;                 /* waits for a sync */
@@ -3633,8 +3633,8 @@ static void conn_skip_body(struct conn *c) {
     c->reading = NULL;
 }
 
-static const char *const methods[METHODS] = {"GET",  "HEAD",   "PUT",
-                                             "POST", "DELETE", "other"};
+static const char *const method_names[METHODS] = {"GET",  "HEAD",   "PUT",
+                                                  "POST", "DELETE", "other"};
 
 /* The upper bounds of the histogram's buckets but the last, microseconds. */
 static const unsigned bounds[BOUNDS] = {
@@ -9453,20 +9453,20 @@ static void requests_text(struct buf *b, const struct figures *all) {
                 buf_print(b,
                           "estoraje_http_requests_total{method=\"%s\","
                           "code=\"%d\"} %llu\n",
-                          methods[m], s, n);
+                          method_names[m], s, n);
     family_text(b, TIMES, "histogram", "Time until an answer begins.");
     for (int m = 0; m < METHODS; m++) {
         n = 0;
         for (int i = 0; i < BOUNDS; i++)
             buf_print(b, TIMES "_bucket{method=\"%s\",le=\"%g\"} %llu\n",
-                      methods[m], bounds[i] / 1e6, n += all->times[m][i]);
+                      method_names[m], bounds[i] / 1e6, n += all->times[m][i]);
         n += all->times[m][BOUNDS];
         buf_print(b,
                   TIMES "_bucket{method=\"%s\",le=\"+Inf\"} %llu\n" TIMES
                         "_sum{method=\"%s\"} %.9f\n" TIMES
                         "_count{method=\"%s\"} %llu\n",
-                  methods[m], n, methods[m], (double)all->times_ns[m] / 1e9,
-                  methods[m], n);
+                  method_names[m], n, method_names[m],
+                  (double)all->times_ns[m] / 1e9, method_names[m], n);
     }
 }
 
@@ -9719,7 +9719,7 @@ static const char *route_request(struct op *op, const struct http *h) {
     op->remove = slice_is(h->method, "DELETE");
     op->method = 0; /* of those that are counted, or the last, "other" */
     while (op->method < METHODS - 1 &&
-           !slice_is(h->method, methods[op->method]))
+           !slice_is(h->method, method_names[op->method]))
         op->method++;
     slice_next(&query, '?', &path);
     if (slice_begins(path, "http://")) { /* the authority goes */

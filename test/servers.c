@@ -1764,7 +1764,7 @@ static void test_metrics(void **state) {
         {"estoraje_build_info{version=\"0.1\"}", 1, 1},
     };
     struct server *s = alone("metrics", "-threads 2 -partitions 16");
-    struct client c = client_make(s->port);
+    struct client c = client_make(s->port), others[4];
     double sent = 0, received = 0, before[2], was, n, took;
     char name[128], *large;
     long began = now_ms();
@@ -1806,12 +1806,25 @@ static void test_metrics(void **state) {
     check(metric(&c, TOOK "_bucket{method=\"PUT\",le=\"1\"}") >=
               metric(&c, TOOK "_bucket{method=\"PUT\",le=\"0.0001\"}"),
           "%s", c.body);
-    took = metric(&c, TOOK "_sum{method=\"PUT\"}");
+    took = metric(&c, TOOK "_sum{method=\"GET\"}"); /* each within a turn */
     check(took > 1e-6 && took < (double)(now_ms() - began + 1) / 1000, "%.9f s",
           took);
     check(strstr(c.body, "evil") == NULL && strstr(c.body, "EVIL") == NULL,
           "%s", c.body);
     metrics_check(&c);
+
+    part("of both workers");
+    for (size_t i = 0; i < COUNT(others); i++) {
+        others[i] = client_make(s->port);
+        check(client_text(&others[i], "HEAD", "/1", NULL) == 200, "%d",
+              others[i].status);
+    }
+    metrics_get(&c);
+    check(metric(&c, "estoraje_http_requests_total{method=\"HEAD\",code="
+                     "\"200\"}") == COUNT(others),
+          "%s", c.body);
+    for (size_t i = 0; i < COUNT(others); i++)
+        client_end(&others[i]);
 
     part("gauges, when the care thread has looked");
     for (size_t i = 0; i < COUNT(figures); i++)
