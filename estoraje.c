@@ -317,7 +317,7 @@ enum said {
 #define BOUNDS   16  /* of the histogram of times, see bounds[] */
 
 /*
- * What /_metrics tells, beside requests and peers: a row is a field of struct
+ * What /_metrics tells, beside requests: a row is a field of struct
  * figures, how many figures that has, name, a label's name and values (one for
  * each figure, none for a single one), and help. A name in _total is that of a
  * count, which only grows, others are gauges.
@@ -9405,8 +9405,8 @@ static const char *owners_text(struct op *op, struct buf *b) {
 /* ---- Metrics.
  *
  * What Prometheus is told, in its text format 0.0.4. No label has a value that
- * a client could make up: there are as many series as rows, methods, statuses
- * and members. Of the process_... figures that are usual POSIX has but two. */
+ * a client could make up: there are as many series as rows, methods and
+ * statuses. Of the process_... figures that are usual POSIX has but two. */
 
 #define TIMES "estoraje_http_request_duration_seconds"
 
