@@ -215,8 +215,11 @@ need-cluster: ; @test/need.sh $(ETCD_CURL)
 need-drills: ; @test/need.sh $(ETCD_CURL) etcdctl:etcd-client faketime:faketime \
     ip:iproute2 unshare:util-linux
 need-bench: ; @test/need.sh $(ETCD_CURL) wrk:wrk
-need-test: ; @test/need.sh $(ETCD_CURL) haproxy:haproxy strace:strace \
-    cmocka.h:libcmocka-dev
+# Without promtool what it would check is not checked, and the tests say so.
+need-test:
+	@test/need.sh $(ETCD_CURL) haproxy:haproxy strace:strace \
+	    cmocka.h:libcmocka-dev
+	@test/need.sh promtool:prometheus || :
 need-check: need-test
 	@test/need.sh gcc:gcc clang:clang musl-gcc:musl-tools \
 	    clang-tidy:clang-tidy clang-format:clang-format cppcheck:cppcheck

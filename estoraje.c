@@ -80,7 +80,8 @@
 
 #include "ring.h"
 
-#define VERSION_TEXT "estoraje 0.1"
+#define VERSION      "0.1"
+#define VERSION_TEXT "estoraje " VERSION
 
 /* What a client may send. */
 #define KEY_MAX       1024                /* bytes, decoded */
@@ -313,6 +314,69 @@ enum said {
     SAIDS
 };
 
+#define METHODS  6   /* that requests are counted by, see method_names[] */
+#define STATUSES 600 /* of HTTP: any below */
+#define BOUNDS   16  /* of the histogram of times, see bounds[] */
+
+/*
+ * What /_metrics tells, beside requests: a row is a field of struct
+ * figures, how many figures that has, name, a label's name and values (one for
+ * each figure, none for a single one), and help. A name in _total is that of a
+ * count, which only grows, others are gauges.
+ */
+#define FIGURES(X)                                                             \
+    X(received, 2, "estoraje_received_bytes_total", "port=client,peer",        \
+      "Bytes read from sockets.")                                              \
+    X(sent, 2, "estoraje_sent_bytes_total", "port=client,peer",                \
+      "Bytes written to sockets.")                                             \
+    X(connections, 2, "estoraje_connections", "port=client,peer",              \
+      "Connections that are open.")                                            \
+    X(most, 1, "estoraje_max_connections", "", "Of both ports, at most.")      \
+    X(keys, 1, "estoraje_keys", "", "Keys that this node holds.")              \
+    X(live, 1, "estoraje_live_bytes", "", "Bytes of logs that are needed.")    \
+    X(logged, 1, "estoraje_log_bytes", "", "Bytes of logs.")                   \
+    X(full, 1, "estoraje_disk_full", "", "1: only deletes are taken.")         \
+    X(parts, 5, "estoraje_partitions",                                         \
+      "state=owned,doubt,moving,damaged,dead",                                 \
+      "Those owned, and of these some.")                                       \
+    X(rotten, 1, "estoraje_damaged_records_total", "", "As found by reads.")   \
+    X(compactions, 2, "estoraje_compactions_total", "result=done,failed",      \
+      "Logs written anew.")                                                    \
+    X(peers, 2, "estoraje_peers", "state=up,down",                             \
+      "Other nodes: heard, or not.")                                           \
+    X(calls, 1, "estoraje_peer_calls_total", "", "To others, but repair's.")   \
+    X(errors, 1, "estoraje_peer_errors_total", "", "Calls failed or refused.") \
+    X(stored, 2, "estoraje_replica_writes_total", "result=stored,refused",     \
+      "Writes that came to this replica.")                                     \
+    X(missed, 1, "estoraje_missed_writes_total", "",                           \
+      "That another owner lacks.")                                             \
+    X(stale, 1, "estoraje_stale_reads_total", "", "Of less than a majority.")  \
+    X(doubts, 1, "estoraje_doubts_total", "", "About all partitions.")         \
+    X(rounds, 2, "estoraje_repair_rounds_total", "result=done,failed",         \
+      "Rounds, each of one partition.")                                        \
+    X(repaired, 1, "estoraje_repair_records_total", "", "Records pulled.")     \
+    X(pulled, 1, "estoraje_repair_received_bytes_total", "", "By its calls.")  \
+    X(epoch, 1, "estoraje_ring_epoch", "", "Of the ring in force.")            \
+    X(etcd, 3, "estoraje_etcd", "state=up,down,none", "1: so it is.")          \
+    X(build, 1, "estoraje_build_info", "version=" VERSION, "What runs here.")  \
+    X(began, 1, "process_start_time_seconds", "", "Start, since 1970.")        \
+    X(cpu, 1, "process_cpu_seconds_total", "", "CPU time, whole seconds.")
+
+/*
+ * Each worker counts in one of these of its own, which no other thread writes;
+ * what other threads count, and does not happen with each request, is in the
+ * node's, by atomic_fetch_add(). So a count is the sum of all of these. All
+ * are numbers of one type, to be added up field by field; gauges are mostly
+ * set in the sum.
+ */
+struct figures {
+    atomic_ullong requests[METHODS][STATUSES]; /* of clients, answered */
+    atomic_ullong times[METHODS][BOUNDS + 1];  /* of these, by bounds[] */
+    atomic_ullong times_ns[METHODS];           /* their sum */
+#define FIGURE_FIELD(field, n, name, label, help) atomic_ullong field[n];
+    FIGURES(FIGURE_FIELD)
+};
+
 /* What this node knows first-hand of a member, by its number; of itself there
    is only what it says. Atomic. */
 struct peer {
@@ -444,6 +508,8 @@ struct node {
     atomic_bool forget; /* for the house thread: call identity_forget() */
 
     int exit_code; /* when the node stops for a reason of its own */
+
+    struct figures figures; /* that no worker counts */
 
     /* Repair. */
     int repair_wake[2]; /* a byte ends the repair thread's rest */
@@ -588,6 +654,8 @@ struct op {
     void (*resume)(struct op *); /* called when the sync it waited for is
                                     done */
     unsigned status;             /* of the answer */
+    unsigned method;             /* index in method_names[] */
+    uint64_t arrived;            /* as w->now_ns was when all of it was here */
     bool done;                   /* answered */
     bool parked;                 /* waits for a sync */
     bool head;                   /* HEAD: no body in the answer */
@@ -669,8 +737,9 @@ struct worker {
     atomic_ullong epoch; /* of it, for other threads; no turn goes back */
     uint64_t view_at;    /* ms: since when it has that epoch */
     uint64_t view_seen;
-    uint64_t now;  /* ms of the monotonic clock, once a turn */
-    uint64_t wall; /* seconds; date is the field that is made of it */
+    uint64_t now;    /* ms of the monotonic clock, once a turn */
+    uint64_t now_ns; /* the same reading */
+    uint64_t wall;   /* seconds; date is the field that is made of it */
     char date[48];
     struct pollfd *fds;  /* wake pipe, listeners, then as conns */
     struct conn **conns; /* [count] */
@@ -689,6 +758,7 @@ struct worker {
     uint64_t beat_at;
     uint64_t accept_at; /* no new connection before */
     unsigned turn;      /* of round-robins */
+    struct figures figures;
     /* From other threads. */
     int wake[2];
     pthread_mutex_t inbox_lock;
@@ -699,20 +769,29 @@ struct worker {
 
 static atomic_int stop_requested; /* lock-free, so a handler may set it */
 
-/* Milliseconds of the monotonic clock: for all timeouts. */
-static uint64_t now_ms(void) {
+static uint64_t clock_ns(clockid_t id) {
     struct timespec t;
 
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (uint64_t)t.tv_sec * 1000 + (uint64_t)t.tv_nsec / 1000000;
+    clock_gettime(id, &t);
+    return (uint64_t)t.tv_sec * 1000000000 + (uint64_t)t.tv_nsec;
+}
+
+/* Milliseconds of the monotonic clock: for all timeouts. */
+static uint64_t now_ms(void) {
+    return clock_ns(CLOCK_MONOTONIC) / 1000000;
 }
 
 /* Microseconds since 1970: for versions, never for timeouts. */
 static uint64_t now_us(void) {
-    struct timespec t;
+    return clock_ns(CLOCK_REALTIME) / 1000;
+}
 
-    clock_gettime(CLOCK_REALTIME, &t);
-    return (uint64_t)t.tv_sec * 1000000 + (uint64_t)t.tv_nsec / 1000;
+/* Counts n more where only this thread counts: for the price of an addition,
+   which atomic_fetch_add() is not. */
+static void figure_add(atomic_ullong *at, uint64_t n) {
+    atomic_store_explicit(at,
+                          atomic_load_explicit(at, memory_order_relaxed) + n,
+                          memory_order_relaxed);
 }
 
 /* How many bits are set. */
@@ -2455,6 +2534,7 @@ static void part_damaged(struct node *node, struct part *part,
             continue;
         e->size |= ENTRY_DAMAGED;
         part->log.rotten++;
+        atomic_fetch_add(node->figures.rotten, 1);
         part->doubts++;
         log_complain(node, part, "error", "damaged: a record is rotten",
                      entry_offset(e), entry_size(e));
@@ -2858,6 +2938,7 @@ static bool part_compact(struct node *node, struct part *part) {
     part->rest_until = good ? 0 : now_ms() + COMPACT_AGAIN;
     part->compacted = good ? now_ms() : part->compacted;
     pthread_mutex_unlock(&part->lock);
+    atomic_fetch_add(&node->figures.compactions[!good], 1);
     if (good) {
         file_release(old.file);
         free(old.table);
@@ -3436,6 +3517,7 @@ static struct conn *conn_new(struct worker *w, int fd, enum conn_kind kind) {
             die("out of memory");
     }
     w->conns[w->count++] = c;
+    figure_add(&w->figures.connections[kind != CONN_CLIENT], 1);
     atomic_fetch_add(&w->node->connections, 1);
     atomic_fetch_add(&w->node->client_connections, kind == CONN_CLIENT);
     conn_touch(c);
@@ -3488,6 +3570,8 @@ static struct op *op_new(struct conn *c) {
     op->w = w;
     op->c = c;
     op->keep = true;
+    op->method = METHODS - 1;
+    op->arrived = w->now_ns;
     if (c->first != NULL)
         c->last->next = op;
     else
@@ -3563,6 +3647,38 @@ static void conn_skip_body(struct conn *c) {
     c->reading = NULL;
 }
 
+static const char *const method_names[METHODS] = {"GET",  "HEAD",   "PUT",
+                                                  "POST", "DELETE", "other"};
+
+/* The upper bounds of the histogram's buckets but the last, microseconds. */
+static const unsigned bounds[BOUNDS] = {
+    100,   250,    500,    1000,   2500,    5000,    10000,   25000,
+    50000, 100000, 250000, 500000, 1000000, 2500000, 5000000, 10000000};
+
+/*
+ * Counts a client's request and its time, when its answer begins. The time is
+ * from the turn in which all of the request was here, so the requests that the
+ * turn had before it are in it. It ends with a reading of the clock that is
+ * made for it: by the turn's own one a request that holds up the loop, reading
+ * from a slow disk, would have taken no time. Not in it: what waits in the
+ * kernel for the turn before to end, and what the client takes to send a body
+ * and to read the answer.
+ */
+static void op_count(const struct op *op, unsigned status) {
+    struct figures *f = &op->w->figures;
+    uint64_t ns;
+    int i = 0;
+
+    if (op->c->kind != CONN_CLIENT)
+        return;
+    ns = clock_ns(CLOCK_MONOTONIC) - op->arrived;
+    while (i < BOUNDS && ns > bounds[i] * UINT64_C(1000))
+        i++;
+    figure_add(&f->requests[op->method][status < STATUSES ? status : 500], 1);
+    figure_add(&f->times[op->method][i], 1);
+    figure_add(&f->times_ns[op->method], ns);
+}
+
 /* Begins an answer: status line and the fields that all of a status have. A
    body that was not read by now is not wanted. */
 static struct buf *answer_begin(struct op *op, unsigned status) {
@@ -3572,6 +3688,7 @@ static struct buf *answer_begin(struct op *op, unsigned status) {
     if (op->c->reading == op)
         conn_skip_body(op->c);
     op->status = status;
+    op_count(op, status);
     buf_text(out, "HTTP/1.1 ");
     buf_add(out, text.p, text.n);
     buf_text(out, op->w->date);
@@ -3682,8 +3799,10 @@ static bool conn_body(struct conn *c) {
         return used > 0;
     }
     c->reading = NULL;
-    if (op != NULL)
+    if (op != NULL) {
+        op->arrived = op->w->now_ns;
         op->body(op);
+    }
     return true;
 }
 
@@ -3769,6 +3888,9 @@ static void conn_input(struct conn *c) {
     }
     n = read(c->fd, buf_grow(&c->in, READ_SIZE), READ_SIZE);
     c->in.n -= READ_SIZE - (n > 0 ? (size_t)n : 0);
+    if (n > 0)
+        figure_add(&c->w->figures.received[c->kind != CONN_CLIENT],
+                   (uint64_t)n);
     if (n == 0 || (n < 0 && errno != EAGAIN && errno != EINTR)) {
         c->close_after = true;
         if (n < 0 || c->reading != NULL || c->kind == CONN_LINK ||
@@ -3792,8 +3914,11 @@ static void conn_flush(struct conn *c) {
             break; /* a link is not connected yet: poll() will tell */
         if (n < 0 && errno != EINTR)
             conn_kill(c);
-        if (n > 0)
+        if (n > 0) {
             c->out.at += (size_t)n;
+            figure_add(&c->w->figures.sent[c->kind != CONN_CLIENT],
+                       (uint64_t)n);
+        }
         if (n > 0 && (c->kind != CONN_LINK || conn_unsent(c) > 0))
             c->since = c->w->now; /* what the kernel takes of a call at once
                                      says nothing about the peer */
@@ -3865,6 +3990,7 @@ static void conn_end(struct conn *c) {
 
 /* Frees a connection that has no operations any more. */
 static void conn_free(struct conn *c) {
+    figure_add(&c->w->figures.connections[c->kind != CONN_CLIENT], UINT64_MAX);
     atomic_fetch_sub(&c->w->node->connections, 1);
     atomic_fetch_sub(&c->w->node->client_connections, c->kind == CONN_CLIENT);
     if (c->kind == CONN_LINK)
@@ -4030,7 +4156,8 @@ static void worker_clock(struct worker *w) {
     time_t wall = time(NULL);
     struct tm tm;
 
-    w->now = now_ms();
+    w->now_ns = clock_ns(CLOCK_MONOTONIC);
+    w->now = w->now_ns / 1000000;
     if (before != 0 && (w->now - before > PAUSE_MS ||
                         (uint64_t)wall - w->wall > 1 + PAUSE_MS / 1000))
         doubt_all(w->node, "this process was paused");
@@ -5116,6 +5243,7 @@ static void peer_missed(struct node *node, unsigned number,
     atomic_fetch_or(&peer->missed[partition / 64], UINT64_C(1)
                                                        << partition % 64);
     atomic_store(&peer->missed_any, true);
+    atomic_fetch_add(node->figures.missed, 1);
 }
 
 /* Raises doubt about all. A node that is alone has nobody to miss. */
@@ -5124,6 +5252,7 @@ static void doubt_all(struct node *node, const char *cause) {
 
     if (atomic_load(&node->loaded) && view != NULL && view->count > 1) {
         say("info", "in doubt about all partitions cause=\"%s\"", cause);
+        atomic_fetch_add(node->figures.doubts, 1);
         for (unsigned i = 0; i < node->partitions; i++)
             doubt_part(node, i);
     }
@@ -6437,6 +6566,7 @@ static bool link_call(struct worker *w, struct link *links, unsigned number,
     buf_add(out, body.p, body.n);
     conn_touch(l->conn);
     buf_add(&l->calls, &call, sizeof call);
+    figure_add(w->figures.calls, 1);
     return true;
 }
 
@@ -6459,6 +6589,7 @@ static void link_answer(struct worker *w, struct link *l, unsigned status,
 
     l->calls.at += sizeof call;
     buf_drop(&l->calls, READ_SIZE);
+    figure_add(w->figures.errors, status != 200);
     if (status == 409)
         wake_write(w->node->etcd_wake[1]);
     if (op == NULL) {
@@ -6693,6 +6824,7 @@ static void replica_accept(struct op *op) {
         op_due(op, replica_accept);
         return;
     }
+    figure_add(&op->w->figures.stored[op->vote.verdict != ACCEPT_OK], 1);
     if (op->vote.verdict == ACCEPT_FLOOR && op->phase != PHASE_WRITE)
         doubt_part(node, op->partition); /* the others may have taken it, and
                                             it is acknowledged before a
@@ -7068,6 +7200,7 @@ static void read_answer(struct op *op, const struct record *r, bool stale,
         return;
     }
     out = answer_begin(op, !present ? 404 : unchanged ? 304 : 200);
+    figure_add(op->w->figures.stale, stale);
     if (stale)
         buf_text(out, "\r\nEstoraje-Stale: true");
     if (present) {
@@ -8513,9 +8646,11 @@ static bool repair_call(struct repair *repair, const struct member *m,
     good = caller_call(k, path, (const char *)repair->fields.p,
                        buf_slice(&repair->ask), CALL_MS) == 200 &&
            k->reply.n >= least;
+    atomic_fetch_add(node->figures.errors, !good);
     if (!good)
         return false;
     repair->bytes += k->reply.n;
+    atomic_fetch_add(node->figures.pulled, k->reply.n);
     repair->rest = rate == 0 ? 0 : k->reply.n * 1000 / rate;
     return true;
 }
@@ -8610,6 +8745,7 @@ static bool repair_store(struct repair *repair, const struct other *from,
         if (verdict != ACCEPT_OK && verdict != ACCEPT_HELD)
             return false;
         repair->records++;
+        atomic_fetch_add(node->figures.repaired, 1);
     }
     return want == end;
 }
@@ -9025,6 +9161,7 @@ static bool repair_part(struct repair *repair, struct part *part) {
         part->unsure = 0;
     }
     pthread_mutex_unlock(&part->lock);
+    atomic_fetch_add(&node->figures.rounds[!good], 1);
     repair_tell(repair);
     return good;
 }
@@ -9301,7 +9438,8 @@ static const char *help_text(struct op *op, struct buf *b) {
         "  curl @/_nodes_discovery   the nodes in short\n"
         "  curl @/_nodes_discovery_plain   those that live, a line each\n"
         "  curl @/_health   200: it runs\n"
-        "  curl @/_ready   200: it serves\n\n";
+        "  curl @/_ready   200: it serves\n"
+        "  curl @/_metrics   figures, for Prometheus\n\n";
     const struct node *node = op->w->node;
     struct slice rest = slice_of(text), part;
     char at[300];
@@ -9502,9 +9640,117 @@ static const char *owners_text(struct op *op, struct buf *b) {
     return NULL;
 }
 
+/* ---- Metrics.
+ *
+ * What Prometheus is told, in its text format 0.0.4. No label has a value that
+ * a client could make up: there are as many series as rows, methods and
+ * statuses. Of the process_... figures that are usual POSIX has but two. */
+
+#define TIMES "estoraje_http_request_duration_seconds"
+
+/* Begins a family of figures. */
+static void family_text(struct buf *b, const char *name, const char *type,
+                        const char *help) {
+    buf_print(b, "# HELP %s %s\n# TYPE %s %s\n", name, help, name, type);
+}
+
+/* Appends all rows of FIGURES. */
+static void figures_text(struct buf *b, const struct figures *all) {
+#define FIGURE_ROW(field, n, name, label, help) {name, label, help, all->field},
+    const struct {
+        const char *name, *label, *help;
+        const atomic_ullong *figure;
+    } rows[] = {FIGURES(FIGURE_ROW)};
+
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        const char *name = rows[i].name;
+        const atomic_ullong *figure = rows[i].figure;
+        struct slice words = slice_of(rows[i].label), label, word;
+        bool counts = strcmp(name + strlen(name) - 6, "_total") == 0;
+
+        family_text(b, name, counts ? "counter" : "gauge", rows[i].help);
+        if (words.n == 0)
+            buf_print(b, "%s %llu\n", name, *figure);
+        slice_next(&words, '=', &label);
+        for (; slice_next(&words, ',', &word); figure++)
+            buf_print(b, "%s{%.*s=\"%.*s\"} %llu\n", name, (int)label.n,
+                      (const char *)label.p, (int)word.n, (const char *)word.p,
+                      *figure);
+    }
+}
+
+/* Appends what is counted of requests. */
+static void requests_text(struct buf *b, const struct figures *all) {
+    unsigned long long n;
+
+    family_text(b, "estoraje_http_requests_total", "counter",
+                "Requests of clients that were answered.");
+    for (int m = 0; m < METHODS; m++)
+        for (int s = 0; s < STATUSES; s++)
+            if ((n = all->requests[m][s]) > 0)
+                buf_print(b,
+                          "estoraje_http_requests_total{method=\"%s\","
+                          "code=\"%d\"} %llu\n",
+                          method_names[m], s, n);
+    family_text(b, TIMES, "histogram", "Time until an answer begins.");
+    for (int m = 0; m < METHODS; m++) {
+        n = 0;
+        for (int i = 0; i < BOUNDS; i++)
+            buf_print(b, TIMES "_bucket{method=\"%s\",le=\"%g\"} %llu\n",
+                      method_names[m], bounds[i] / 1e6, n += all->times[m][i]);
+        n += all->times[m][BOUNDS];
+        buf_print(b,
+                  TIMES "_bucket{method=\"%s\",le=\"+Inf\"} %llu\n" TIMES
+                        "_sum{method=\"%s\"} %.9f\n" TIMES
+                        "_count{method=\"%s\"} %llu\n",
+                  method_names[m], n, method_names[m],
+                  (double)all->times_ns[m] / 1e9, method_names[m], n);
+    }
+}
+
+/* Adds all figures of a thread. */
+static void figures_add(struct figures *all, const struct figures *more) {
+    const atomic_ullong *from = (const void *)more;
+    atomic_ullong *to = (void *)all;
+
+    for (size_t i = 0; i < sizeof *all / sizeof *to; i++)
+        figure_add(&to[i],
+                   atomic_load_explicit(&from[i], memory_order_relaxed));
+}
+
+static const char *metrics_text(struct op *op, struct buf *b) {
+    struct node *node = op->w->node;
+    const struct view *view = op->w->view;
+    const atomic_ullong *said = node->peers[node->self.number].said;
+    struct figures *all = memory(1, sizeof *all);
+
+    figures_add(all, &node->figures);
+    for (unsigned i = 0; i < node->worker_count; i++)
+        figures_add(all, &node->workers[i].figures);
+    all->parts[0] = said[SAID_OWNED];
+    all->parts[1] = said[SAID_DOUBT];
+    all->parts[2] = said[SAID_MOVING];
+    all->parts[3] = node->damaged;
+    all->parts[4] = node->dead_logs;
+    for (unsigned i = 0; i < view->count; i++)
+        if (i != view->me)
+            all->peers[!member_alive(node, view->member[i].number)]++;
+    *all->most = node->connections_max;
+    *all->full = node->full;
+    *all->epoch = view->epoch;
+    all->etcd[node->etcd == NULL ? 2 : node->etcd_lost] = 1;
+    *all->build = 1;
+    *all->cpu = clock_ns(CLOCK_PROCESS_CPUTIME_ID) / 1000000000;
+    requests_text(b, all);
+    figures_text(b, all);
+    free(all);
+    return NULL;
+}
+
 #define READ      "GET, HEAD"
 #define ALLOW_ALL "GET, HEAD, PUT, POST, DELETE"
 #define JSON      "application/json"
+#define METRICS   "text/plain; version=0.0.4; charset=utf-8"
 #define UNBUILT   "501 this is not built yet"
 #define UNKNOWN   "404 no such path on this port"
 
@@ -9529,7 +9775,7 @@ static const struct route {
     {CONN_CLIENT, "/_nodes_discovery", READ, false, JSON, nodes_text, NULL},
     {CONN_CLIENT, "/_nodes_discovery_plain", READ, false, TEXT_PLAIN,
      plain_text, NULL},
-    {CONN_CLIENT, "/_metrics", READ, true, UNBUILT, NULL, NULL},
+    {CONN_CLIENT, "/_metrics", READ, false, METRICS, metrics_text, NULL},
     {CONN_CLIENT, "/_ring", READ, true, UNBUILT, NULL, NULL},
     {CONN_CLIENT, "/_*", READ, true, UNKNOWN, NULL, NULL},
     {CONN_CLIENT, "*", ALLOW_ALL, false, NULL, NULL, NULL},
@@ -9717,6 +9963,10 @@ static const char *route_request(struct op *op, const struct http *h) {
                            !atomic_load(&node->stopping));
     op->head = slice_is(h->method, "HEAD");
     op->remove = slice_is(h->method, "DELETE");
+    op->method = 0; /* of those that are counted, or the last, "other" */
+    while (op->method < METHODS - 1 &&
+           !slice_is(h->method, method_names[op->method]))
+        op->method++;
     slice_next(&query, '?', &path);
     if (slice_begins(path, "http://")) { /* the authority goes */
         path = slice_skip(path, 7);
@@ -10595,9 +10845,10 @@ static void *house_run(void *arg) {
 }
 
 /* The partition that has most to gain from a compaction; NULL: there is none
-   that is worth it. Adds up what is live, for the pace of the scrubber. */
+   that is worth it. Adds up what is live, for the pace of the scrubber, and
+   what else there is, for /_metrics. */
 static struct part *care_choose(struct node *node, uint64_t *live) {
-    uint64_t most = 0, largest = 0, room = disk_room(node);
+    uint64_t most = 0, largest = 0, room = disk_room(node), keys = 0, bytes = 0;
     struct part *chosen = NULL;
     unsigned damaged = 0;
 
@@ -10607,6 +10858,8 @@ static struct part *care_choose(struct node *node, uint64_t *live) {
 
         pthread_mutex_lock(&part->lock);
         *live += part->log.live;
+        keys += part->log.keys;
+        bytes += part->log.end;
         if (part->log.live > largest)
             largest = part->log.live;
         damaged += part->log.rotten > 0 || part->unsure > 0;
@@ -10616,6 +10869,9 @@ static struct part *care_choose(struct node *node, uint64_t *live) {
         }
         pthread_mutex_unlock(&part->lock);
     }
+    *node->figures.live = *live;
+    *node->figures.keys = keys;
+    *node->figures.logged = bytes;
     atomic_store(&node->damaged, damaged);
     atomic_store(&node->largest, (largest >> 20 << 20) + (1u << 20));
     return chosen;
@@ -10677,6 +10933,7 @@ static void cluster_begin(struct node *node) {
 /* Makes what the threads share, and starts the workers: /_health is answered
    from now on. */
 static void workers_begin(struct node *node) {
+    *node->figures.began = now_us() / 1000000;
     node->peers = memory(MEMBERS_MAX + 1, sizeof *node->peers);
     mutex_init(&node->view_lock);
     mutex_init(&node->reserve_lock);

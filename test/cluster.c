@@ -615,6 +615,61 @@ static void test_kill(void **state) {
     read_back(killed, n, w.round);
 }
 
+/* What the nodes' metrics say of a node that is killed and comes back. */
+static void test_metrics(void **state) {
+    struct client a = client_make(nodes[0]->port);
+    struct client b = client_make(nodes[1]->port);
+    double calls, errors, missed, doubts;
+    char key[32];
+
+    (void)state;
+    metrics_get(&a);
+    metrics_check(&a);
+    check(metric(&a, "estoraje_peers{state=\"up\"}") == 2 &&
+              metric(&a, "estoraje_peers{state=\"down\"}") == 0 &&
+              metric(&a, "estoraje_etcd{state=\"up\"}") == 1 &&
+              metric(&a, "estoraje_partitions{state=\"owned\"}") == 256 &&
+              metric(&a, "estoraje_connections{port=\"peer\"}") > 0 &&
+              metric(&a, "estoraje_received_bytes_total{port=\"peer\"}") > 0,
+          "%s", a.body);
+    calls = metric(&a, "estoraje_peer_calls_total");
+    errors = metric(&a, "estoraje_peer_errors_total");
+    missed = metric(&a, "estoraje_missed_writes_total");
+    doubts = metric(&a, "estoraje_doubts_total");
+    check(calls > 0 && errors >= 0 && missed >= 0 && doubts >= 0, "%s", a.body);
+    part("one is killed");
+    server_kill(nodes[1]);
+    wait_until(
+        (metrics_get(&a), metric(&a, "estoraje_peers{state=\"down\"}") == 1 &&
+                              metric(&a, "estoraje_doubts_total") > doubts),
+        LIMIT_MS, "%.0f before\n%s", doubts, a.body);
+    for (int i = 0; i < 20; i++) {
+        snprintf(key, sizeof key, "/metrics%d", i);
+        check(client_text(&a, "PUT", key, "v") == 201, "%d", a.status);
+    }
+    metrics_get(&a);
+    metrics_check(&a);
+    check(metric(&a, "estoraje_peers{state=\"up\"}") == 1 &&
+              metric(&a, "estoraje_peer_calls_total") >= calls + 20 &&
+              metric(&a, "estoraje_peer_errors_total") > errors &&
+              metric(&a, "estoraje_missed_writes_total") >= missed + 20,
+          "%.0f %.0f %.0f before\n%s", calls, errors, missed, a.body);
+    part("it comes back, and repairs what it has missed");
+    again(nodes[1]);
+    wait_until(
+        (metrics_get(&b), metric(&b, "estoraje_repair_records_total") >= 20),
+        LIMIT_MS, "%s", b.body);
+    check(metric(&b, "estoraje_repair_received_bytes_total") > 20 * 40 &&
+              metric(&b, "estoraje_repair_rounds_total{result=\"done\"}") > 0,
+          "%s", b.body);
+    metrics_check(&b);
+    wait_until(
+        (metrics_get(&a), metric(&a, "estoraje_peers{state=\"up\"}") == 2),
+        LIMIT_MS, "%s", a.body);
+    client_end(&a);
+    client_end(&b);
+}
+
 static void test_ten_restarts(void **state) {
     struct server *s = nodes[2];
     size_t usual = processes_count(s->dir);
@@ -1162,7 +1217,7 @@ int main(void) {
         TEST(test_peer_garbage), TEST(test_refused),        TEST(test_pause),
         TEST(test_etcd_stopped), TEST(test_kill),           TEST(test_minority),
         TEST(test_ten_restarts), TEST(test_real_input),     TEST(test_storm),
-        TEST(test_large),        TEST(test_stop_all),
+        TEST(test_metrics),      TEST(test_large),          TEST(test_stop_all),
     };
     const struct CMUnitTest others[] = {
         cmocka_unit_test_teardown(test_gateway_off, servers_end),

@@ -942,6 +942,47 @@ static inline bool port_silent(int port) {
     return silent;
 }
 
+/* ---- Metrics --------------------------------------------------------- */
+
+/* Asks a node for its metrics; c->body has them. */
+static inline void metrics_get(struct client *c) {
+    check(client_text(c, "GET", "/_metrics", NULL) == 200, "%d", c->status);
+}
+
+/* The figure of a series, as it is written: name{label="value"}; -1: there is
+   none. */
+static inline double metric(const struct client *c, const char *series) {
+    const char *at = c->body;
+    size_t n = strlen(series);
+
+    while (at != NULL && (strncmp(at, series, n) != 0 || at[n] != ' ')) {
+        at = strchr(at, '\n');
+        at = at != NULL ? at + 1 : NULL;
+    }
+    return at != NULL ? strtod(at + n, NULL) : -1;
+}
+
+/* Has promtool look at the metrics, where it is installed. */
+static inline void metrics_check(const struct client *c) {
+    static const char script[] = "command -v promtool >/dev/null || exit 99\n"
+                                 "promtool check metrics <\"$1\"\n";
+    char path[MAX_PATH + 32], text[MAX_PATH + 32];
+    struct output o = {0};
+
+    snprintf(path, sizeof path, "%s/promtool.sh", the_run.dir);
+    snprintf(text, sizeof text, "%s/metrics", the_run.dir);
+    check(file_write(path, "wb", script, sizeof script - 1) &&
+              file_write(text, "wb", c->body, c->body_len),
+          "cannot write %s", text);
+    run(&o, "sh %s %s", path, text);
+    if (o.code == 99)
+        part("not checked: there is no promtool");
+    else
+        check(o.code == 0 && o.out[0] == '\0' && o.err[0] == '\0',
+              "promtool: %d %s%s", o.code, o.out, o.err);
+    output_free(&o);
+}
+
 /* ---- Servers --------------------------------------------------------- */
 
 /* Adds words to a server's command line. */

@@ -597,6 +597,14 @@ static const struct call system_calls[] = {
     {"DELETE", "/_nodes/x?force", NULL, NULL, 403, NULL, {NULL}},
     {"GET", "/_health", NULL, NULL, 200, NULL, {NULL}},
     {"HEAD", "/_health", NULL, NULL, 200, "", {NULL}},
+    {"HEAD",
+     "/_metrics",
+     NULL,
+     NULL,
+     200,
+     "",
+     {"Content-Type: text/plain; version=0.0.4*"}},
+    {"PUT", "/_metrics", NULL, "v", 403, NULL, {NULL}},
     {"GET", "/_ready", NULL, NULL, 200, NULL, {NULL}},
     {"GET", "/", NULL, NULL, 200, NULL, {"Content-Type: text/plain*"}},
     {"HEAD", "/", NULL, NULL, 200, "", {NULL}},
@@ -622,7 +630,6 @@ static const struct call unbuilt_calls[] = {
     {"GET", "/?list", NULL, NULL, 501, NULL, {NULL}},
     {"GET", "/?list&prefix=u&limit=10", NULL, NULL, 501, NULL, {NULL}},
     {"GET", "/u?explain", NULL, NULL, 501, NULL, {NULL}},
-    {"GET", "/_metrics", NULL, NULL, 501, NULL, {NULL}},
     {"GET", "/_ring", NULL, NULL, 501, NULL, {NULL}},
     {"GET", "/u", NULL, NULL, 200, "value", {NULL}},
 };
@@ -1696,6 +1703,155 @@ static void test_torn_tail(void **state) {
     }
 }
 
+/* Sends a request as it is, and reads the answer; adds up the bytes of both. */
+static void raw_ask(struct client *c, const char *request, double *sent,
+                    double *received) {
+    check(client_send(c, request, strlen(request)) && client_read(c, false) > 0,
+          "%d to %.40s", c->status, request);
+    *sent += (double)strlen(request);
+    *received += (double)(strlen(c->head) + 2 + c->body_len);
+}
+
+/* The figures of /_metrics after requests that are known. */
+static void test_metrics(void **state) {
+#define HTTP " HTTP/1.1\r\nHost: x\r\n"
+#define SIZE "Content-Length: 5\r\n\r\n"
+    static const char ask[] = "GET /_metrics" HTTP "\r\n";
+    static const char *const requests[] = {
+        "PUT /1" HTTP SIZE "hello",
+        "PUT /2" HTTP SIZE "hello",
+        "PUT /3" HTTP SIZE "hello",
+        "PUT /1" HTTP SIZE "HELLO",
+        "GET /1" HTTP "\r\n",
+        "GET /2" HTTP "\r\n",
+        "GET /4" HTTP "\r\n",
+        "POST /5" HTTP SIZE "hello",
+        "DELETE /5" HTTP "\r\n",
+        "GET /x?evil" HTTP "\r\n",
+        "EVIL /x{evil=\"\"}" HTTP "\r\n",
+    };
+    static const struct {
+        const char *method, *code;
+        int times;
+    } rows[] = {
+        {"PUT", "201", 3},   {"PUT", "204", 1}, {"GET", "404", 1},
+        {"POST", "201", 1},  {"GET", "400", 1}, {"DELETE", "204", 1},
+        {"other", "501", 1},
+    };
+    static const struct {
+        const char *series;
+        double least, most;
+    } figures[] = {
+        {"estoraje_connections{port=\"client\"}", 1, 1},
+        {"estoraje_connections{port=\"peer\"}", 0, 0},
+        {"estoraje_max_connections", 100, 1e9},
+        {"estoraje_keys", 3, 3},
+        {"estoraje_live_bytes", 4 * 40, 4 * 64},
+        {"estoraje_log_bytes", 6 * 40, 64 * 64 + 6 * 64},
+        {"estoraje_disk_full", 0, 0},
+        {"estoraje_partitions{state=\"owned\"}", 16, 16},
+        {"estoraje_partitions{state=\"doubt\"}", 0, 0},
+        {"estoraje_partitions{state=\"moving\"}", 0, 0},
+        {"estoraje_partitions{state=\"damaged\"}", 0, 0},
+        {"estoraje_partitions{state=\"dead\"}", 0, 0},
+        {"estoraje_replica_writes_total{result=\"stored\"}", 6, 6},
+        {"estoraje_replica_writes_total{result=\"refused\"}", 0, 0},
+        {"estoraje_peers{state=\"up\"}", 0, 0},
+        {"estoraje_peers{state=\"down\"}", 0, 0},
+        {"estoraje_peer_calls_total", 0, 0},
+        {"estoraje_etcd{state=\"none\"}", 1, 1},
+        {"estoraje_ring_epoch", 1, 1},
+        {"estoraje_build_info{version=\"0.1\"}", 1, 1},
+    };
+    struct server *s = alone("metrics", "-threads 2 -partitions 16");
+    struct client c = client_make(s->port), others[4];
+    double sent = 0, received = 0, before[2], was, n, took;
+    char name[128], *large;
+    long began = now_ms();
+
+    (void)state;
+    part("bytes, exactly");
+    check(client_connect(&c), "cannot connect");
+    metrics_get(&c);
+    before[0] = metric(&c, "estoraje_received_bytes_total{port=\"client\"}");
+    before[1] = metric(&c, "estoraje_sent_bytes_total{port=\"client\"}");
+    was =
+        metric(&c, "estoraje_http_requests_total{method=\"GET\",code=\"200\"}");
+    received = (double)(strlen(c.head) + 2 + c.body_len);
+    for (size_t i = 0; i < COUNT(requests); i++)
+        raw_ask(&c, requests[i], &sent, &received);
+    check(client_send(&c, ask, sizeof ask - 1) && client_read(&c, false) == 200,
+          "%d", c.status);
+    n = metric(&c, "estoraje_received_bytes_total{port=\"client\"}") -
+        before[0];
+    check(n == sent + sizeof ask - 1, "%.0f bytes, not %.0f", n,
+          sent + sizeof ask - 1);
+    n = metric(&c, "estoraje_sent_bytes_total{port=\"client\"}") - before[1];
+    check(n == received, "%.0f bytes, not %.0f", n, received);
+
+    part("requests and their times");
+    for (size_t i = 0; i < COUNT(rows); i++) {
+        snprintf(name, sizeof name,
+                 "estoraje_http_requests_total{method=\"%s\",code=\"%s\"}",
+                 rows[i].method, rows[i].code);
+        check(metric(&c, name) == rows[i].times, "%s %.0f, not %d", name,
+              metric(&c, name), rows[i].times);
+    }
+    n = metric(&c, "estoraje_http_requests_total{method=\"GET\",code=\"200\"}");
+    check(n == (was > 0 ? was : 0) + 3, "%.0f after %.0f", n, was);
+#define TOOK "estoraje_http_request_duration_seconds"
+    check(metric(&c, TOOK "_count{method=\"PUT\"}") == 4 &&
+              metric(&c, TOOK "_bucket{method=\"PUT\",le=\"+Inf\"}") == 4,
+          "%s", c.body);
+    check(metric(&c, TOOK "_bucket{method=\"PUT\",le=\"1\"}") >=
+              metric(&c, TOOK "_bucket{method=\"PUT\",le=\"0.0001\"}"),
+          "%s", c.body);
+    took = metric(&c, TOOK "_sum{method=\"GET\"}"); /* each within a turn */
+    check(took > 1e-6 && took < (double)(now_ms() - began + 1) / 1000, "%.9f s",
+          took);
+    check(strstr(c.body, "evil") == NULL && strstr(c.body, "EVIL") == NULL,
+          "%s", c.body);
+    metrics_check(&c);
+
+    part("of both workers");
+    for (size_t i = 0; i < COUNT(others); i++) {
+        others[i] = client_make(s->port);
+        check(client_text(&others[i], "HEAD", "/1", NULL) == 200, "%d",
+              others[i].status);
+    }
+    metrics_get(&c);
+    check(metric(&c, "estoraje_http_requests_total{method=\"HEAD\",code="
+                     "\"200\"}") == COUNT(others),
+          "%s", c.body);
+    for (size_t i = 0; i < COUNT(others); i++)
+        client_end(&others[i]);
+
+    part("gauges, when the care thread has looked");
+    for (size_t i = 0; i < COUNT(figures); i++)
+        wait_until((metrics_get(&c),
+                    metric(&c, figures[i].series) >= figures[i].least &&
+                        metric(&c, figures[i].series) <= figures[i].most),
+                   5000, "%s %.0f", figures[i].series,
+                   metric(&c, figures[i].series));
+    n = (double)time(NULL) - metric(&c, "process_start_time_seconds");
+    check(n >= 0 && n < 120, "started %.0f s ago", n);
+
+    part("compactions");
+    large = calloc(1, 65536);
+    check(large != NULL, "no memory");
+    for (int i = 0; i < 20; i++)
+        check(client_ask(&c, "PUT", "/1", NULL, large, 65536) == 204, "%d",
+              c.status);
+    free(large);
+    wait_until((metrics_get(&c),
+                metric(&c, "estoraje_compactions_total{result=\"done\"}") > 0),
+               20000, "%s", c.body);
+    check(metric(&c, "estoraje_log_bytes") >= 65536, "%s", c.body);
+    check(metric(&c, TOOK "_count{method=\"PUT\"}") == 24, "%s", c.body);
+    client_end(&c);
+    server_stop(s);
+}
+
 /* SIGTERM with a request half sent: it is finished, then the node ends. */
 static void test_stop_in_flight(void **state) {
     static const char head[] = "PUT /late HTTP/1.1\r\nHost: x\r\n"
@@ -1886,6 +2042,7 @@ int main(void) {
     const struct CMUnitTest lives[] = {
         cmocka_unit_test_teardown(test_restarts, servers_end),
         cmocka_unit_test_teardown(test_torn_tail, servers_end),
+        cmocka_unit_test_teardown(test_metrics, servers_end),
         cmocka_unit_test_teardown(test_stop_in_flight, servers_end),
         cmocka_unit_test_teardown(test_crowd, servers_end),
         cmocka_unit_test_teardown(test_secret, servers_end),
