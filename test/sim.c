@@ -207,11 +207,12 @@ struct host {
     struct node *node;
     struct inode *files[HOST_FILES];
     unsigned file_count;
-    char mark[64];
+    char marks[2][64]; /* of this boot, and of the one before; "": none */
     struct held *held;
     unsigned backlog[3]; /* connections not accepted yet, by role */
     struct sock *socks;
     bool unsafe; /* it lost its power, and has not been repaired since */
+    bool dark;   /* the same, and no process has made that good since */
     /* Where the ring changes. */
     bool add;            /* it starts with -add */
     bool wanted;         /* it is to be a member */
@@ -1130,18 +1131,23 @@ static int sim_setrlimit(int what, const struct rlimit *limit) {
 }
 
 static int sim_shm_open(const char *name, int flags, mode_t mode) {
-    struct host *h = world.task->host;
+    char(*marks)[64] = world.task->host->marks;
 
     (void)mode;
-    if ((flags & O_CREAT) != 0)
-        snprintf(h->mark, sizeof h->mark, "%s", name);
+    if ((flags & O_CREAT) != 0 && strcmp(marks[0], name) != 0) {
+        memcpy(marks[1], marks[0], sizeof marks[1]);
+        snprintf(marks[0], sizeof marks[0], "%s", name);
+    }
     errno = ENOENT;
-    return strcmp(h->mark, name) == 0 ? fd_new(MARK) : -1;
+    return strcmp(marks[0], name) == 0 || strcmp(marks[1], name) == 0
+               ? fd_new(MARK)
+               : -1;
 }
 
 static int sim_shm_unlink(const char *name) {
-    if (strcmp(world.task->host->mark, name) == 0)
-        world.task->host->mark[0] = '\0';
+    for (unsigned i = 0; i < 2; i++)
+        if (strcmp(world.task->host->marks[i], name) == 0)
+            world.task->host->marks[i][0] = '\0';
     return 0;
 }
 
@@ -1693,6 +1699,8 @@ static void *node_begin(void *arg) {
     atomic_store(&node->full, true);
     etcd_prepare(node);
     directory_open(node);
+    if (node->unclean && !h->dark && !setting.changes)
+        fail("node %u takes a kill for a loss of power", h->number);
     directory_check(node);
     logs_check(node);
     node->client_fd = fd_new(LISTENER);
@@ -1731,6 +1739,7 @@ static void host_end(struct host *h, bool power) {
     h->up = false;
     h->life++;
     h->frozen_until = 0;
+    h->dark = power || (h->dark && (h->node == NULL || h->node->unclean));
     h->node = NULL;
     for (struct task *t = tasks; t < tasks + TASKS; t++)
         if (t->host == h)
@@ -1746,7 +1755,7 @@ static void host_end(struct host *h, bool power) {
     }
     if (power) {
         files_lose(h);
-        h->mark[0] = '\0';
+        h->marks[0][0] = h->marks[1][0] = '\0';
     }
 }
 
