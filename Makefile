@@ -45,8 +45,9 @@ cluster-status: status
 # Tests. Sanitizers watch the servers and the tests themselves.
 # ---------------------------------------------------------------------------
 
-SUITES = ring history unit repair faults sim sim-asan plants servers disk \
-         disk-tsan cluster cluster-tsan join histories churn churn-tsan
+SUITES = ring history unit repair faults sim sim-asan sim-changes plants \
+         servers disk disk-tsan cluster cluster-tsan join histories churn \
+         churn-tsan
 TESTED = build/asan/estoraje build/tsan/estoraje \
          $(addprefix build/test/,ring_test history_test unit repair faults sim \
          sim-asan servers disk cluster join histories churn skew.so)

@@ -443,7 +443,6 @@ struct node {
     struct identity self;      /* house thread, once it runs */
     bool begun;                /* the superblock has this boot */
     bool joins;                /* as a new member: it has begun anew */
-    uint64_t last_boot;        /* the one before */
     bool unclean;              /* the machine went down under the last boot */
     bool older;                /* the directory is a copy from before its end */
     atomic_int standing;       /* enum standing: what is known of that so far */
@@ -1978,8 +1977,8 @@ static void mark_remove(const struct node *node, uint64_t boot) {
     shm_unlink(name);
 }
 
-/* Leaves a mark for this boot in place of the one before. Without one the next
-   start looks unclean, which is slow but safe. */
+/* Leaves a mark for this boot. Without one the next start looks unclean, which
+   is slow but safe. */
 static void mark_make(struct node *node) {
     char name[64];
     int fd;
@@ -1990,8 +1989,6 @@ static void mark_make(struct node *node) {
     if (fd < 0)
         say("warning", "no mark in shared memory: if this process is killed, "
                        "the next one takes it for a crash of the machine");
-    if (node->last_boot != 0)
-        mark_remove(node, node->last_boot);
     if (atomic_load(&node->dead_logs) > 0) /* a sync has failed before this */
         mark_remove(node, node->self.boot);
 }
@@ -2081,18 +2078,19 @@ static bool boot_later(uint64_t known, uint64_t boot) {
 }
 
 /* Claims the directory for this process: the boot number is on the disk before
-   anybody is told of it. Main does it, however often it comes here. */
+   anybody is told of it, and its mark is there before that, or a kill between
+   the two would look unclean. Main does it, however often it comes here. */
 static void identity_begin(struct node *node) {
+    uint64_t last = node->self.boot;
+
     if (node->begun)
         return;
     node->begun = true;
-    node->last_boot = node->self.boot;
-    node->self.boot = boot_next(node->self.boot);
-    identity_save(node);
-    if (!node->unclean) { /* else when that is made good */
+    node->self.boot = boot_next(last);
+    if (!node->unclean) /* else when that is made good */
         mark_make(node);
-        mark_set(node);
-    }
+    identity_save(node);
+    mark_remove(node, last);
 }
 
 /* At a start, before a log loses what it may have promised: until that is made

@@ -20,7 +20,9 @@
  * Environment: SEED=n repeats the history of a run that printed it, TRACE=1
  * tells what happens in it, HISTORIES=n asks for so many, TORTURE=1 for ten
  * million; DARK=1 has all of them about losses of power under -sync always,
- * CHANGES=1 has the ring change in all, MISSED=1 is about repair.
+ * CHANGES=1 has the ring change in all, and with POINTED=1 all of these are
+ * about one key that gets other owners. MISSED=1 is about repair, LAGS=1 about
+ * answers that come late.
  *
  * Chapters: Random numbers and memory - Time - Files - The network - The
  * system as the program sees it - A node - etcd - Clients - Faults - A history.
@@ -207,11 +209,12 @@ struct host {
     struct node *node;
     struct inode *files[HOST_FILES];
     unsigned file_count;
-    char mark[64];
+    char marks[2][64]; /* of this boot, and of the one before; "": none */
     struct held *held;
     unsigned backlog[3]; /* connections not accepted yet, by role */
     struct sock *socks;
     bool unsafe; /* it lost its power, and has not been repaired since */
+    bool dark;   /* the same, and no process has made that good since */
     /* Where the ring changes. */
     bool add;            /* it starts with -add */
     bool wanted;         /* it is to be a member */
@@ -560,10 +563,13 @@ static struct {
     uint64_t lost, doubled, slow, very_slow;
     uint64_t very_slow_us, doubled_us;
     uint64_t late, late_us; /* promises, and what was promised */
+    uint64_t lag, lag_us;   /* answers */
     uint64_t etcd_lost, etcd_slow;
     bool calm;      /* nothing goes wrong any more */
     bool slow_disk; /* each sync takes a while */
+    bool brisk;     /* a link breaks as soon as something of it is lost */
     bool cut[NODES + 1][NODES + 1];
+    unsigned side; /* a bit for each node that reaches those only; 0: all do */
 } weather;
 
 static void host_poke(struct host *h);
@@ -642,9 +648,9 @@ static void link_break(void *thing, uint64_t life) {
 /* The answer to a message will never come. soon: the other end is gone, and
    its machine says so. */
 static void message_lost(struct message *m, bool soon) {
-    uint64_t most = soon || once_in(2) ? 2000
-                    : once_in(8)       ? 20 * SECOND
-                                       : 3 * SECOND;
+    uint64_t most = soon || weather.brisk || once_in(2) ? 2000
+                    : once_in(8)                        ? 20 * SECOND
+                                                        : 3 * SECOND;
 
     if (m->link != NULL && !m->silent) {
         m->link->gapped = m->link->gapped || m->link->life == m->link_life;
@@ -805,7 +811,9 @@ static void sock_sent(struct sock *s) {
             if (once_in(weather.lost) || weather.cut[m->to][m->from])
                 message_lost(m, false);
             else
-                message_under_way(m, answer_arrive, message_delay(m));
+                message_under_way(m, answer_arrive,
+                                  once_in(weather.lag) ? below(weather.lag_us)
+                                                       : message_delay(m));
         }
         bytes_drop(&s->out, n);
         if (closes)
@@ -1130,18 +1138,23 @@ static int sim_setrlimit(int what, const struct rlimit *limit) {
 }
 
 static int sim_shm_open(const char *name, int flags, mode_t mode) {
-    struct host *h = world.task->host;
+    char(*marks)[64] = world.task->host->marks;
 
     (void)mode;
-    if ((flags & O_CREAT) != 0)
-        snprintf(h->mark, sizeof h->mark, "%s", name);
+    if ((flags & O_CREAT) != 0 && strcmp(marks[0], name) != 0) {
+        memcpy(marks[1], marks[0], sizeof marks[1]);
+        snprintf(marks[0], sizeof marks[0], "%s", name);
+    }
     errno = ENOENT;
-    return strcmp(h->mark, name) == 0 ? fd_new(MARK) : -1;
+    return strcmp(marks[0], name) == 0 || strcmp(marks[1], name) == 0
+               ? fd_new(MARK)
+               : -1;
 }
 
 static int sim_shm_unlink(const char *name) {
-    if (strcmp(world.task->host->mark, name) == 0)
-        world.task->host->mark[0] = '\0';
+    for (unsigned i = 0; i < 2; i++)
+        if (strcmp(world.task->host->marks[i], name) == 0)
+            world.task->host->marks[i][0] = '\0';
     return 0;
 }
 
@@ -1618,6 +1631,8 @@ static struct {
     bool pointed, dark, missed, changes;
     unsigned members;       /* at first */
     unsigned owners[NODES]; /* of the key */
+    unsigned partition;     /* its own */
+    unsigned turn[2];       /* who has it before and after a change, as bits */
 } setting;
 
 /* Owners of each key, in a cluster of so many. */
@@ -1693,6 +1708,8 @@ static void *node_begin(void *arg) {
     atomic_store(&node->full, true);
     etcd_prepare(node);
     directory_open(node);
+    if (node->unclean && !h->dark && !setting.changes)
+        fail("node %u takes a kill for a loss of power", h->number);
     directory_check(node);
     logs_check(node);
     node->client_fd = fd_new(LISTENER);
@@ -1731,6 +1748,7 @@ static void host_end(struct host *h, bool power) {
     h->up = false;
     h->life++;
     h->frozen_until = 0;
+    h->dark = power || (h->dark && (h->node == NULL || h->node->unclean));
     h->node = NULL;
     for (struct task *t = tasks; t < tasks + TASKS; t++)
         if (t->host == h)
@@ -1746,7 +1764,7 @@ static void host_end(struct host *h, bool power) {
     }
     if (power) {
         files_lose(h);
-        h->mark[0] = '\0';
+        h->marks[0][0] = h->marks[1][0] = '\0';
     }
 }
 
@@ -2385,6 +2403,11 @@ static void client_choose(struct client *c) {
         op->value = ++show.values;
 }
 
+/* Whether a node is on the side of those that are among themselves. */
+static bool camp_has(unsigned number) {
+    return (weather.side >> number & 1) != 0;
+}
+
 /* An event: a client begins its next operation, if there is one to begin. */
 static void client_next(void *thing, uint64_t life) {
     struct client *c = thing;
@@ -2392,7 +2415,10 @@ static void client_next(void *thing, uint64_t life) {
 
     if (c->life != life || show.left == 0)
         return;
-    if (setting.pointed) /* one of those two, for the most part */
+    if (setting.pointed && setting.changes)
+        while (weather.side != 0 && !camp_has(h->number) && !once_in(4))
+            h = &world.hosts[below(world.host_count)];
+    else if (setting.pointed) /* one of those two, for the most part */
         h = host_of(setting.owners[below(once_in(4) ? world.host_count : 2)]);
     show.left--;
     if (!h->up) {
@@ -2509,9 +2535,10 @@ static void owners_find(void) {
     const struct view *view = view_of(setting.members, 1);
     uint64_t print = ring_fingerprint("key0", 4, view->hash);
     unsigned n;
-    const unsigned *owners =
-        ring_owners(view->ring, ring_partition(print, PARTS), &n);
+    const unsigned *owners;
 
+    setting.partition = ring_partition(print, PARTS);
+    owners = ring_owners(view->ring, setting.partition, &n);
     for (unsigned i = 0; i < n; i++)
         setting.owners[i] = view->member[owners[i]].number;
     for (unsigned i = 1; n < world.host_count && i <= world.host_count; i++) {
@@ -2627,6 +2654,10 @@ static void faults_point(uint64_t span) {
     weather.lost = once_in(2) ? between(10, 40) : 0;
     weather.doubled = once_in(2) ? between(2, 10) : 0;
     weather.doubled_us = 500000;
+    if (getenv("LAGS") != NULL || once_in(4)) {
+        weather.lag = between(1, 4);
+        weather.lag_us = once_in(2) ? 20000 : 200000;
+    }
     fault_rival(NULL, 0);
     fault_part(NULL, 0);
     if (setting.missed)
@@ -2746,6 +2777,39 @@ static void change_kill(void *thing, uint64_t life) {
     }
 }
 
+/* Who owns the key before and after the change, if one is under way. */
+static void turn_note(const struct view *view) {
+    unsigned owners[OWNERS_MAX];
+    uint64_t groups[GROUPS];
+    unsigned n = view_owners(view, setting.partition, owners, groups);
+
+    memset(setting.turn, 0, sizeof setting.turn);
+    for (unsigned i = 0; i < n; i++)
+        for (unsigned g = 0; g < GROUPS; g++)
+            if ((groups[view->next == NULL ? GROUP_OLD : g] >> i & 1) != 0)
+                setting.turn[g] |=
+                    1u << host_named(view->member[owners[i]].name)->number;
+}
+
+/* Some of the owners go by the ring before for a while: they do not reach
+   etcd. */
+static void change_hide(void) {
+    uint64_t until = world.now + below(once_in(2) ? 100000 : 2 * SECOND);
+
+    for (unsigned n = (unsigned)between(1, 2); n > 0;) {
+        struct host *h = host_of((unsigned)between(1, world.host_count));
+
+        if ((setting.turn[GROUP_OLD] >> h->number & 1) == 0)
+            continue;
+        n--;
+        if (h->away_until >= until)
+            continue;
+        h->away_until = until;
+        trace("node %u does not reach etcd until %.6f", h->number,
+              (double)until / 1e6);
+    }
+}
+
 /* A change has begun or ended. Now and then something happens to one of those
    whom it is about. */
 static void change_seen(const struct view *before) {
@@ -2759,15 +2823,30 @@ static void change_seen(const struct view *before) {
         event_add(world.now + below(once_in(2) ? 3000 : 50000), change_kill,
                   host_named(view->member[i].name),
                   host_named(view->member[i].name)->life);
+    if (!weather.brisk || weather.calm)
+        return;
+    if (view->next != NULL)
+        turn_note(view);
+    if (!once_in(4))
+        change_hide();
+}
+
+/* An event: a node loses its power. */
+static void change_dark(void *thing, uint64_t life) {
+    struct host *h = thing;
+
+    if (!h->up || h->life != life || weather.calm || !power_may_fail(h))
+        return;
+    h->unsafe = true;
+    host_end(h, true);
+    event_add(world.now + below(20000), fault_over, h, h->life);
 }
 
 /* A new owner has reported. Now and then it loses its power then. */
 static void report_seen(struct host *h) {
-    if (h->up && !weather.calm && once_in(4) && power_may_fail(h)) {
-        h->unsafe = true;
-        host_end(h, true);
-        event_add(world.now + below(20000), fault_over, h, h->life);
-    }
+    if (!weather.calm && once_in(setting.pointed ? 2 : 4))
+        event_add(world.now + below(once_in(2) ? 3000 : 60000), change_dark, h,
+                  h->life);
 }
 
 /* One or all cannot reach etcd for a while. */
@@ -2806,8 +2885,10 @@ static void change_next(void *thing, uint64_t left) {
     else
         left++;
     if (left > 1)
-        event_add(world.now + below(once_in(4) ? 5000 : 600000), change_next,
-                  thing, left - 1);
+        event_add(world.now + below(once_in(4)        ? 5000
+                                    : setting.pointed ? 300000
+                                                      : 600000),
+                  change_next, thing, left - 1);
 }
 
 /* A change that cannot go on, since a new owner's disk is lost, waits for the
@@ -2830,15 +2911,86 @@ static void changes_choose(uint64_t span) {
         weather.etcd_lost = between(5, 50);
     if (once_in(3))
         weather.etcd_slow = between(2, 20);
-    event_add(world.now + below(span / 2), change_next, NULL, between(1, 7));
+    event_add(world.now + below(setting.pointed ? 50000 : span / 2),
+              change_next, NULL, between(1, 7));
+}
+
+/* Adds a majority of some nodes to a side. */
+static unsigned side_add(unsigned side, unsigned of) {
+    unsigned some = 0;
+
+    while (bits_count(some) <= bits_count(of) / 2)
+        some |= of & 1u << between(1, NODES);
+    return side | some;
+}
+
+/* Chooses a side: a majority of the key's owners by the ring before the change
+   or after it, even when that is over: some may not know. Or of both. */
+static unsigned side_choose(void) {
+    unsigned dice = (unsigned)below(3), side = 0;
+
+    if (dice != 1)
+        side = side_add(side, setting.turn[GROUP_OLD]);
+    if (dice != 0)
+        side = side_add(side, setting.turn[GROUP_NEW]);
+    return side;
+}
+
+/* An event, again and again: a majority of the key's owners is by itself, or
+   all reach each other; and each node knows that at once. */
+static void fault_side(void *thing, uint64_t life) {
+    (void)life;
+    memset(weather.cut, 0, sizeof weather.cut);
+    weather.side = 0;
+    if (once_in(2))
+        weather.side = side_choose();
+    for (unsigned i = 1; i <= world.host_count; i++)
+        for (unsigned j = 1; j <= world.host_count; j++) {
+            struct node *node = host_of(i)->node;
+            bool cut = weather.side != 0 && camp_has(i) != camp_has(j);
+
+            weather.cut[i][j] = cut;
+            if (i == j || node == NULL || !atomic_load(&node->loaded))
+                continue;
+            for (unsigned k = 0; k < node->view->count; k++)
+                if (host_named(node->view->member[k].name) == host_of(j))
+                    atomic_store(
+                        &node->peers[node->view->member[k].number].heard,
+                        cut || !host_of(j)->up ? 0 : world.now / 1000);
+        }
+    trace("side %x", weather.side);
+    event_add(world.now + between(5000, 150000), fault_side, thing, 0);
+}
+
+/*
+ * Chooses what will go wrong in a pointed history while the ring changes: who
+ * may reach whom is another each few moments, and answers come late, so that
+ * majorities by the rings of all epochs are at work at once.
+ */
+static void faults_turn(void) {
+    owners_find();
+    weather.slow = once_in(2) ? between(1, 4) : between(4, 20);
+    if (once_in(2))
+        weather.very_slow = between(5, 40);
+    weather.very_slow_us = 200000;
+    if (once_in(3))
+        weather.lost = between(10, 40);
+    if (getenv("LAGS") != NULL || once_in(4)) {
+        weather.lag = between(1, 4);
+        weather.lag_us = once_in(2) ? 20000 : 200000;
+    }
+    weather.brisk = true;
+    turn_note(etcd.view);
+    fault_side(NULL, 0);
 }
 
 /* Nothing goes wrong any more. */
 static void faults_end(void) {
     trace("the faults are over");
     weather.slow = weather.very_slow = weather.lost = weather.doubled = 0;
-    weather.late = weather.etcd_lost = weather.etcd_slow = 0;
+    weather.late = weather.lag = weather.etcd_lost = weather.etcd_slow = 0;
     weather.slow_disk = false;
+    weather.side = 0;
     weather.calm = true;
     fault_uncut(NULL, 0);
     for (size_t i = 0; i < world.queued; i++)
@@ -2848,6 +3000,7 @@ static void faults_end(void) {
             world.queue[i].fn == fault_freeze ||
             world.queue[i].fn == fault_rival ||
             world.queue[i].fn == fault_part ||
+            world.queue[i].fn == fault_side ||
             world.queue[i].fn == change_next ||
             world.queue[i].fn == change_kill ||
             world.queue[i].fn == fault_missed ||
@@ -2896,8 +3049,13 @@ static void world_begin(uint64_t seed) {
     last_arrival = 0;
     setting.dark = getenv("DARK") != NULL || once_in(24);
     setting.missed = getenv("MISSED") != NULL || once_in(6);
-    setting.pointed = setting.dark || setting.missed || once_in(4);
+    setting.pointed =
+        setting.dark || setting.missed || getenv("LAGS") != NULL || once_in(4);
     setting.changes = getenv("CHANGES") != NULL;
+    if (setting.changes) {
+        setting.dark = setting.missed = false;
+        setting.pointed = getenv("POINTED") != NULL || once_in(2);
+    }
     if (setting.changes)
         world.host_count = (unsigned)between(4, NODES);
     else if (setting.pointed)
@@ -2907,7 +3065,7 @@ static void world_begin(uint64_t seed) {
     setting.members = world.host_count;
     memset(&weather, 0, sizeof weather);
     if (setting.changes) {
-        setting.members = world.host_count == NODES && once_in(3) ? 4 : 3;
+        setting.members = (unsigned)between(3, world.host_count);
         etcd_new(setting.members);
     }
     setting.sync = setting.dark || once_in(4) ? SYNC_ALWAYS : SYNC_SECOND;
@@ -2937,7 +3095,9 @@ static void show_begin(void) {
         show.mix = MIX_CONSISTENT;
     show.keys = setting.pointed ? 1 : (unsigned)between(1, KEYS);
     show.clients = (unsigned)between(2, CLIENTS);
-    show.left = (unsigned)(setting.pointed ? between(4, 12) : between(10, 40));
+    show.left = (unsigned)(!setting.pointed  ? between(10, 40)
+                           : setting.changes ? between(40, 120)
+                                             : between(4, 12));
     show.patience_us = once_in(2) ? 15 * SECOND : between(100000, 5 * SECOND);
     for (unsigned i = 0; i <= CLIENTS; i++)
         show.client[i].number = i;
@@ -2999,10 +3159,14 @@ static void history_run(uint64_t seed) {
     if (setting.pointed || !once_in(4))
         time_until(all_rest, 5 * SECOND);
     span = once_in(4) ? between(SECOND, 5 * SECOND) : between(30000, SECOND);
+    if (setting.changes && setting.pointed)
+        span = between(SECOND, 3 * SECOND);
     show.pause_us = 2 * span * show.clients / show.left;
-    if (setting.changes)
+    if (setting.changes && !setting.pointed)
         span += between(SECOND, 4 * SECOND);
-    if (setting.pointed)
+    if (setting.changes && setting.pointed)
+        faults_turn();
+    else if (setting.pointed)
         faults_point(span);
     else
         faults_choose(span);
