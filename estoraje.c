@@ -126,13 +126,13 @@
 #define ATTEMPTS          3
 #define TICK_MS           20          /* while operations are at work */
 #define CLOCK_AHEAD       60          /* seconds, at most */
-#define PAGE_BYTES        (1u << 20)  /* of a pull, or of a listing's page */
+#define PAGE_BYTES        (1u << 20)  /* of a pull */
 #define LIST_MOST         (64u << 10) /* entries of a list, or about */
 #define LIST_LOOK         1000        /* keys of one partition, at a time */
-#define LIST_MS           500         /* of one page of a listing */
-#define ROUND_MS          240000      /* from one round of repair to the next */
-#define TOMBSTONE_OLD     900         /* seconds: then it counts as absent */
-#define FIRST_HAND_OLD    600         /* seconds: then a write is refused */
+#define LIST_MS           500    /* for that, and for a page of a listing */
+#define ROUND_MS          240000 /* from one round of repair to the next */
+#define TOMBSTONE_OLD     900    /* seconds: then it counts as absent */
+#define FIRST_HAND_OLD    600    /* seconds: then a write is refused */
 
 /* etcd. */
 #define LEASE_TTL     "10" /* seconds */
@@ -9240,13 +9240,14 @@ static void *repair_run(void *arg) {
  * one: a key that is missing in it would look like one that is absent.
  */
 
-/* In the pool: reads the next keys of op->part that begin with a prefix. What
-   is asked for is in op->rec and the answer goes to op->old, as in a call. */
+/* In the pool: reads the next keys of op->part that begin with a prefix, at
+   least one, and for so long or so many. What is asked for is in op->rec and
+   the answer goes to op->old, as in a call. */
 static void keys_read(struct op *op) {
     struct node *node = op->w->node;
     struct slice ask = buf_slice(&op->rec), prefix = slice_skip(ask, 16);
     uint64_t print = get64(ask.p), most = get64(ask.p + 8), last = print;
-    unsigned found = 0, looked = 0;
+    uint64_t found = 0, looked = 0, until = now_ms() + LIST_MS;
     struct buf page = {0}, b = {0};
     struct file *file;
     struct record r;
@@ -9260,8 +9261,9 @@ static void keys_read(struct op *op) {
         more = part_page(node, op->part, &print, &page, &file);
         e = (const void *)page.p;
         for (size_t n = page.n / sizeof *e; n > 0; n--, e++) {
-            full = (found >= most || looked >= LIST_LOOK) &&
-                   e->fingerprint != last;
+            full = looked > 0 && e->fingerprint != last &&
+                   (found >= most || looked >= LIST_LOOK ||
+                    op->old.n >= READ_SIZE || now_ms() >= until);
             if (full)
                 break;
             last = e->fingerprint;
@@ -9441,7 +9443,7 @@ static void list_answered(struct op *op, unsigned i, unsigned status,
     }
     op->began = now;
     if (op->fingerprint == 0 || op->listed >= op->limit ||
-        op->list.n >= PAGE_BYTES || now >= op->list_until)
+        op->list.n >= OUT_MAX || now >= op->list_until)
         list_answer(op);
     else
         list_step(op);

@@ -965,7 +965,7 @@ static inline char *list_walk(const int *ports, size_t n, const char *query,
 }
 
 /* How often a line is among the lines of a listing. */
-static inline size_t list_count(const char *lines, const char *line) {
+static inline size_t listed_count(const char *lines, const char *line) {
     size_t count = 0, n = strlen(line);
 
     for (const char *p = lines; p != NULL && *p != '\0';

@@ -976,14 +976,14 @@ static void test_list_moving(void **state) {
 
         for (int k = 0; k < 400; k++) {
             snprintf(key, sizeof key, "stay/%d", k);
-            check(list_count(lines, key) == 1, "%s: %s is there %zu times",
-                  queries[i], key, list_count(lines, key));
+            check(listed_count(lines, key) == 1, "%s: %s is there %zu times",
+                  queries[i], key, listed_count(lines, key));
         }
         check(text_count(lines, "gone/") == 0, "%s", lines);
         check(pages > 3, "%zu pages", pages);
         for (size_t k = 0; k < 8000; k += 111) {
             snprintf(key, sizeof key, "come/%zu", k);
-            check(list_count(lines, key) <= 1, "%s is there twice", key);
+            check(listed_count(lines, key) <= 1, "%s is there twice", key);
         }
         free(lines);
     }
