@@ -929,6 +929,71 @@ static void test_list(void **state) {
     client_end(&c);
 }
 
+/* Flips a bit in the log of a node that has one and is not running: so many
+   bytes behind the place where a text is. */
+static void log_flip(const struct server *s, const char *text, size_t behind) {
+    char path[MAX_PATH + 16], *log;
+    size_t n = 0, at = 0;
+
+    snprintf(path, sizeof path, "%s/000.log", s->dir);
+    log = file_read(path, &n);
+    check(log != NULL, "%s", path);
+    while (at + strlen(text) < n && memcmp(log + at, text, strlen(text)) != 0)
+        at++;
+    check(at + behind < n, "no %s in %s", text, path);
+    log[at + behind] ^= 4;
+    check(file_write(path, "wb", log, n), "%s", path);
+    free(log);
+}
+
+/* A rotten block harms those ranges that have bytes of it, and no others; a
+   rotten head takes its key out of no list in silence. */
+static void test_rot(void **state) {
+    struct server *s = alone("rot", "-partitions 1 -scrub 0");
+    struct client c = client_make(s->port);
+    char *value = malloc(1000000);
+
+    (void)state;
+    random_bytes(value, 1000000, 3);
+    client_ask(&c, "PUT", "/the-rotten-one", NULL, value, 1000000);
+    client_text(&c, "PUT", "/another", "v");
+    check(client_text(&c, "GET", "/?list", NULL) == 200 &&
+              text_lines(c.body) == 2,
+          "%d %s", c.status, c.body);
+    client_drop(&c);
+    server_stop(s);
+    log_flip(s, "the-rotten-one", 700000);
+    again(s);
+    c.port = s->port;
+    check(client_ask(&c, "GET", "/the-rotten-one", RANGE "0-600000\r\n", NULL,
+                     0) == 206 &&
+              memcmp(c.body, value, 600001) == 0,
+          "%d", c.status);
+    check(client_ask(&c, "GET", "/the-rotten-one", RANGE "-200000\r\n", NULL,
+                     0) == 206 &&
+              memcmp(c.body, value + 800000, 200000) == 0,
+          "%d", c.status);
+    check(client_ask(&c, "GET", "/the-rotten-one", RANGE "0-699999\r\n", NULL,
+                     0) == 500 &&
+              strncmp(c.body, "damaged", 7) == 0,
+          "%d", c.status);
+    check(client_text(&c, "GET", "/the-rotten-one", NULL) == 500, "%d",
+          c.status);
+    wait_until(client_text(&c, "GET", "/?list", NULL) == 200 &&
+                   text_lines(c.body) == 2,
+               5000, "%d %s", c.status, c.body);
+    client_drop(&c);
+    server_stop(s);
+    log_flip(s, "the-rotten-one", 2);
+    again(s);
+    c.port = s->port;
+    check(client_text(&c, "GET", "/?list", NULL) == 500 &&
+              strncmp(c.body, "damaged", 7) == 0,
+          "%d %s", c.status, c.body);
+    client_end(&c);
+    free(value);
+}
+
 static struct server *lister;
 
 /* Between pages of a listing: some keys go, others come, and all that stay are
@@ -2214,6 +2279,7 @@ int main(void) {
     const struct CMUnitTest lives[] = {
         cmocka_unit_test_teardown(test_restarts, servers_end),
         cmocka_unit_test_teardown(test_list_moving, servers_end),
+        cmocka_unit_test_teardown(test_rot, servers_end),
         cmocka_unit_test_teardown(test_torn_tail, servers_end),
         cmocka_unit_test_teardown(test_stop_in_flight, servers_end),
         cmocka_unit_test_teardown(test_crowd, servers_end),
