@@ -1153,6 +1153,19 @@ static void test_unbuilt(void **state) {
 
 static void test_etags(void **state) {
     static const char *const reads[] = {"GET", "HEAD", "GET"};
+    static const struct {
+        const char *field, *tags;
+        int status;
+    } conditions[] = {
+        {"If-None-Match", "%s", 304},
+        {"If-None-Match", "W/%s", 304},
+        {"If-None-Match", "\"x\" , W/%s,", 304},
+        {"If-None-Match", "\"x\"", 200},
+        {"If-Match", "%s", 200},
+        {"If-Match", "\"x\", %s", 200},
+        {"If-Match", "W/%s", 412},
+        {"If-Match", "\"x\"", 412},
+    };
     struct client c = client_make(api->port);
     char first[64] = "", second[64] = "", seen[64] = "";
 
@@ -1173,6 +1186,22 @@ static void test_etags(void **state) {
     client_text(&c, "GET", "/tag", NULL);
     client_header(&c, "ETag", seen, sizeof seen);
     check(strcmp(seen, second) == 0, "%s, not %s", seen, second);
+    part("conditions of a read: weak comparison for one, strong for the other");
+    for (size_t i = 0; i < COUNT(conditions); i++) {
+        char fields[200], with[100];
+
+        snprintf(with, sizeof with, conditions[i].tags, second);
+        snprintf(fields, sizeof fields, "%s: %s\r\n", conditions[i].field,
+                 with);
+        for (size_t k = 0; k < 2; k++) {
+            client_ask(&c, reads[k], "/tag", fields, NULL, 0);
+            check(c.status == conditions[i].status, "%s: %d", fields, c.status);
+            check_answer(&c, reads[k], "/tag");
+            check(c.status == 412 || (client_header(&c, "ETag", seen, 64) &&
+                                      strcmp(seen, second) == 0),
+                  "%s: %s", fields, c.head);
+        }
+    }
     client_end(&c);
 }
 
