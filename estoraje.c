@@ -9222,11 +9222,11 @@ static void *repair_run(void *arg) {
 /* --------------------------------------------------------------- Listing
  *
  * A listing goes through all keys in the order of their fingerprints, which is
- * that of the partitions, too. How far it is is said by a fingerprint, and that
- * is all there is in a cursor. Whatever is written, deleted, moved or compacted
- * meanwhile, a key keeps its fingerprint: one that is there throughout is come
- * by once. Keys that share a fingerprint are never parted: a page that ends
- * with such keys may have more of them than was asked for.
+ * that of the partitions, too. Its place is a fingerprint, and a cursor has
+ * nothing else. Whatever is written, deleted, moved or compacted meanwhile, a
+ * key keeps its fingerprint: one that is there throughout is come by once. Keys
+ * that share a fingerprint are never parted: a page that ends with such keys
+ * may have more of them than was asked for.
  *
  * The index has no keys, these are in the log. So a thread of the pool reads
  * them, so many entries at a time. Of a partition that this node does not own,
@@ -9236,8 +9236,8 @@ static void *repair_run(void *arg) {
  *            answers the fingerprint where to go on, 0: the partition has no
  *            more; keys, the length before each
  *
- * There is no list of fewer replicas' words, or of what is left of a damaged
- * one: a key that is missing in it would look like one that is absent.
+ * One that is in doubt, or has damage, lists nothing: a key that is missing in
+ * a list looks like one that is absent.
  */
 
 /* In the pool: reads the next keys of op->part that begin with a prefix, at
