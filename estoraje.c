@@ -471,7 +471,7 @@ struct http {
     bool expect;
     uint64_t length;
     struct slice host, type, if_match, if_none_match, if_range, range, estoraje,
-        authorization;
+        authorization, origin;
     struct slice content_length, encoding, connection, expectation;
 };
 
@@ -3189,6 +3189,7 @@ static const struct {
     FIELD("If-Match", if_match),  FIELD("If-None-Match", if_none_match),
     FIELD("Range", range),        FIELD("If-Range", if_range),
     FIELD("Estoraje", estoraje),  FIELD("Authorization", authorization),
+    FIELD("Origin", origin),
 };
 
 /* Whether a line is free of control characters, tabs aside. */
@@ -9865,6 +9866,8 @@ static const char *route_check(struct op *op, const struct http *h,
     struct slice given = h->authorization;
     const char *refusal;
 
+    if (r->port == CONN_PEER && h->origin.p != NULL)
+        return "403 this port is not for browsers: leave Origin out";
     if (r->port == CONN_PEER && node->secret[0] != '\0' &&
         (!slice_begins(given, "Bearer ") ||
          !secret_equal(slice_skip(given, 7), node->secret)))
