@@ -43,7 +43,8 @@
  *     Limits and includes     The data        Small tools    Bytes
  *     The log                 The store       HTTP as text   Connections
  *     The loop                etcd            The cluster    Replication
- *     Repair                  Routes          Starting up
+ *     Repair                  Listing         Routes
+ *     Starting up
  */
 
 /* --------------------------------------------------- Limits and includes */
@@ -92,6 +93,8 @@
 #define CHUNK_LINE    1024                /* a chunk's size and extensions */
 #define TRAILER_MAX   (8u << 10)          /* what follows the last chunk */
 #define DRAIN_MAX     (64u << 10)         /* body read for a refused request */
+#define LIMIT         1000                /* keys of a listing's page, */
+#define LIMIT_MAX     10000               /* and the most that may be asked */
 
 /* What is kept for it, and for how long: milliseconds of the monotonic
    clock. */
@@ -126,9 +129,11 @@
 #define CLOCK_AHEAD       60          /* seconds, at most */
 #define PAGE_BYTES        (1u << 20)  /* of a pull */
 #define LIST_MOST         (64u << 10) /* entries of a list, or about */
-#define ROUND_MS          240000      /* from one round of repair to the next */
-#define TOMBSTONE_OLD     900         /* seconds: then it counts as absent */
-#define FIRST_HAND_OLD    600         /* seconds: then a write is refused */
+#define LIST_LOOK         1000        /* keys of one partition, at a time */
+#define LIST_MS           500    /* for that, and for a page of a listing */
+#define ROUND_MS          240000 /* from one round of repair to the next */
+#define TOMBSTONE_OLD     900    /* seconds: then it counts as absent */
+#define FIRST_HAND_OLD    600    /* seconds: then a write is refused */
 
 /* etcd. */
 #define LEASE_TTL     "10"  /* seconds */
@@ -262,6 +267,7 @@ struct part {
     bool queued;        /* in pool_queue, or at work */
     bool awaited;       /* the next sync is that of who waits for this one */
     struct op *waiters; /* for the next sync that begins */
+    struct op *errands; /* what the pool is to do for operations */
 };
 
 /* One member of the cluster as the ring and its record in etcd describe it. */
@@ -519,6 +525,12 @@ struct node {
     int guardian_fd;
 };
 
+/* One range of bytes, as a request asks for it. */
+struct range {
+    bool suffix;          /* the last so many: `last` */
+    uint64_t first, last; /* both are in it; UINT64_MAX: no end was given */
+};
+
 /* What an HTTP head says. Slices point into it. */
 struct http {
     struct slice method, target; /* of a request */
@@ -528,8 +540,8 @@ struct http {
     bool keep; /* the connection stays open after it */
     bool expect;
     uint64_t length;
-    struct slice host, type, if_match, if_none_match, range, estoraje,
-        authorization;
+    struct slice host, type, if_match, if_none_match, if_range, range, estoraje,
+        authorization, origin;
     struct slice content_length, encoding, connection, expectation;
 };
 
@@ -564,12 +576,14 @@ struct conn {
     bool touched;         /* to be served at the end of the turn */
     bool expect;          /* its last request waits for a 100 */
     struct link *link;    /* of a link */
-    /* A value too large for one read is sent block by block. */
+    /* A value too large for one read is sent block by block; the sums are in
+       rec of the operation. */
     struct file *stream;
     struct entry stream_entry;
-    uint64_t stream_at; /* next byte of the value in the file */
-    uint64_t stream_left;
-    size_t stream_block; /* its sum is in rec of the operation */
+    uint64_t stream_value; /* where the value is in the file, */
+    uint64_t stream_size;  /* its bytes, */
+    uint64_t stream_at;    /* the next of these to be sent, */
+    uint64_t stream_end;   /* and where that ends */
 };
 
 /* A call to a peer that was sent and not answered. */
@@ -650,17 +664,19 @@ struct op {
     void (*due)(struct op *);    /* to be called at the next tick */
     void (*body)(struct op *);   /* called when the body is there */
     void (*act)(struct op *);    /* a peer's: called when its epoch is here */
-    void (*resume)(struct op *); /* called when the sync it waited for is
-                                    done */
+    void (*errand)(struct op *); /* what a thread of the pool does for it */
+    void (*resume)(struct op *); /* called when what it waited for is done: a
+                                    sync, or its errand */
     unsigned status;             /* of the answer */
     unsigned method;             /* index in method_names[] */
     uint64_t arrived;            /* as w->now_ns was when all of it was here */
     bool done;                   /* answered */
-    bool parked;                 /* waits for a sync */
+    bool parked;                 /* waits for another thread */
     bool head;                   /* HEAD: no body in the answer */
     bool keep;
     bool remove;           /* DELETE */
     bool force;            /* ?force */
+    bool explain, lists;   /* ?explain, ?list */
     const char *allow;     /* the methods that a 405 names */
     unsigned calls;        /* to peers, not answered */
     uint64_t body_most;    /* bytes of a body that are allowed */
@@ -669,7 +685,10 @@ struct op {
     struct slice key;  /* in key_bytes */
     struct slice path; /* the route's star; gone with the head */
     char if_match[256], if_none_match[256]; /* "": there was none */
-    char field[140]; /* a peer's: who asks; see peer_check() */
+    bool ranged;                            /* a GET wants a range, */
+    struct range range;
+    uint64_t if_range; /* but only of the value with this etag; 0: of any */
+    char field[140];   /* a peer's: who asks; see peer_check() */
     uint64_t fingerprint;
     size_t value_at; /* where the value in rec begins */
 
@@ -691,6 +710,10 @@ struct op {
     bool existed; /* before the first attempt, by the newest record */
     uint64_t existed_version, highest, version, etag;
     uint64_t attempt_since, majority_since;
+
+    /* A listing. */
+    uint64_t limit, listed; /* keys: at most, and so far */
+    uint64_t list_until;    /* ms: no further step after */
 
     /* The same of a consistent operation. */
     enum phase phase;
@@ -724,6 +747,7 @@ struct op {
     struct buf rec;  /* the record written, or the newest one read */
     struct buf old;  /* the newest record that other owners hold */
     struct buf text; /* the answer, until those before it are complete */
+    struct buf list; /* the lines of a listing */
     uint8_t key_bytes[KEY_MAX];
 };
 
@@ -1351,11 +1375,14 @@ static bool record_intact(const struct record *r) {
 }
 
 /* Whether the value of a parsed record is intact in its file, where it begins
-   at an offset; block has room for one. */
+   at an offset: the blocks, that is, in which its bytes from `at` to `end` are;
+   block has room for one. */
 static bool value_intact(const struct file *file, const struct record *r,
-                         uint64_t offset, uint8_t *block) {
-    for (size_t at = 0; at < r->value.n; at += BLOCK) {
-        size_t n = r->value.n - at < BLOCK ? r->value.n - at : BLOCK;
+                         uint64_t offset, uint64_t at, uint64_t end,
+                         uint8_t *block) {
+    for (at -= at % BLOCK; at < end; at += BLOCK) {
+        uint64_t left = r->value.n - at;
+        size_t n = left < BLOCK ? (size_t)left : BLOCK;
 
         if (read_at(file->fd, block, n, offset + at) != (ssize_t)n ||
             get64(r->sums + at / BLOCK * 8) != xxh64(block, n, 0))
@@ -2626,10 +2653,14 @@ static bool part_verify(struct node *node, struct part *part, uint64_t *print,
 /* ---- The pool.
  *
  * Threads that do for a partition what takes a while: they read its log at the
- * start, and sync it when it has bytes that are not on the disk yet. Many logs
- * are synced side by side and share the file system's commits. The queue is a
- * pipe of partition numbers: reading waits, and the end of the pipe is the end
- * of the threads. A partition is in it at most once, so it is never full. */
+ * start, sync it when it has bytes that are not on the disk yet, and read for
+ * operations what would hold up a poll() loop. Many logs are synced side by
+ * side and share the file system's commits. The queue is a pipe of partition
+ * numbers: reading waits, and the end of the pipe is the end of the threads. A
+ * partition is in it at most twice, for a sync and for errands, so it is never
+ * full. */
+
+#define POOL_ERRAND 0x8000 /* marks the number of a partition that has some */
 
 /* Puts a partition into the queue, unless it is there, or someone is about to
    sync it. Under its lock. */
@@ -2658,6 +2689,37 @@ static void ops_post(struct op *list, int result) {
         *w->synced_end = op;
         w->synced_end = &op->wait_next;
         pthread_mutex_unlock(&w->inbox_lock);
+    }
+}
+
+/* Has op->errand() done by a thread of the pool; its worker finds the operation
+   in the inbox then. */
+static void errand_park(struct node *node, struct part *part, struct op *op) {
+    uint16_t number = (uint16_t)(part->number | POOL_ERRAND);
+
+    op->parked = true;
+    pthread_mutex_lock(&part->lock);
+    op->wait_next = part->errands;
+    part->errands = op;
+    if (op->wait_next == NULL &&
+        write(node->pool_queue[1], &number, sizeof number) != sizeof number)
+        die("cannot queue a partition");
+    pthread_mutex_unlock(&part->lock);
+}
+
+/* Does the errands of a partition. */
+static void errands_run(struct part *part) {
+    struct op *op, *next;
+
+    pthread_mutex_lock(&part->lock);
+    next = part->errands;
+    part->errands = NULL;
+    pthread_mutex_unlock(&part->lock);
+    while ((op = next) != NULL) {
+        next = op->wait_next;
+        op->wait_next = NULL;
+        op->errand(op);
+        ops_post(op, 0);
     }
 }
 
@@ -2976,7 +3038,9 @@ static void *pool_run(void *arg) {
     while ((n = read(node->pool_queue[0], &number, sizeof number)) != 0) {
         if (n != sizeof number)
             continue; /* a signal */
-        if (atomic_load(&node->parts_read) < node->partitions) {
+        if (number & POOL_ERRAND) {
+            errands_run(&node->parts[number - POOL_ERRAND]);
+        } else if (atomic_load(&node->parts_read) < node->partitions) {
             node->parts[number].queued = false;
             part_load(node, &node->parts[number]);
             if (node->flags.accept_damage)
@@ -3214,8 +3278,9 @@ static const struct {
     FIELD("Content-Type", type),  FIELD("Connection", connection),
     FIELD("Expect", expectation), FIELD("Transfer-Encoding", encoding),
     FIELD("If-Match", if_match),  FIELD("If-None-Match", if_none_match),
-    FIELD("Range", range),        FIELD("Authorization", authorization),
-    FIELD("Estoraje", estoraje),
+    FIELD("Range", range),        FIELD("If-Range", if_range),
+    FIELD("Estoraje", estoraje),  FIELD("Authorization", authorization),
+    FIELD("Origin", origin),
 };
 
 /* Whether a line is free of control characters, tabs aside. */
@@ -3432,6 +3497,67 @@ static bool etag_listed(struct slice list, uint64_t etag, bool weak) {
     return false;
 }
 
+/* The etag that a text is; 0: it is of no value. */
+static uint64_t etag_parse(struct slice text) {
+    uint64_t etag;
+
+    if (text.n != 18 ||
+        !slice_digits((struct slice){text.p + 1, 16}, 16, &etag) ||
+        !etag_listed(text, etag, false)) /* as of other quotes or letters */
+        return 0;
+    return etag;
+}
+
+/* A position in a value. One that no number can hold is behind any end. */
+static bool range_digits(struct slice s, uint64_t *n) {
+    for (size_t i = 0; i < s.n; i++)
+        if (digit_of(s.p[i]) > 9)
+            return false;
+    if (!slice_digits(s, 10, n))
+        *n = UINT64_MAX;
+    return s.n > 0;
+}
+
+/*
+ * Takes a Range that is one range of bytes (RFC 9110, 14.1): a-b, a- or -n.
+ * false: it is something else, and counts as not there, as 14.2 has it: other
+ * units, what is malformed, and several ranges, which are answered with the
+ * whole value, since most who ask for them want to gain something by it.
+ */
+static bool range_parse(struct slice s, struct range *range) {
+    struct slice unit, one, first, last = {NULL, 0};
+
+    if (!slice_cut(&s, '=', &unit) || !slice_is_nocase(unit, "bytes"))
+        return false;
+    while (list_next(&s, &one)) { /* a list may have empty words */
+        if (one.n > 0 && last.n > 0)
+            return false;
+        last = one.n > 0 ? one : last;
+    }
+    if (!slice_cut(&last, '-', &first))
+        return false;
+    *range = (struct range){first.n == 0, 0, UINT64_MAX};
+    if (range->suffix)
+        return range_digits(last, &range->last);
+    return range_digits(first, &range->first) &&
+           (last.n == 0 ||
+            (range_digits(last, &range->last) && range->first <= range->last));
+}
+
+/* Whether a range has bytes of a value of a size: those from *first to before
+   *end. */
+static bool range_fits(const struct range *range, uint64_t size,
+                       uint64_t *first, uint64_t *end) {
+    if (range->suffix) {
+        *first = range->last < size ? size - range->last : 0;
+        *end = size;
+        return range->last > 0;
+    }
+    *first = range->first;
+    *end = range->last < size ? range->last + 1 : size;
+    return range->first < size;
+}
+
 /* Whether the conditions of a request let it go on where the key has an etag;
    0: it is absent. */
 static bool op_may(const struct op *op, uint64_t etag) {
@@ -3447,11 +3573,11 @@ static bool op_may(const struct op *op, uint64_t etag) {
 static struct slice status_text(unsigned status) {
     static const char texts[] =
         "200 OK;201 Created;204 No Content;404 Not Found;304 Not Modified;"
-        "202 Accepted;"
+        "202 Accepted;206 Partial Content;"
         "400 Bad Request;401 Unauthorized\r\nWWW-Authenticate: Bearer;"
         "403 Forbidden;405 Method Not Allowed;409 Conflict;"
         "412 Precondition Failed;413 Content Too Large;414 URI Too Long;417 "
-        "Expectation Failed;"
+        "Expectation Failed;416 Range Not Satisfiable;"
         "431 Request Header Fields Too Large;501 Not Implemented;"
         "503 Service Unavailable\r\nRetry-After: 1;504 Gateway Timeout;"
         "505 HTTP Version Not Supported;507 Insufficient Storage;";
@@ -3597,6 +3723,7 @@ static void op_release(struct op *op) {
     buf_reset(&op->rec, READ_SIZE / 8);
     buf_reset(&op->old, READ_SIZE / 8);
     buf_reset(&op->text, READ_SIZE / 8);
+    buf_reset(&op->list, READ_SIZE / 8);
     op->next = op->w->free_ops;
     op->w->free_ops = op;
 }
@@ -3716,16 +3843,17 @@ static void answer_body(struct op *op, const void *body, size_t n) {
     op_finish(op);
 }
 
-/* A whole answer of a type. */
-static void answer_text(struct op *op, unsigned status, const char *type,
-                        struct slice body) {
-    struct buf *out = answer_begin(op, status);
+/* Ends it with a body of a type. */
+static void answer_typed(struct op *op, const char *type, struct slice body) {
+    struct buf *out = op_out(op);
 
     buf_text(out, "\r\nContent-Type: ");
     buf_text(out, type);
     buf_text(out, "\r\nX-Content-Type-Options: nosniff");
     answer_body(op, body.p, body.n);
 }
+
+#define TEXT_PLAIN "text/plain; charset=utf-8"
 
 /* Answers with a line of text: what, which limit or value, what to do. */
 static void __attribute__((format(printf, 3, 4)))
@@ -3739,8 +3867,8 @@ answer_error(struct op *op, unsigned status, const char *format, ...) {
     va_end(args);
     n = strlen(line);
     line[n++] = '\n';
-    answer_text(op, status, "text/plain; charset=utf-8",
-                (struct slice){(uint8_t *)line, n});
+    answer_begin(op, status);
+    answer_typed(op, TEXT_PLAIN, (struct slice){(uint8_t *)line, n});
 }
 
 /* ---- Input */
@@ -3927,21 +4055,31 @@ static void conn_flush(struct conn *c) {
 /* Goes on with a value that is sent block by block, each verified first. A
    turn does a little of it, however fast the client is. */
 static void conn_stream(struct conn *c) {
-    while (c->stream_left > 0 && conn_unsent(c) < OUT_MAX / 2) {
-        size_t n = c->stream_left < BLOCK ? (size_t)c->stream_left : BLOCK;
-        uint8_t *to = buf_grow(&c->out, n), *sum = c->first->rec.p;
+    while (c->stream_at < c->stream_end && conn_unsent(c) < OUT_MAX / 2) {
+        size_t skip = c->stream_at % BLOCK;
+        uint64_t block = c->stream_at - skip, left = c->stream_size - block;
+        size_t n = left < BLOCK ? (size_t)left : BLOCK;
+        uint8_t *to = buf_grow(&c->out, n), *sums = c->first->rec.p;
 
-        if (read_at(c->stream->fd, to, n, c->stream_at) != (ssize_t)n ||
-            xxh64(to, n, 0) != get64(sum + 8 * c->stream_block++)) {
+        if (read_at(c->stream->fd, to, n, c->stream_value + block) !=
+                (ssize_t)n ||
+            xxh64(to, n, 0) != get64(sums + 8 * (block / BLOCK))) {
             part_damaged(c->w->node, c->first->part, &c->stream_entry);
             c->out.n -= n;
             conn_kill(c);
             return;
         }
-        c->stream_at += n;
-        c->stream_left -= n;
+        c->stream_at = block + n;
+        if (c->stream_at > c->stream_end) {
+            c->out.n -= (size_t)(c->stream_at - c->stream_end);
+            c->stream_at = c->stream_end;
+        }
+        if (skip > 0) {
+            c->out.n -= skip;
+            memmove(to, to + skip, (size_t)(c->stream_at - block) - skip);
+        }
     }
-    if (c->stream_left > 0)
+    if (c->stream_at < c->stream_end)
         return;
     file_release(c->stream);
     c->stream = NULL;
@@ -6479,6 +6617,7 @@ static void *etcd_run(void *arg) {
  *     POST /_peer/heartbeat  see "heartbeats" below
  *     POST /_peer/digest, list, pull
  *                            see "Repair"
+ *     POST /_peer/keys       see "Listing"
  *     POST /_peer/standing   asked at a start: is the directory an older copy?
  *
  * Each request says, in the field Estoraje, of which cluster, epoch, member,
@@ -7181,46 +7320,88 @@ static void write_begin(struct op *op) {
     "the condition of If-Match or If-None-Match does not hold: nothing was " \
     "done; read the key for its ETag"
 
+/* What a read gets of a value, 416: nothing, since the range begins behind its
+   end; 206: a part of it, from *first to before *end; or 200: all. */
+static unsigned read_part(const struct op *op, const struct record *r,
+                          uint64_t *first, uint64_t *end) {
+    bool wanted = op->ranged && (op->if_range == 0 || op->if_range == r->etag);
+    bool fits = wanted && range_fits(&op->range, r->value.n, first, end);
+
+    if (fits && *first < *end)
+        return 206;
+    *first = 0;
+    *end = r->value.n;
+    return wanted && !fits ? 416 : 200; /* an empty value has no last bytes,
+                                           but is all of them */
+}
+
 /* Answers a read with a record; a version of 0: there is none. The value is in
-   r, or, if file is not NULL, is sent from that: c->stream_... says what. */
+   r, or, if file is not NULL, is sent from that: c->stream_... says what. The
+   conditions go in the order of RFC 9110, 13.2.2, and what is absent is absent
+   under any (13.2.1). */
 static void read_answer(struct op *op, const struct record *r, bool stale,
                         struct file *file) {
     struct conn *c = op->c;
     bool present = r->version != 0 && !r->tombstone;
-    struct slice none = slice_of(op->if_none_match);
-    bool unchanged = present && etag_listed(none, r->etag, true);
+    struct slice none = slice_of(op->if_none_match), body = r->value;
+    uint64_t first = 0, end = 0;
+    unsigned status = 404;
     struct buf *out;
+    char text[100];
 
-    if (op->if_match[0] != '\0' &&
-        !etag_listed(slice_of(op->if_match), present ? r->etag : 0, false)) {
+    if (present && op->if_match[0] != '\0' &&
+        !etag_listed(slice_of(op->if_match), r->etag, false)) {
         file_release(file);
         answer_error(op, 412, REFUSED);
         return;
     }
-    out = answer_begin(op, !present ? 404 : unchanged ? 304 : 200);
+    if (present)
+        status = etag_listed(none, r->etag, true)
+                     ? 304
+                     : read_part(op, r, &first, &end);
+    out = answer_begin(op, status);
     figure_add(op->w->figures.stale, stale);
     if (stale)
         buf_text(out, "\r\nEstoraje-Stale: true");
     if (present) {
         answer_etag(out, r->etag);
-        buf_text(out, "\r\nAccept-Ranges: bytes\r\n"
-                      "X-Content-Type-Options: nosniff\r\nContent-Type: ");
+        buf_text(out, "\r\nAccept-Ranges: bytes");
+    }
+    if (status == 416) {
+        buf_print(out, "\r\nContent-Range: bytes */%zu", r->value.n);
+        file_release(file);
+        snprintf(text, sizeof text,
+                 "the range has none of the %zu bytes of the value: ask for "
+                 "less\n",
+                 r->value.n);
+        answer_typed(op, TEXT_PLAIN, slice_of(text));
+        return;
+    }
+    if (status == 206) {
+        buf_print(out, "\r\nContent-Range: bytes %" PRIu64 "-%" PRIu64 "/%zu",
+                  first, end - 1, r->value.n);
+        body = slice_skip(body, (size_t)first);
+        body.n = (size_t)(end - first);
+    }
+    if (present) {
+        buf_text(out, "\r\nX-Content-Type-Options: nosniff\r\nContent-Type: ");
         if (r->type.n > 0)
             buf_add(out, r->type.p, r->type.n);
         else
             buf_text(out, "application/octet-stream");
     }
-    if (unchanged || file == NULL || op->head) {
+    if (file == NULL || op->head || status == 304) {
         file_release(file);
-        answer_body(op, r->value.p, unchanged ? 0 : r->value.n);
+        answer_body(op, body.p, status == 304 ? 0 : body.n);
         return;
     }
     buf_text(out, "\r\nContent-Length: ");
-    buf_number(out, r->value.n);
+    buf_number(out, body.n);
     buf_text(out, "\r\n\r\n");
     c->stream = file;
-    c->stream_left = r->value.n;
-    c->stream_block = 0;
+    c->stream_size = r->value.n;
+    c->stream_at = first;
+    c->stream_end = end;
     op->rec.n = 0;
     buf_add(&op->rec, r->sums, 8 * blocks_of(r->value.n));
     conn_touch(c);
@@ -7233,21 +7414,25 @@ static size_t read_most(const struct op *op) {
 }
 
 /* Answers with a record of this node's own, of which read_most() bytes are in
-   w->record, and all of it in a file, which is let go. A large value is
-   verified here, as after the head of the answer it is too late, and again
-   block by block when it is sent. false: it is damaged, and was not sent. */
+   w->record, and all of it in a file, which is let go. A large value, or the
+   part of it that is wanted, is verified here, as after the head of the answer
+   it is too late, and again block by block when it is sent. false: it is
+   damaged, and was not sent. */
 static bool read_file(struct op *op, const struct record *r, struct file *file,
                       const struct entry *entry) {
     struct worker *w = op->w;
     struct conn *c = op->c;
+    uint64_t first, end;
 
     if (w->record.n >= r->size) {
         file_release(file);
         file = NULL;
     } else {
         c->stream_entry = *entry;
-        c->stream_at = entry_offset(entry) + record_meta(w->record.p);
-        if (!op->head && !value_intact(file, r, c->stream_at, w->scratch)) {
+        c->stream_value = entry_offset(entry) + record_meta(w->record.p);
+        read_part(op, r, &first, &end);
+        if (!op->head &&
+            !value_intact(file, r, c->stream_value, first, end, w->scratch)) {
             part_damaged(w->node, op->part, entry);
             file_release(file);
             return false;
@@ -9412,6 +9597,283 @@ static void *repair_run(void *arg) {
     return NULL;
 }
 
+/* --------------------------------------------------------------- Listing
+ *
+ * A listing goes through all keys in the order of their fingerprints, which is
+ * that of the partitions, too. Its place is a fingerprint, and a cursor has
+ * nothing else. Whatever is written, deleted, moved or compacted meanwhile, a
+ * key keeps its fingerprint: one that is there throughout is come by once. Keys
+ * that share a fingerprint are never parted: a page that ends with such keys
+ * may have more of them than was asked for.
+ *
+ * The index has no keys, these are in the log. So a thread of the pool reads
+ * them, so many entries at a time. Of a partition that this node does not own,
+ * or is in doubt about, an owner is asked that is sure:
+ *
+ *     keys   fingerprint, how many keys at most, prefix
+ *            answers the fingerprint where to go on, 0: the partition has no
+ *            more; keys, the length before each
+ *
+ * One that is in doubt, or has damage, lists nothing: a key that is missing in
+ * a list looks like one that is absent.
+ */
+
+/* In the pool: reads the next keys of op->part that begin with a prefix, at
+   least one, and for so long or so many. What is asked for is in op->rec and
+   the answer goes to op->old, as in a call. */
+static void keys_read(struct op *op) {
+    struct node *node = op->w->node;
+    struct slice ask = buf_slice(&op->rec), prefix = slice_skip(ask, 16);
+    uint64_t print = get64(ask.p), most = get64(ask.p + 8), last = print;
+    uint64_t found = 0, looked = 0, until = now_ms() + LIST_MS;
+    struct buf page = {0}, b = {0};
+    struct file *file;
+    struct record r;
+    bool more = true, full = false;
+
+    op->old.n = 0;
+    buf_zero(&op->old, 8);
+    while (more && !full) {
+        const struct entry *e;
+
+        more = part_page(node, op->part, &print, &page, &file);
+        e = (const void *)page.p;
+        for (size_t n = page.n / sizeof *e; n > 0; n--, e++) {
+            full = looked > 0 && e->fingerprint != last &&
+                   (found >= most || looked >= LIST_LOOK ||
+                    op->old.n >= READ_SIZE || now_ms() >= until);
+            if (full)
+                break;
+            last = e->fingerprint;
+            looked++;
+            if (entry_tombstone(e))
+                continue;
+            if (!entry_read(file, e, 0, &b, &r)) {
+                part_damaged(node, op->part, e);
+                op->damaged = true;
+            } else if (r.key.n >= prefix.n &&
+                       memcmp(r.key.p, prefix.p, prefix.n) == 0) {
+                buf_word(&op->old, r.key.n);
+                buf_add(&op->old, r.key.p, r.key.n);
+                found++;
+            }
+        }
+        print = full ? e->fingerprint : print;
+        file_release(file);
+    }
+    put64(op->old.p, full ? print : 0);
+    buf_free(&page);
+    buf_free(&b);
+}
+
+/* Whether what this replica holds of op->part is a whole list of its keys: it
+   is sure, no damage hides any, and the ring is still that of the operation. */
+static bool keys_sure(struct op *op) {
+    enum word word;
+
+    pthread_mutex_lock(&op->part->lock);
+    word = part_word(op->part);
+    pthread_mutex_unlock(&op->part->lock);
+    op->damaged = op->damaged || word == WORD_HIDES;
+    return word == WORD_GOOD && op->epoch == op->w->view->epoch &&
+           part_worth(op->w->node, op->part) == ANSWER_SURE;
+}
+
+/* Gives the page that was read to who asked for it, if this replica was sure
+   before, and still is. */
+static void keys_answer(struct op *op) {
+    bool sure = keys_sure(op) && !op->damaged;
+
+    replica_says(op,
+                 sure          ? 200
+                 : op->damaged ? 500
+                               : 503,
+                 op->old.p, sure ? op->old.n : 0);
+}
+
+/* Has a page read, for a peer or for this node's own listing. */
+static void keys_begin(struct op *op) {
+    op->old.n = 0;
+    op->errand = keys_read;
+    op->resume = keys_answer;
+    if (keys_sure(op))
+        errand_park(op->w->node, op->part, op);
+    else
+        keys_answer(op);
+}
+
+/* A peer asks for a page of keys. */
+static void keys_body(struct op *op) {
+    struct slice ask = buf_slice(&op->rec);
+    struct node *node = op->w->node;
+    unsigned at;
+
+    if (ask.n >= 16 && ask.n <= 16 + KEY_MAX) {
+        at = ring_partition(get64(ask.p), node->partitions);
+        op->part = &node->parts[at];
+        if (view_owns(op->w->view, at, (unsigned)node->self.number) &
+            OWNS_OLD) {
+            keys_begin(op);
+            return;
+        }
+    }
+    answer_error(op, 400, "not keys of a partition owned here");
+}
+
+/* Ends a listing with the lines there are. */
+static void list_answer(struct op *op) {
+    struct buf *out = answer_begin(op, 200);
+
+    if (op->fingerprint != 0) {
+        buf_text(out, "\r\nLink: </?list&prefix=");
+        buf_key(out, slice_skip(buf_slice(&op->rec), 16));
+        buf_print(out, "&limit=%" PRIu64 "&cursor=", op->limit);
+        buf_hex(out, op->fingerprint);
+        buf_text(out, ">; rel=\"next\"");
+    }
+    answer_typed(op, TEXT_PLAIN, buf_slice(&op->list));
+}
+
+/* Takes a page of keys of op->partition, and notes where to go on: at 0, when
+   all partitions are done. false: it is malformed, and not taken. */
+static bool list_take(struct op *op, struct slice page) {
+    uint64_t next = page.n >= 8 ? get64(page.p) : 0, found = 0;
+    size_t before = op->list.n;
+    bool good = page.n >= 8 && (next == 0 || next > op->fingerprint);
+
+    for (page = slice_skip(page, good ? 8 : 0); good && page.n > 0; found++) {
+        uint64_t n = page.n >= 8 ? get64(page.p) : UINT64_MAX;
+
+        good = page.n >= 8 && n <= page.n - 8;
+        if (!good)
+            break;
+        page = slice_skip(page, 8);
+        buf_key(&op->list, (struct slice){page.p, (size_t)n});
+        buf_text(&op->list, "\n");
+        page = slice_skip(page, (size_t)n);
+    }
+    if (!good) {
+        op->list.n = before;
+        return false;
+    }
+    op->listed += found;
+    op->fingerprint =
+        next != 0 ? next : bucket_print(op->w->node, op->partition + 1, 0);
+    return true;
+}
+
+static void list_step(struct op *op);
+static void list_ask(struct op *op);
+
+/* An owner takes its time. */
+static void list_wait(struct op *op) {
+    if (op_stalled(op))
+        list_ask(op);
+    else
+        op_due(op, list_wait);
+}
+
+/* Asks an owner that lives and was not asked yet. If there is none, those who
+   are in doubt may be sure soon, or another ring may come. */
+static void list_ask(struct op *op) {
+    struct worker *w = op->w;
+    unsigned from = w->turn++;
+
+    for (unsigned k = 0; k < op->count; k++) {
+        unsigned i = (from + k) % op->count;
+
+        if (op->answers[i] != ANSWER_NONE ||
+            !member_alive(w->node, op->owners[i]))
+            continue;
+        op->attempt++; /* what was asked before is void */
+        op->attempt_since = w->now;
+        op_call(op, i, "keys", buf_slice(&op->rec));
+        if (op->answers[i] == ANSWER_WAIT) {
+            op_due(op, list_wait);
+            return;
+        }
+    }
+    if (w->now - op->began < LOST_MS)
+        op_due(op, list_step);
+    else if (op->damaged)
+        answer_error(op, 500,
+                     "damaged: partition %u has records that cannot be read, "
+                     "and no other replica lists its keys",
+                     op->partition);
+    else
+        answer_error(op, 503,
+                     "none of partition %u's %u owners can list its keys now: "
+                     "try again",
+                     op->partition, op->count);
+}
+
+/* An owner, or this node, has listed keys, or cannot. */
+static void list_answered(struct op *op, unsigned i, unsigned status,
+                          struct slice body) {
+    uint64_t now = op->w->now;
+
+    op->due = NULL;
+    op->answers[i] = ANSWER_FAILED;
+    op->damaged = op->damaged || status == 500;
+    if (status != 200 || !list_take(op, body)) {
+        list_ask(op);
+        return;
+    }
+    op->began = now;
+    if (op->fingerprint == 0 || op->listed >= op->limit ||
+        op->list.n >= OUT_MAX || now >= op->list_until)
+        list_answer(op);
+    else
+        list_step(op);
+}
+
+/* Goes on with a listing: with the keys from op->fingerprint on, of this node
+   if it owns them. As in a read, owners are those by the ring in force. */
+static void list_step(struct op *op) {
+    struct node *node = op->w->node;
+
+    op->partition = ring_partition(op->fingerprint, node->partitions);
+    op->part = &node->parts[op->partition];
+    op->damaged = false;
+    op_owners(op);
+    op->count = bits_count(op->groups[GROUP_OLD]);
+    put64(op->rec.p, op->fingerprint);
+    put64(op->rec.p + 8, op->limit - op->listed);
+    op->attempt_since = op->w->now;
+    if (op->mine < op->count)
+        keys_begin(op);
+    else
+        list_ask(op);
+}
+
+/* What a query asks for; p is NULL for what is not there. */
+struct query {
+    struct slice prefix, limit, cursor;
+};
+
+/* Begins a listing. */
+static const char *list_begin(struct op *op, const struct query *q) {
+    ssize_t n = percent_decode(q->prefix, op->key_bytes, KEY_MAX);
+
+    op->limit = LIMIT;
+    if (n < 0)
+        return "400 prefix has up to 1024 bytes, and a % in it begins %XX";
+    if (q->limit.p != NULL && (!slice_digits(q->limit, 10, &op->limit) ||
+                               op->limit < 1 || op->limit > LIMIT_MAX))
+        return "400 limit is a number from 1 to 10000";
+    if (q->cursor.p != NULL &&
+        (q->cursor.n != 16 || !slice_digits(q->cursor, 16, &op->fingerprint)))
+        return "400 cursor is not one that the Link of a page has: begin anew, "
+               "without it";
+    buf_zero(&op->rec, 16);
+    buf_add(&op->rec, op->key_bytes, (size_t)n);
+    op->answered = list_answered;
+    op->began = op->w->now;
+    op->list_until = op->w->now + LIST_MS;
+    list_step(op);
+    return NULL;
+}
+
 /* ---------------------------------------------------------------- Routes
  *
  * First the paths of the system: a short function each, which appends a text
@@ -9421,8 +9883,6 @@ static void *repair_run(void *arg) {
  * the request, the refusal is sent from there.
  */
 
-#define TEXT_PLAIN "text/plain; charset=utf-8"
-
 static const char *help_text(struct op *op, struct buf *b) {
     static const char text[] = /* @: here */
         "estoraje: a key-value store. Any node answers for any key.\n\n"
@@ -9431,6 +9891,9 @@ static const char *help_text(struct op *op, struct buf *b) {
         "  curl -I @/greeting   its ETag and size\n"
         "  curl -X DELETE @/greeting   deletes it\n"
         "  curl -T FILE @/path/of/file   stores a file\n"
+        "  curl -C - -O @/path/of/file   reads it, from where it was cut off\n"
+        "  curl '@/?list&prefix=path/&limit=100'   keys, a line each; Link has "
+        "the next page\n"
         "  curl @/_cluster_status   the nodes, as JSON\n"
         "  curl @/_nodes/greeting   who owns a key\n"
         "  curl @/_nodes_discovery   the nodes in short\n"
@@ -9522,7 +9985,8 @@ static void leave_answer(struct op *op) {
 
     buf_add(&text, op->rec.p, op->rec.n);
     buf_text(&text, "\n");
-    answer_text(op, (unsigned)op->wait_result, TEXT_PLAIN, buf_slice(&text));
+    answer_begin(op, (unsigned)op->wait_result);
+    answer_typed(op, TEXT_PLAIN, buf_slice(&text));
     buf_free(&text);
 }
 
@@ -9787,6 +10251,7 @@ static const struct route {
     {CONN_PEER, "/_peer/digest", "POST", false, NULL, NULL, digest_body},
     {CONN_PEER, "/_peer/list", "POST", false, NULL, NULL, list_body},
     {CONN_PEER, "/_peer/pull", "POST", false, NULL, NULL, pull_body},
+    {CONN_PEER, "/_peer/keys", "POST", false, NULL, NULL, keys_body},
     {CONN_PEER, "/_peer/standing", "POST", true, TEXT_PLAIN, standing_text,
      NULL},
     {CONN_PEER, "/_nodes/delete/*", "DELETE", false, NULL, leave_text, NULL},
@@ -9819,32 +10284,47 @@ static bool word_in(struct slice word, const char *list) {
     return false;
 }
 
-/* Takes what a query asks for, of the path of a key or another. Most of it is
-   still to be built. */
-static const char *query_check(struct op *op, struct slice query, bool key,
-                               bool leaves) {
-    bool unbuilt = false;
+/* Takes what a query asks for. What is not known, or not of this path, is
+   refused, and so is what does not go together. */
+static const char *query_check(struct op *op, struct slice query,
+                               const struct route *r, bool read,
+                               struct query *q) {
+    const char *known = r->text == leave_text  ? "force"
+                        : r->text == help_text ? "list,prefix,limit,cursor"
+                        : r->port == CONN_CLIENT && r->path[0] == '*'
+                            ? "consistent,explain"
+                            : "";
     struct slice one, name;
 
     while (slice_next(&query, '&', &one)) {
-        bool alone = slice_is(one, "consistent") || slice_is(one, "force");
+        bool valued = slice_cut(&one, '=', &name), *flag;
+        struct slice *field;
 
-        if (!slice_next(&one, '=', &name) ||
-            !word_in(name, "consistent,list,prefix,limit,cursor,explain,force"))
-            return "400 a query parameter is not known";
-        if (slice_is(name, "force") && leaves && !alone)
-            return "400 force stands alone, without a value";
-        if (slice_is(name, "force") && leaves)
-            op->force = true;
-        else if (!slice_is(name, "consistent"))
-            unbuilt = true;
-        else if (!alone || !key)
-            return "400 consistent stands alone, without a value, and behind "
-                   "the path of a key";
+        name = valued ? name : one;
+        flag = slice_is(name, "consistent") ? &op->consistent
+               : slice_is(name, "explain")  ? &op->explain
+               : slice_is(name, "force")    ? &op->force
+               : slice_is(name, "list")     ? &op->lists
+                                            : NULL;
+        field = slice_is(name, "prefix")  ? &q->prefix
+                : slice_is(name, "limit") ? &q->limit
+                                          : &q->cursor;
+        if (!word_in(name, known))
+            return "400 a query parameter is not known, or not with this path";
+        if (flag != NULL ? valued || *flag : !valued || field->p != NULL)
+            return "400 a query parameter is there twice, or has a value and "
+                   "takes none, or takes one and has none";
+        if (flag != NULL)
+            *flag = true;
         else
-            op->consistent = true;
+            *field = one;
     }
-    return unbuilt ? "501 what this query asks for is not built yet" : NULL;
+    if (!op->lists &&
+        (q->prefix.p != NULL || q->limit.p != NULL || q->cursor.p != NULL))
+        return "400 prefix, limit and cursor go with list";
+    if (op->explain && !read)
+        return "400 explain goes with GET";
+    return op->explain ? UNBUILT : NULL;
 }
 
 /* The refusal of a node that is starting, until the next one of this worker. */
@@ -9864,10 +10344,14 @@ static const char *starting_text(struct op *op) {
 
 /* What can be said against a request before its route looks at it. */
 static const char *route_check(struct op *op, const struct http *h,
-                               const struct route *r, struct slice query) {
+                               const struct route *r, struct slice query,
+                               struct query *q) {
     const struct node *node = op->w->node;
     struct slice given = h->authorization;
+    const char *refusal;
 
+    if (r->port == CONN_PEER && h->origin.p != NULL)
+        return "403 this port is not for browsers: leave Origin out";
     if (r->port == CONN_PEER && node->secret[0] != '\0' &&
         (!slice_begins(given, "Bearer ") ||
          !secret_equal(slice_skip(given, 7), node->secret)))
@@ -9882,16 +10366,19 @@ static const char *route_check(struct op *op, const struct http *h,
                    "removed on the peer port, a key is written as /%5F...";
         return "405 this path does not have that method";
     }
-    if (!r->early && (op->w->view == NULL || !atomic_load(&node->loaded) ||
-                      (self_number(node) == 0 && r->body == NULL)))
+    refusal = query_check(op, query, r, word_in(h->method, READ), q);
+    if (refusal != NULL)
+        return refusal;
+    if ((!r->early || op->lists) &&
+        (op->w->view == NULL || !atomic_load(&node->loaded) ||
+         (self_number(node) == 0 && r->body == NULL)))
         return starting_text(op);
     if (op->w->view != NULL && op->w->view->me == op->w->view->count &&
-        r->path[0] == '*' && r->port == CONN_CLIENT)
+        (r->path[0] == '*' || op->lists) && r->port == CONN_CLIENT)
         return LEFT;
     if (atomic_load(&node->stopping) && r->body == beat_body)
         return "503 this node is stopping";
-    return query_check(op, query, r->port == CONN_CLIENT && r->path[0] == '*',
-                       r->text == leave_text);
+    return NULL;
 }
 
 /* Begins a request for a key. */
@@ -9908,8 +10395,6 @@ static const char *key_begin(struct op *op, const struct http *h) {
     refusal = op_key(op, slice_skip(op->path, 1));
     if (refusal != NULL)
         return refusal;
-    if (get && h->range.p != NULL)
-        return "501 Range is not built yet: leave it out for the whole value";
     if ((h->if_match.p != NULL && !etags_fine(h->if_match)) ||
         (h->if_none_match.p != NULL && !etags_fine(h->if_none_match)))
         return "400 If-Match and If-None-Match have * or entity tags, like "
@@ -9920,6 +10405,9 @@ static const char *key_begin(struct op *op, const struct http *h) {
         return "400 If-Match or If-None-Match is over 255 bytes: send fewer "
                "tags";
     op->reads = read;
+    op->if_range = etag_parse(h->if_range);
+    op->ranged = get && range_parse(h->range, &op->range) &&
+                 (h->if_range.p == NULL || op->if_range != 0);
     if (read) {
         if (op->consistent)
             consistent_begin(op);
@@ -9951,6 +10439,7 @@ static const char *route_request(struct op *op, const struct http *h) {
     struct slice query = h->target, path = query;
     const struct node *node = op->w->node;
     struct buf text = {0};
+    struct query q = {0};
     const struct route *r;
     const char *refusal;
 
@@ -9973,13 +10462,17 @@ static const char *route_request(struct op *op, const struct http *h) {
         path = path.n > 0 ? path : slice_of("/");
     }
     r = route_find(op, path);
-    refusal = route_check(op, h, r, query);
+    refusal = route_check(op, h, r, query, &q);
     if (refusal != NULL)
         return refusal;
-    if (r->text != NULL) {
+    if (op->lists) {
+        refusal = list_begin(op, &q);
+    } else if (r->text != NULL) {
         refusal = r->text(op, &text);
-        if (refusal == NULL && !op->parked)
-            answer_text(op, 200, r->says, buf_slice(&text));
+        if (refusal == NULL && !op->parked) {
+            answer_begin(op, 200);
+            answer_typed(op, r->says, buf_slice(&text));
+        }
         buf_free(&text);
     } else if (r->body == NULL) {
         refusal = r->says != NULL ? r->says : key_begin(op, h);

@@ -51,30 +51,35 @@ static int cluster_mend(void **state) {
     return 0;
 }
 
-/* Makes the cluster of three and waits for it. */
-static int cluster_begin(void **state) {
+/* Makes a cluster of three, with further flags, whose nodes' names begin so. */
+static void cluster_make(const char *prefix, const char *flags) {
     char members[256] = "";
     size_t n = 0;
 
     for (int i = 0; i < NODES; i++) {
         etcd_peer[i] = port_pair();
         n += (size_t)snprintf(members + n, sizeof members - n,
-                              "%snode%d=http://127.0.0.1:%d", i ? "," : "",
-                              i + 1, etcd_peer[i]);
+                              "%s%s%d=http://127.0.0.1:%d", i ? "," : "",
+                              prefix, i + 1, etcd_peer[i]);
     }
     for (int i = 0; i < NODES; i++) {
         char name[16];
         int port = port_pair();
 
-        snprintf(name, sizeof name, "node%d", i + 1);
+        snprintf(name, sizeof name, "%s%d", prefix, i + 1);
         nodes[i] = server_new(name);
         server_args(nodes[i],
                     "-name %s -port %d -peerPort %d "
-                    "-initialCluster %s",
-                    name, port, port - 1, members);
+                    "-initialCluster %s %s",
+                    name, port, port - 1, members, flags);
         nodes[i]->port = port;
         nodes[i]->peer = port - 1;
     }
+}
+
+/* Makes the cluster of three that most tests use, and waits for it. */
+static int cluster_begin(void **state) {
+    cluster_make("node", "");
     return cluster_mend(state);
 }
 
@@ -474,6 +479,158 @@ static void test_peer_garbage(void **state) {
     work_end();
     check(status_of(nodes[0]->port, "GET", "/k") == 404,
           "a value came in by the peer port");
+}
+
+/* A part of a value comes from whichever node, and so does the rest. */
+static void test_ranges(void **state) {
+    static char value[300000];
+    struct client c = client_make(nodes[0]->port);
+
+    (void)state;
+    random_bytes(value, sizeof value, 5);
+    client_ask(&c, "PUT", "/ranges", NULL, value, sizeof value);
+    client_end(&c);
+    for (int i = 0; i < NODES; i++) {
+        static const char *const queries[] = {"/ranges", "/ranges?consistent"};
+
+        c = client_make(nodes[i]->port);
+        for (size_t k = 0; k < 2; k++) {
+            check(client_ask(&c, "GET", queries[k],
+                             "Range: bytes=65000-140000\r\n", NULL, 0) == 206 &&
+                      c.body_len == 75001 &&
+                      memcmp(c.body, value + 65000, c.body_len) == 0,
+                  "node %d: %d, %zu bytes", i, c.status, c.body_len);
+            check(client_ask(&c, "GET", queries[k], "Range: bytes=300000-\r\n",
+                             NULL, 0) == 416,
+                  "node %d: %d", i, c.status);
+        }
+        client_end(&c);
+    }
+}
+
+/* ---- Listing --------------------------------------------------------- */
+
+enum { STAY = 1000 };
+
+static struct {
+    int ports[NODES]; /* of nodes that are asked for pages */
+    size_t ports_n;
+    struct server *dies; /* after some pages; NULL: nobody */
+} list;
+
+/* Writes keys that are listed later, through all nodes. */
+static void list_fill(void) {
+    char key[40];
+
+    for (int i = 0; i < NODES; i++) {
+        struct client c = client_make(nodes[i]->port);
+
+        for (int k = i; k < STAY; k += NODES) {
+            snprintf(key, sizeof key, "/stay%%20/%d/%%5F", k);
+            check(client_text(&c, "PUT", key, key + 1) == 201, "%d", c.status);
+            snprintf(key, sizeof key, "/go/%d", k);
+            check(client_text(&c, "PUT", key, "") == 201, "%d", c.status);
+            snprintf(key, sizeof key, "/gone/%d", k);
+            check(client_text(&c, "PUT", key, "") == 201 &&
+                      client_text(&c, "DELETE", key, NULL) == 204,
+                  "%d", c.status);
+        }
+        client_end(&c);
+    }
+}
+
+/* Between pages: a node dies, keys go, others come, some are written again. */
+static void list_between(size_t page) {
+    struct client c = client_make(list.ports[page % list.ports_n]);
+    char key[40];
+
+    if (list.dies != NULL && page == 3)
+        server_kill(list.dies);
+    for (size_t i = 0; i < 20; i++) {
+        snprintf(key, sizeof key, "/go/%zu", page * 20 + i);
+        client_text(&c, "DELETE", key, NULL);
+        snprintf(key, sizeof key, "/come/%zu", page * 20 + i);
+        client_text(&c, "PUT", key, "");
+        snprintf(key, sizeof key, "/stay%%20/%zu/%%5F", (page * 20 + i) % STAY);
+        client_text(&c, "PUT", key, key + 1);
+    }
+    client_end(&c);
+}
+
+/* Lists all, a page from each node that is asked, in turn; what stays must be
+   there once, what was gone before not at all. */
+static void list_check(const char *query, void (*between)(size_t)) {
+    char key[40], *lines;
+    size_t pages;
+
+    lines = list_walk(list.ports, list.ports_n, query, between, &pages);
+    check(pages > 5, "%zu pages", pages);
+    for (int k = 0; k < STAY; k++) {
+        snprintf(key, sizeof key, "stay%%20/%d/_", k);
+        check(listed_count(lines, key) == 1, "%s is there %zu times", key,
+              listed_count(lines, key));
+    }
+    check(text_count(lines, "gone/") == 0, "%s", lines);
+    free(lines);
+}
+
+/* All keys from any node, also while one dies, and with it dead, while keys
+   come and go: each that stays is there once. And curl can use the lines. */
+static void test_list(void **state) {
+    (void)state;
+    list.ports_n = NODES;
+    for (int i = 0; i < NODES; i++)
+        list.ports[i] = nodes[i]->port;
+    list_fill();
+    list_check("&limit=50", list_between);
+    part("one dies");
+    list.ports_n = 2;
+    list.dies = nodes[2];
+    list_check("&limit=50", list_between);
+    list.dies = NULL;
+    part("one is dead");
+    list_check("&prefix=stay%20/&limit=60", list_between);
+    part("curl");
+    for (int i = 0; i < NODES - 1; i++) {
+        char key[40], *lines;
+        size_t pages;
+
+        lines = list_walk(list.ports + i, 1, "&prefix=stay%20/7", NULL, &pages);
+        check(text_lines(lines) == 111, "%zu lines", text_lines(lines));
+        for (char *line = strtok(lines, "\n"); line != NULL;
+             line = strtok(NULL, "\n")) {
+            snprintf(key, sizeof key, "%.*s%%5F", (int)strlen(line) - 1, line);
+            if (text_count(line, "7/_") > 0)
+                curl_prints(key, "", line, list.ports[i]);
+        }
+        free(lines);
+    }
+}
+
+/* Partitions that a node does not own are listed by one that does. If those are
+   in doubt for lack of a majority, there is no list at all: 503. */
+static void test_list_elsewhere(void **state) {
+    struct client c;
+    char text[64];
+
+    cluster_make("few", "-replicas 2 -partitions 32");
+    cluster_mend(state);
+    list.ports_n = NODES;
+    for (int i = 0; i < NODES; i++)
+        list.ports[i] = nodes[i]->port;
+    list_fill();
+    list_check("&limit=70", list_between);
+    list_check("&limit=120", list_between);
+    list.ports_n = 1;
+    list_check("&limit=170", NULL);
+    server_kill(nodes[2]);
+    c = client_make(nodes[0]->port);
+    wait_until(client_text(&c, "GET", "/?list", NULL) == 503, LIMIT_MS, "%d",
+               c.status);
+    check(client_header(&c, "Retry-After", text, sizeof text) &&
+              strstr(c.body, "owners") != NULL,
+          "%s%s", c.head, c.body);
+    client_end(&c);
 }
 
 /* ---- Trouble --------------------------------------------------------- */
@@ -1213,13 +1370,18 @@ static void test_storm(void **state) {
 
 int main(void) {
     const struct CMUnitTest three[] = {
-        TEST(test_everywhere),   TEST(test_what_nodes_say), TEST(test_curl),
-        TEST(test_peer_garbage), TEST(test_refused),        TEST(test_pause),
-        TEST(test_etcd_stopped), TEST(test_kill),           TEST(test_minority),
-        TEST(test_ten_restarts), TEST(test_real_input),     TEST(test_storm),
-        TEST(test_metrics),      TEST(test_large),          TEST(test_stop_all),
+        TEST(test_everywhere),   TEST(test_what_nodes_say),
+        TEST(test_curl),         TEST(test_list),
+        TEST(test_ranges),       TEST(test_peer_garbage),
+        TEST(test_refused),      TEST(test_pause),
+        TEST(test_etcd_stopped), TEST(test_kill),
+        TEST(test_minority),     TEST(test_ten_restarts),
+        TEST(test_real_input),   TEST(test_storm),
+        TEST(test_metrics),      TEST(test_large),
+        TEST(test_stop_all),
     };
     const struct CMUnitTest others[] = {
+        cmocka_unit_test_teardown(test_list_elsewhere, servers_end),
         cmocka_unit_test_teardown(test_gateway_off, servers_end),
         cmocka_unit_test_teardown(test_etcd_mode, servers_end),
         cmocka_unit_test_teardown(test_etcd_unreachable, servers_end),

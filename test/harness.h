@@ -933,6 +933,47 @@ static inline int status_of(int port, const char *method, const char *target) {
     return status;
 }
 
+/* Follows a listing from its first page to its last, each page from the next
+   of n ports, and calls between(page), if there is one, after each page: all
+   lines, which the caller frees, and *pages. */
+static inline char *list_walk(const int *ports, size_t n, const char *query,
+                              void (*between)(size_t page), size_t *pages) {
+    char target[600], link[600], *all = calloc(1, 1);
+    size_t len = 0;
+
+    snprintf(target, sizeof target, "/?list%s", query);
+    for (size_t page = 0;; page++) {
+        struct client c = client_make(ports[page % n]);
+        bool more;
+
+        check(client_text(&c, "GET", target, NULL) == 200, "%s: %d: %s", target,
+              c.status, c.body);
+        all = realloc(all, len + c.body_len + 1);
+        memcpy(all + len, c.body, c.body_len + 1);
+        len += c.body_len;
+        more = client_header(&c, "Link", link, sizeof link);
+        client_end(&c);
+        if (between != NULL)
+            between(page);
+        *pages = page + 1;
+        if (!more)
+            return all;
+        check(sscanf(link, "<%599[^>]>; rel=\"next\"", target) == 1 &&
+                  strstr(link, ">; rel=\"next\"") != NULL,
+              "Link: %s", link);
+    }
+}
+
+/* How often a line is among the lines of a listing. */
+static inline size_t listed_count(const char *lines, const char *line) {
+    size_t count = 0, n = strlen(line);
+
+    for (const char *p = lines; p != NULL && *p != '\0';
+         p = strchr(p, '\n'), p = p != NULL ? p + 1 : NULL)
+        count += strncmp(p, line, n) == 0 && p[n] == '\n';
+    return count;
+}
+
 /* True when nobody listens on a port. */
 static inline bool port_silent(int port) {
     struct client c = client_make(port);

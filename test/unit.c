@@ -4312,48 +4312,387 @@ static void test_etags(void **state) {
     }
 }
 
-/* Methods, and queries: what is not known is 400 wherever it stands, what is
-   known and not built 501. */
-static void test_methods_queries(void **state) {
+/* Ranges: what is one, and which bytes of a value of ten it has; 0-0: none. */
+static void test_ranges(void **state) {
     static const struct {
-        const char *query;
-        unsigned status;
+        const char *text;
+        bool good;
+        uint64_t first, end;
     } rows[] = {
-        {"", 0},
-        {"nope", 400},
-        {"nope=1", 400},
-        {"=1", 400},
-        {"consistent", 0},
-        {"consistent=", 400},
-        {"consistent=1", 400},
-        {"consistent&nope", 400},
-        {"nope&consistent", 400},
-        {"consistentx", 400},
-        {"list,prefix", 400},
+        {"bytes=0-0", true, 0, 1},
+        {"bytes=3-4", true, 3, 5},
+        {"bytes=9-", true, 9, 10},
+        {"bytes=0-99", true, 0, 10},
+        {"bytes=-1", true, 9, 10},
+        {"bytes=-10", true, 0, 10},
+        {"bytes=-99", true, 0, 10},
+        {"bytes=10-", true, 0, 0},
+        {"bytes=-0", true, 0, 0},
+        {"Bytes=1-2", true, 1, 3},
+        {"bytes= 1-2", true, 1, 3},
+        {"bytes=,\t1-2, ,", true, 1, 3},
+        {"bytes=0-18446744073709551615", true, 0, 10},
+        {"bytes=0-18446744073709551616", true, 0, 10},
+        {"bytes=18446744073709551615-", true, 0, 0},
+        {"bytes=18446744073709551616-18446744073709551617", true, 0, 0},
+        {"bytes=-18446744073709551617", true, 0, 10},
+        {"", false, 0, 0},
+        {"bytes", false, 0, 0},
+        {"bytes=", false, 0, 0},
+        {"bytes=,", false, 0, 0},
+        {"bytes=-", false, 0, 0},
+        {"bytes=--1", false, 0, 0},
+        {"bytes=1", false, 0, 0},
+        {"bytes=2-1", false, 0, 0},
+        {"bytes=1-2-3", false, 0, 0},
+        {"bytes=1-2,4-5", false, 0, 0},
+        {"bytes=1-2;", false, 0, 0},
+        {"bytes =1-2", false, 0, 0},
+        {" bytes=1-2", false, 0, 0},
+        {"bytes=a-b", false, 0, 0},
+        {"bytes=1-b", false, 0, 0},
+        {"bytes=1- 2", false, 0, 0},
+        {"items=1-2", false, 0, 0},
+        {"=1-2", false, 0, 0},
     };
-
-    struct op *op = memory(1, sizeof *op);
 
     (void)state;
     for (size_t i = 0; i < COUNT(rows); i++) {
-        struct slice query = slice_of(rows[i].query);
+        size_t n = strlen(rows[i].text);
+        uint8_t *copy = copy_of(rows[i].text, n);
+        struct range range;
+        uint64_t first, end;
+        bool good = range_parse((struct slice){copy, n}, &range);
 
-        op->consistent = false;
-        assert_int_equal(refusal_status(query_check(op, query, true, false)),
-                         rows[i].status);
-        if (rows[i].status == 0)
-            assert_int_equal(op->consistent, query.n > 0);
+        if (good && !range_fits(&range, 10, &first, &end))
+            first = end = 0;
+        if (good != rows[i].good ||
+            (good && (first != rows[i].first || end != rows[i].end)))
+            fail_msg("%s", rows[i].text);
+        free(copy);
     }
-    op->consistent = false;
+    assert_int_equal(etag_parse(slice_of("\"0123456789abcdef\"")),
+                     0x123456789abcdef);
+    assert_int_equal(etag_parse(slice_of("\"0123456789abcdeF\"")), 0);
+    assert_int_equal(etag_parse(slice_of("\"0123456789abcdef'")), 0);
+    assert_int_equal(etag_parse(slice_of("\"0000000000000000\"")), 0);
+    assert_int_equal(etag_parse(slice_of("*")), 0);
+}
+
+/* Methods, and queries: what is not known, or not with that path, or does not go
+   together, is 400; what is known and not built 501. */
+static void test_methods_queries(void **state) {
+    static const struct {
+        const char *path, *query;
+        bool writes;
+        unsigned status;
+    } rows[] = {
+        {"/k", "", false, 0},
+        {"/k", "nope", false, 400},
+        {"/k", "nope=1", false, 400},
+        {"/k", "=1", false, 400},
+        {"/k", "&", false, 400},
+        {"/k", "consistent", false, 0},
+        {"/k", "consistent", true, 0},
+        {"/k", "consistent&", false, 0},
+        {"/k", "consistent=", false, 400},
+        {"/k", "consistent=1", false, 400},
+        {"/k", "consistent&consistent", false, 400},
+        {"/k", "consistent&nope", false, 400},
+        {"/k", "nope&consistent", false, 400},
+        {"/k", "consistentx", false, 400},
+        {"/k", "consisten", false, 400},
+        {"/k", "list,prefix", false, 400},
+        {"/k", "list", false, 400},
+        {"/k", "prefix=a", false, 400},
+        {"/k", "force", false, 400},
+        {"/k", "explain", false, 501},
+        {"/k", "explain&consistent", false, 501},
+        {"/k", "explain", true, 400},
+        {"/k", "explain=1", false, 400},
+        {"/", "", false, 0},
+        {"/", "list", false, 0},
+        {"/", "list=", false, 400},
+        {"/", "list&list", false, 400},
+        {"/", "list&prefix=", false, 0},
+        {"/", "list&prefix", false, 400},
+        {"/", "cursor=c&limit=b&prefix=a&list", false, 0},
+        {"/", "list&prefix=a&prefix=a", false, 400},
+        {"/", "list&limit=1&limit=2", false, 400},
+        {"/", "prefix=a", false, 400},
+        {"/", "limit=1", false, 400},
+        {"/", "cursor=1", false, 400},
+        {"/", "list&explain", false, 400},
+        {"/", "list&consistent", false, 400},
+        {"/", "list&force", false, 400},
+        {"/", "consistent", false, 400},
+        {"/_health", "", false, 0},
+        {"/_health", "list", false, 400},
+        {"/_health", "consistent", false, 400},
+    };
+    static struct conn c = {.kind = CONN_CLIENT};
+    struct op *op = memory(1, sizeof *op);
+
+    (void)state;
+    op->c = &c;
+    for (size_t i = 0; i < COUNT(rows); i++) {
+        struct slice query = slice_of(rows[i].query);
+        const struct route *r = route_find(op, slice_of(rows[i].path));
+        struct query q = {0};
+
+        op->consistent = op->explain = op->lists = false;
+        if (refusal_status(query_check(op, query, r, !rows[i].writes, &q)) !=
+            rows[i].status)
+            fail_msg("%s?%s", rows[i].path, rows[i].query);
+        if (rows[i].status != 0)
+            continue;
+        assert_int_equal(op->consistent,
+                         strstr(rows[i].query, "consistent") != NULL);
+        assert_int_equal(op->lists, strstr(rows[i].query, "list") != NULL);
+        assert_int_equal(q.prefix.p != NULL,
+                         strstr(rows[i].query, "prefix") != NULL);
+    }
+    c.kind = CONN_PEER;
+    assert_null(query_check(op, slice_of("force"),
+                            route_find(op, slice_of("/_nodes/n")), false,
+                            &(struct query){0}));
+    assert_true(op->force);
     assert_int_equal(
-        refusal_status(query_check(op, slice_of("consistent"), false, false)),
+        refusal_status(query_check(op, slice_of("force"),
+                                   route_find(op, slice_of("/_peer/accept")),
+                                   false, &(struct query){0})),
         400);
-    assert_false(op->consistent);
     free(op);
     assert_true(word_in(slice_of("DELETE"), ALLOW_ALL));
     assert_false(word_in(slice_of("delete"), ALLOW_ALL));
     assert_false(word_in(slice_of("DELETES"), ALLOW_ALL));
     assert_false(word_in((struct slice){NULL, 0}, ALLOW_ALL));
+}
+
+/* --------------------------------------------------------------- Listing */
+
+/* How often a text is in a buffer. */
+static unsigned text_count(struct buf *b, const char *text) {
+    unsigned n = 0;
+
+    buf_add(b, "", 1);
+    b->n--;
+    for (const char *p = (char *)b->p; (p = strstr(p, text)) != NULL; p++)
+        n++;
+    return n;
+}
+
+/* Asks for a page of keys, and appends them with a blank behind each. Where the
+   next page begins; 0: there is none. */
+static uint64_t keys_page(struct op *op, uint64_t print, uint64_t most,
+                          const char *prefix, struct buf *keys) {
+    struct slice page;
+    uint64_t next;
+
+    op->damaged = false;
+    op->rec.n = 0;
+    buf_word(&op->rec, print);
+    buf_word(&op->rec, most);
+    buf_text(&op->rec, prefix);
+    keys_read(op);
+    page = buf_slice(&op->old);
+    next = get64(page.p);
+    for (page = slice_skip(page, 8); page.n > 0;) {
+        size_t n = (size_t)get64(page.p);
+
+        buf_add(keys, page.p + 8, n);
+        buf_text(keys, " ");
+        page = slice_skip(page, 8 + n);
+    }
+    return next;
+}
+
+static struct op *keys_op(struct node *node, struct part *part) {
+    struct worker *w = memory(1, sizeof *w);
+    struct op *op = memory(1, sizeof *op);
+
+    w->node = node;
+    op->w = w;
+    op->part = part;
+    return op;
+}
+
+static void keys_op_free(struct op *op, struct buf *keys) {
+    buf_free(&op->rec);
+    buf_free(&op->old);
+    buf_free(&op->list);
+    buf_free(keys);
+    free(op->w);
+    free(op);
+}
+
+/* Pages of every size, while the log is compacted between them: each key once,
+   in the same order; deleted ones not. */
+static void test_keys_pages(void **state) {
+    enum { KEYS = 100 };
+    struct node *node = *state;
+    struct part *part = part_again(node, 0);
+    struct op *op = keys_op(node, part);
+    struct buf keys = {0}, whole = {0};
+    char name[32], spaced[34];
+
+    assert_int_equal(keys_page(op, 0, 10, "", &whole), 0);
+    assert_int_equal(whole.n, 0);
+    for (unsigned i = 0; i < KEYS; i++) {
+        snprintf(name, sizeof name, "%c/%u", i % 2 ? 'a' : 'b', i);
+        part_set(node, part, name, "value", 1024 * (i + 1));
+        if (i % 5 == 0)
+            part_set(node, part, name, NULL, 1024 * (i + 1 + KEYS));
+    }
+    assert_int_equal(keys_page(op, 0, 10000, "", &whole), 0);
+    for (unsigned i = 0; i < KEYS; i++) {
+        snprintf(spaced, sizeof spaced, " %c/%u ", i % 2 ? 'a' : 'b', i);
+        buf_add(&keys, " ", 1);
+        buf_add(&keys, whole.p, whole.n);
+        buf_add(&keys, "", 1);
+        assert_int_equal(strstr((char *)keys.p, spaced) != NULL, i % 5 != 0);
+        keys.n = 0;
+    }
+    for (uint64_t most = 1; most < KEYS; most += most / 4 + 1) {
+        uint64_t print = 0;
+        unsigned pages = 0;
+
+        keys.n = 0;
+        do {
+            size_t before = keys.n, n = 0;
+
+            print = keys_page(op, print, most, "", &keys);
+            for (size_t i = before; i < keys.n; i++)
+                n += keys.p[i] == ' ';
+            assert_true(n <= most);
+            assert_true(print == 0 || n == most);
+            if (pages++ % 3 == 0)
+                part_compact(node, part);
+        } while (print != 0);
+        assert_true(slice_equal(buf_slice(&keys), buf_slice(&whole)));
+    }
+    keys.n = 0;
+    assert_int_equal(keys_page(op, 0, 10000, "b/9", &keys), 0);
+    assert_int_equal(text_count(&keys, "b/9"), 4); /* 92 94 96 98 */
+    assert_int_equal(text_count(&keys, " "), 4);
+    assert_false(op->damaged);
+    buf_free(&whole);
+    keys_op_free(op, &keys);
+}
+
+/* Keys with one fingerprint stay together, wherever a page ends. */
+static void test_keys_ties(void **state) {
+    static const uint64_t prints[] = {5, 5, 7, 7, 7, 9, UINT64_MAX};
+    struct node *node = *state;
+    struct part *part = part_again(node, 0);
+    struct op *op = keys_op(node, part);
+    struct buf keys = {0}, b = {0};
+    uint64_t next;
+
+    for (unsigned i = 0; i < COUNT(prints); i++) {
+        struct record r;
+        char name[2] = {(char)('a' + i), '\0'};
+
+        b.n = 0;
+        record_make(&b, slice_of(name), "", slice_of("v"), 1024 * (i + 1));
+        assert_true(record_parse(b.p, b.n, 0, &r));
+        assert_int_equal(
+            store_accept(node, part, b.p, &r, prints[i], HOW_PLAIN).verdict,
+            ACCEPT_OK);
+    }
+    for (uint64_t most = 1; most < 9; most++) {
+        uint64_t print = 0;
+        size_t seen = 0;
+
+        keys.n = 0;
+        do {
+            next = keys_page(op, print, most, "", &keys);
+            assert_true(next == 0 || next > print);
+            assert_true(next != 7 || keys.n == 4);
+            assert_true(next != 9 || keys.n == 10);
+            assert_true(keys.n > seen);
+            seen = keys.n;
+            print = next;
+        } while (next != 0);
+        assert_int_equal(keys.n, 2 * COUNT(prints));
+        for (unsigned i = 0; i < COUNT(prints); i++)
+            assert_int_equal(
+                text_count(&keys, (char[]){(char)('a' + i), ' ', '\0'}), 1);
+    }
+    keys.n = 0;
+    assert_int_equal(keys_page(op, UINT64_MAX, 1, "", &keys), 0);
+    assert_int_equal(keys.n, 2);
+    buf_free(&b);
+    keys_op_free(op, &keys);
+}
+
+/* A page looks at so many entries and no more, however few of them fit, and a
+   rotten record is not passed over in silence. */
+static void test_keys_bounds(void **state) {
+    struct node *node = *state;
+    struct part *part = part_again(node, 0);
+    struct op *op = keys_op(node, part);
+    struct buf keys = {0};
+    uint64_t print = 0;
+    unsigned pages = 0;
+    char name[32];
+
+    for (unsigned i = 0; i < 2 * LIST_LOOK + 1; i++) {
+        snprintf(name, sizeof name, "%u", i);
+        part_set(node, part, name, i % 7 ? "v" : NULL, 1024 * (i + 1));
+    }
+    do {
+        print = keys_page(op, print, LIMIT_MAX, "2000", &keys);
+        pages++;
+    } while (print != 0);
+    assert_int_equal(pages, 3);
+    assert_int_equal(text_count(&keys, "2000 "), 1);
+    assert_false(op->damaged);
+    part_rot(node, part, "1", false);
+    for (print = 0, pages = 0;;) {
+        print = keys_page(op, print, LIMIT_MAX, "2000", &keys);
+        pages += op->damaged;
+        if (print == 0)
+            break;
+    }
+    assert_int_equal(pages, 1);
+    keys_op_free(op, &keys);
+}
+
+/* What a peer lists is taken whole or not at all, and goes on in the next
+   partition where there is no more. */
+static void test_list_take(void **state) {
+    struct node *node = *state;
+    struct op *op = keys_op(node, &node->parts[0]);
+    struct buf page = {0};
+
+    node->partitions = 4;
+    op->fingerprint = UINT64_C(0x5000000000000000);
+    op->partition = 1;
+    buf_word(&page, UINT64_C(0x6000000000000000));
+    buf_word(&page, 3);
+    buf_text(&page, "a/b");
+    buf_word(&page, 2);
+    buf_text(&page, "_\n");
+    for (size_t n = 0; n < page.n; n++)
+        if (n != 8 && n != 19 && list_take(op, (struct slice){page.p, n}))
+            fail_msg("%zu bytes", n);
+    assert_int_equal(op->listed + op->list.n, 0);
+    put64(page.p, op->fingerprint);
+    assert_false(list_take(op, buf_slice(&page)));
+    put64(page.p, UINT64_C(0x6000000000000000));
+    assert_true(list_take(op, buf_slice(&page)));
+    assert_true(slice_is(buf_slice(&op->list), "a/b\n%5F%0A\n"));
+    assert_int_equal(op->listed, 2);
+    assert_int_equal(op->fingerprint, UINT64_C(0x6000000000000000));
+    put64(page.p, 0);
+    assert_true(list_take(op, (struct slice){page.p, 8}));
+    assert_int_equal(op->fingerprint, UINT64_C(0x8000000000000000));
+    op->partition = 3;
+    assert_true(list_take(op, (struct slice){page.p, 8}));
+    assert_int_equal(op->fingerprint, 0);
+    buf_free(&page);
+    keys_op_free(op, &(struct buf){0});
 }
 
 /* ------------------------------------------------------- JSON and base64 */
@@ -6171,7 +6510,12 @@ static const struct CMUnitTest all_tests[] = {
     PLAIN(test_percent),
     PLAIN(test_lists),
     PLAIN(test_etags),
+    PLAIN(test_ranges),
     PLAIN(test_methods_queries),
+    NODE(test_keys_pages),
+    NODE(test_keys_ties),
+    NODE(test_keys_bounds),
+    NODE(test_list_take),
     PLAIN(test_json_members),
     PLAIN(test_json_numbers),
     PLAIN(test_json_truncated),
