@@ -45,11 +45,11 @@ cluster-status: status
 # Tests. Sanitizers watch the servers and the tests themselves.
 # ---------------------------------------------------------------------------
 
-SUITES = ring history unit repair faults sim sim-asan plants servers disk \
-         disk-tsan cluster cluster-tsan join histories churn
+SUITES = ring history unit repair faults sim sim-asan plants servers framing \
+         disk disk-tsan cluster cluster-tsan join histories churn
 TESTED = build/asan/estoraje build/tsan/estoraje \
          $(addprefix build/test/,ring_test history_test unit repair faults sim \
-         sim-asan servers disk cluster join histories churn skew.so)
+         sim-asan servers framing disk cluster join histories churn skew.so)
 
 test: need-test ## every suite, with ASan, UBSan and TSan (also all-tests)
 	@$(MAKE) --no-print-directory $(JOBS) $(TESTED)
@@ -100,6 +100,7 @@ test-sim-changes: build/test/sim
 test-sim-changes: export CHANGES = 1
 test-sim-changes: export HISTORIES = $(if $(TORTURE),1000000,2000)
 test-servers: build/test/servers build/asan/estoraje
+test-framing: build/test/framing build/asan/estoraje
 test-disk: build/test/disk build/asan/estoraje
 test-disk-tsan: build/test/disk build/tsan/estoraje
 test-cluster: build/test/cluster build/asan/estoraje
@@ -144,9 +145,9 @@ build/test/history_test: test/history_test.c test/history.h | need-test
 	@mkdir -p $(@D)
 	$(COMPILE) -o $@ test/history_test.c -lcmocka $(LDLIBS)
 
-build/test/servers build/test/disk build/test/cluster build/test/join \
-build/test/histories build/test/churn: build/test/%: test/%.c test/harness.h \
-    | need-test
+build/test/servers build/test/framing build/test/disk build/test/cluster \
+build/test/join build/test/histories build/test/churn: build/test/%: test/%.c \
+    test/harness.h | need-test
 	@mkdir -p $(@D)
 	$(COMPILE) -o $@ $< -lcmocka $(LDLIBS)
 
