@@ -45,11 +45,12 @@ cluster-status: status
 # Tests. Sanitizers watch the servers and the tests themselves.
 # ---------------------------------------------------------------------------
 
-SUITES = ring history unit repair faults sim sim-asan plants servers framing \
-         disk disk-tsan cluster cluster-tsan join histories churn
+SUITES = ring history unit grammar repair faults sim sim-asan plants servers \
+         framing disk disk-tsan cluster cluster-tsan join histories churn
 TESTED = build/asan/estoraje build/tsan/estoraje \
-         $(addprefix build/test/,ring_test history_test unit repair faults sim \
-         sim-asan servers framing disk cluster join histories churn skew.so)
+         $(addprefix build/test/,ring_test history_test unit grammar repair \
+         faults sim sim-asan servers framing disk cluster join histories churn \
+         skew.so)
 
 test: need-test ## every suite, with ASan, UBSan and TSan (also all-tests)
 	@$(MAKE) --no-print-directory $(JOBS) $(TESTED)
@@ -89,6 +90,7 @@ export PATH := $(PATH):/usr/sbin:/sbin
 test-ring: build/test/ring_test
 test-history: build/test/history_test
 test-unit: build/test/unit
+test-grammar: build/test/grammar
 test-repair: build/test/repair
 test-faults: build/test/faults
 # AddressSanitizer takes thrice the time: a tenth of the histories has it.
@@ -132,6 +134,10 @@ build/test/unit build/test/repair build/test/faults: build/test/%: \
 	$(COMPILE) -o $@ $< ring.c -lcmocka $(LDLIBS)
 
 build/test/sim build/test/sim-asan: test/sim.c test/history.h $(PROGRAM)
+	@mkdir -p $(@D)
+	$(COMPILE) -o $@ $< ring.c $(LDLIBS)
+
+build/test/grammar: test/grammar.c $(PROGRAM)
 	@mkdir -p $(@D)
 	$(COMPILE) -o $@ $< ring.c $(LDLIBS)
 

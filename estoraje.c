@@ -3117,10 +3117,10 @@ static bool http_target(struct http *h) {
     struct slice rest = h->target, host = {rest.p, 0};
     size_t scheme = strlen("http://");
 
-    if (slice_is(h->method, "CONNECT") || slice_is(rest, "*")) {
+    if (slice_is(rest, "*") || slice_is(h->method, "CONNECT")) {
         h->path = rest;
-        return *rest.p == '*' ? slice_is(h->method, "OPTIONS")
-                              : http_host(rest);
+        return slice_is(rest, "*") ? slice_is(h->method, "OPTIONS")
+                                   : http_host(rest);
     }
     if (rest.n > scheme &&
         slice_is_nocase((struct slice){rest.p, scheme}, "http://")) {
