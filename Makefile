@@ -5,6 +5,7 @@ CFLAGS    ?= -O2 -g
 PREFIX    ?= /usr/local
 COMPILERS ?= gcc clang musl-gcc
 number     = 1000
+seconds    = 600
 
 # What every compilation gets, whatever CFLAGS says. Warnings are errors only
 # in `make check`: a newer compiler than ours may know more of them.
@@ -45,10 +46,11 @@ cluster-status: status
 # Tests. Sanitizers watch the servers and the tests themselves.
 # ---------------------------------------------------------------------------
 
-SUITES = ring history unit grammar repair faults sim sim-asan plants servers \
-         framing disk disk-tsan cluster cluster-tsan join histories churn
+SUITES = ring history unit grammar fuzz repair faults sim sim-asan plants \
+         servers framing disk disk-tsan cluster cluster-tsan join histories \
+         churn
 TESTED = build/asan/estoraje build/tsan/estoraje \
-         $(addprefix build/test/,ring_test history_test unit grammar repair \
+         $(addprefix build/test/,ring_test history_test unit grammar fuzz repair \
          faults sim sim-asan servers framing disk cluster join histories churn \
          skew.so)
 
@@ -65,6 +67,9 @@ torture: test ## the same suites in their long forms
 
 acceptance: need-curl ## first steps on each node of URL="..." (also acceptance-cluster)
 	@test/acceptance.sh
+
+fuzz: need-fuzz build/test/fuzz ## seconds=600 of random input for each of its targets
+	@$(FIXED) test/fuzz.sh build/test/fuzz $(seconds)
 
 drills: estoraje need-drills ## does to real nodes what operators fear; names="..." does some
 	@test/drills.sh $(names)
@@ -91,6 +96,8 @@ test-ring: build/test/ring_test
 test-history: build/test/history_test
 test-unit: build/test/unit
 test-grammar: build/test/grammar
+test-fuzz: build/test/fuzz
+	@$(FIXED) test/fuzz.sh $< $(if $(TORTURE),$(seconds),2)
 test-repair: build/test/repair
 test-faults: build/test/faults
 # AddressSanitizer takes thrice the time: a tenth of the histories has it.
@@ -111,7 +118,7 @@ test-join: build/test/join build/test/skew.so build/asan/estoraje
 test-histories: build/test/histories build/test/skew.so build/asan/estoraje
 test-churn: build/test/churn build/asan/estoraje
 
-$(filter-out test-plants,$(SUITES:%=test-%)):
+$(filter-out test-plants test-fuzz,$(SUITES:%=test-%)):
 	@$(FIXED) $<
 
 # Each planted error is a compilation of its own, and runs until it is found.
@@ -140,6 +147,15 @@ build/test/sim build/test/sim-asan: test/sim.c test/history.h $(PROGRAM)
 build/test/grammar: test/grammar.c $(PROGRAM)
 	@mkdir -p $(@D)
 	$(COMPILE) -o $@ $< ring.c $(LDLIBS)
+
+# libFuzzer is clang's; without it the program only runs the corpus. (clang also
+# objects to a null pointer plus 0, which C11 does not define and C23's
+# successor does.)
+build/test/fuzz: test/fuzz.c $(PROGRAM)
+	@mkdir -p $(@D)
+	clang $(ALWAYS) $(CPPFLAGS) $(CFLAGS) $(SANITIZE) -fsanitize=fuzzer \
+	    -fno-sanitize=pointer-overflow $(LDFLAGS) -o $@ $< ring.c $(LDLIBS) \
+	    2>/dev/null || $(COMPILE) -DNO_LIBFUZZER -o $@ $< ring.c $(LDLIBS)
 
 build/test/sim: SANITIZE = -O2 -g -fsanitize=undefined -fno-sanitize-recover=all
 
@@ -219,6 +235,7 @@ need-drills: ; @test/need.sh $(ETCD_CURL) etcdctl:etcd-client faketime:faketime 
 need-bench: ; @test/need.sh $(ETCD_CURL) wrk:wrk
 need-test: ; @test/need.sh $(ETCD_CURL) haproxy:haproxy strace:strace \
     cmocka.h:libcmocka-dev
+need-fuzz: ; @CC=clang test/need.sh clang:clang -fsanitize=fuzzer:libclang-rt-dev
 need-check: need-test
 	@test/need.sh gcc:gcc clang:clang musl-gcc:musl-tools \
 	    clang-tidy:clang-tidy clang-format:clang-format cppcheck:cppcheck
@@ -243,5 +260,5 @@ help: ## this list
     acceptance-cluster \
     $(SUITES:%=test-%) check check-compilers \
     check-tidy check-cppcheck check-format need-curl need-cluster need-drills \
-    need-bench need-test need-check install uninstall clean help
+    need-bench need-test need-fuzz need-check fuzz install uninstall clean help
 .DELETE_ON_ERROR:
