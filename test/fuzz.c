@@ -20,7 +20,6 @@
  * is begun anew. The log is in memory, its sums are put right where they are
  * not (no input would hit them by chance), and the wall clock stands still.
  */
-#define _GNU_SOURCE /* for what stands in for the system */
 #include <fcntl.h>
 #include <stdint.h>
 #include <stdio.h>
