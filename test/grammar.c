@@ -715,6 +715,7 @@ int main(void) {
     uint64_t streams = given != NULL ? 1 : torture != NULL ? 10000000 : 100000;
     struct buf b = {0};
 
+    setvbuf(stdout, NULL, _IOLBF, 0);
     table_make();
     printf("%" PRIu64 " streams from SEED=%" PRIu64 "\n", streams, seed);
     for (; tally.streams < streams; tally.streams++) {
