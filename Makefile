@@ -5,6 +5,7 @@ CFLAGS    ?= -O2 -g
 PREFIX    ?= /usr/local
 COMPILERS ?= gcc clang musl-gcc
 number     = 1000
+seconds    = 600
 
 # What every compilation gets, whatever CFLAGS says. Warnings are errors only
 # in `make check`: a newer compiler than ours may know more of them.
@@ -45,12 +46,13 @@ cluster-status: status
 # Tests. Sanitizers watch the servers and the tests themselves.
 # ---------------------------------------------------------------------------
 
-SUITES = ring history unit repair faults sim sim-asan sim-changes plants \
-         servers disk disk-tsan cluster cluster-tsan join histories churn \
-         churn-tsan
+SUITES = ring history unit grammar fuzz repair faults sim sim-asan sim-changes \
+         plants servers framing disk disk-tsan cluster cluster-tsan join \
+         histories churn churn-tsan
 TESTED = build/asan/estoraje build/tsan/estoraje \
-         $(addprefix build/test/,ring_test history_test unit repair faults sim \
-         sim-asan servers disk cluster join histories churn skew.so)
+         $(addprefix build/test/,ring_test history_test unit grammar fuzz repair \
+         faults sim sim-asan servers framing disk cluster join histories churn \
+         skew.so)
 
 test: need-test ## every suite, with ASan, UBSan and TSan (also all-tests)
 	@$(MAKE) --no-print-directory $(JOBS) $(TESTED)
@@ -65,6 +67,9 @@ torture: test ## the same suites in their long forms
 
 acceptance: need-curl ## first steps on each node of URL="..." (also acceptance-cluster)
 	@test/acceptance.sh
+
+fuzz: need-fuzz build/test/fuzz ## seconds=600 of random input for each of its targets
+	@$(FIXED) test/fuzz.sh build/test/fuzz $(seconds)
 
 drills: estoraje need-drills ## does to real nodes what operators fear; names="..." does some
 	@test/drills.sh $(names)
@@ -91,6 +96,9 @@ export PATH := $(PATH):/usr/sbin:/sbin
 test-ring: build/test/ring_test
 test-history: build/test/history_test
 test-unit: build/test/unit
+test-grammar: build/test/grammar
+test-fuzz: build/test/fuzz
+	@$(FIXED) test/fuzz.sh $< $(if $(TORTURE),$(seconds),2)
 test-repair: build/test/repair
 test-faults: build/test/faults
 # AddressSanitizer takes thrice the time: a tenth of the histories has it.
@@ -102,6 +110,7 @@ test-sim-changes: build/test/sim
 test-sim-changes: export CHANGES = 1
 test-sim-changes: export HISTORIES = $(if $(TORTURE),1000000,2000)
 test-servers: build/test/servers build/asan/estoraje
+test-framing: build/test/framing build/asan/estoraje
 test-disk: build/test/disk build/asan/estoraje
 test-disk-tsan: build/test/disk build/tsan/estoraje
 test-cluster: build/test/cluster build/asan/estoraje
@@ -114,7 +123,7 @@ test-churn-tsan: build/test/churn build/tsan/estoraje
 # The other tests of this suite take a minute more.
 test-churn-tsan: export ONLY = $(if $(TORTURE),*,test_churn)
 
-$(filter-out test-plants,$(SUITES:%=test-%)) test-join-tsan:
+$(filter-out test-plants test-fuzz,$(SUITES:%=test-%)) test-join-tsan:
 	@$(FIXED) $<
 
 # Each planted error is a compilation of its own, and runs until it is found.
@@ -140,6 +149,19 @@ build/test/sim build/test/sim-asan: test/sim.c test/history.h $(PROGRAM)
 	@mkdir -p $(@D)
 	$(COMPILE) -o $@ $< ring.c $(LDLIBS)
 
+build/test/grammar: test/grammar.c $(PROGRAM)
+	@mkdir -p $(@D)
+	$(COMPILE) -o $@ $< ring.c $(LDLIBS)
+
+# libFuzzer is clang's; without it the program only runs the corpus. (clang also
+# objects to a null pointer plus 0, which C11 does not define and C23's
+# successor does.)
+build/test/fuzz: test/fuzz.c $(PROGRAM)
+	@mkdir -p $(@D)
+	clang $(ALWAYS) $(CPPFLAGS) $(CFLAGS) $(SANITIZE) -fsanitize=fuzzer \
+	    -fno-sanitize=pointer-overflow $(LDFLAGS) -o $@ $< ring.c $(LDLIBS) \
+	    2>/dev/null || $(COMPILE) -DNO_LIBFUZZER -o $@ $< ring.c $(LDLIBS)
+
 build/test/sim: SANITIZE = -O2 -g -fsanitize=undefined -fno-sanitize-recover=all
 
 build/test/ring_test: test/ring_test.c ring.c ring.h | need-test
@@ -150,9 +172,9 @@ build/test/history_test: test/history_test.c test/history.h | need-test
 	@mkdir -p $(@D)
 	$(COMPILE) -o $@ test/history_test.c -lcmocka $(LDLIBS)
 
-build/test/servers build/test/disk build/test/cluster build/test/join \
-build/test/histories build/test/churn: build/test/%: test/%.c test/harness.h \
-    | need-test
+build/test/servers build/test/framing build/test/disk build/test/cluster \
+build/test/join build/test/histories build/test/churn: build/test/%: test/%.c \
+    test/harness.h | need-test
 	@mkdir -p $(@D)
 	$(COMPILE) -o $@ $< -lcmocka $(LDLIBS)
 
@@ -221,6 +243,7 @@ need-test:
 	@test/need.sh $(ETCD_CURL) haproxy:haproxy strace:strace \
 	    cmocka.h:libcmocka-dev
 	@test/need.sh promtool:prometheus || :
+need-fuzz: ; @CC=clang test/need.sh clang:clang -fsanitize=fuzzer:libclang-rt-dev
 need-check: need-test
 	@test/need.sh gcc:gcc clang:clang musl-gcc:musl-tools \
 	    clang-tidy:clang-tidy clang-format:clang-format cppcheck:cppcheck
@@ -245,5 +268,5 @@ help: ## this list
     acceptance-cluster \
     $(SUITES:%=test-%) test-join-tsan check check-compilers \
     check-tidy check-cppcheck check-format need-curl need-cluster need-drills \
-    need-bench need-test need-check install uninstall clean help
+    need-bench need-test need-fuzz need-check fuzz install uninstall clean help
 .DELETE_ON_ERROR:

@@ -533,7 +533,8 @@ struct range {
 
 /* What an HTTP head says. Slices point into it. */
 struct http {
-    struct slice method, target; /* of a request */
+    struct slice method, target; /* of a request, */
+    struct slice path, query;    /* and what the target says */
     unsigned status;             /* of a reply */
     unsigned minor;              /* HTTP/1.minor */
     bool chunked;
@@ -3240,16 +3241,70 @@ static bool http_version(struct slice *s, struct http *h) {
     return true;
 }
 
+/* Whether this is a host, with or without a port, and nothing in it is
+   percent-encoded. It may be empty, as a Host may (RFC 9112, 3.2; RFC 3986,
+   3.2.2). */
+static bool http_host(struct slice s) {
+    char text[INET6_ADDRSTRLEN];
+    struct in6_addr address;
+    struct slice name;
+
+    if (slice_begins(s, "[")) {
+        s = slice_skip(s, 1);
+        if (!slice_cut(&s, ']', &name) ||
+            !slice_copy(name, text, sizeof text) ||
+            inet_pton(AF_INET6, text, &address) != 1)
+            return false;
+    } else {
+        while (s.n > 0 &&
+               (isalnum(*s.p) || strchr("-._~!$&'()*+,;=", *s.p) != NULL))
+            s = slice_skip(s, 1);
+    }
+    if (slice_begins(s, ":"))
+        for (s = slice_skip(s, 1); s.n > 0 && digit_of(*s.p) < 10;)
+            s = slice_skip(s, 1);
+    return s.n == 0;
+}
+
+/* Takes the path and the query out of a target. It is a path, a URI with one,
+   a host for CONNECT, or a * for OPTIONS (RFC 9112, 3.2). */
+static bool http_target(struct http *h) {
+    struct slice rest = h->target, host = {rest.p, 0};
+    size_t scheme = strlen("http://");
+
+    if (slice_is(rest, "*") || slice_is(h->method, "CONNECT")) {
+        h->path = rest;
+        return slice_is(rest, "*") ? slice_is(h->method, "OPTIONS")
+                                   : http_host(rest);
+    }
+    if (rest.n > scheme &&
+        slice_is_nocase((struct slice){rest.p, scheme}, "http://")) {
+        rest = slice_skip(rest, scheme);
+        for (host.p = rest.p; rest.n > 0 && strchr("/?", *rest.p) == NULL;)
+            rest = slice_skip(rest, 1);
+        host.n = (size_t)(rest.p - host.p);
+        if (host.n == 0 || *host.p == ':' || !http_host(host))
+            return false;
+    }
+    h->query = rest;
+    slice_next(&h->query, '?', &h->path);
+    if (host.n > 0 && h->path.n == 0)
+        h->path = slice_of("/");
+    return slice_begins(h->path, "/");
+}
+
 /* METHOD SP target SP HTTP/1.x */
 static const char *http_request_line(struct slice line, struct http *h) {
     bool whole = slice_cut(&line, ' ', &h->method) && http_token(h->method) &&
                  slice_cut(&line, ' ', &h->target) && h->target.n > 0;
 
     for (size_t i = 0; i < h->target.n; i++)
-        if (h->target.p[i] <= ' ' || h->target.p[i] >= 127)
+        if (h->target.p[i] <= ' ' || h->target.p[i] >= 127 ||
+            h->target.p[i] == '#')
             return "400 the path has bytes that must be percent-encoded";
     if (whole && http_version(&line, h) && line.n == 0)
-        return NULL;
+        return http_target(h) ? NULL
+                              : "400 the target is no path with a slash first";
     return whole && slice_begins(line, "HTTP/") && !slice_begins(line, "HTTP/1")
                ? "505 only HTTP/1.0 and HTTP/1.1 are spoken here"
                : "400 the request line is not METHOD /key HTTP/1.1";
@@ -3318,6 +3373,8 @@ static const char *http_field(struct slice line, struct http *h) {
 
 /* Works out what the fields mean for the body and the connection. */
 static const char *http_meaning(struct http *h, bool request) {
+    struct slice codings = h->encoding, last = {0};
+
     h->chunked = h->encoding.p != NULL;
     h->expect = h->expectation.p != NULL && h->minor >= 1;
     h->keep = !list_has(h->connection, "close") &&
@@ -3327,12 +3384,18 @@ static const char *http_meaning(struct http *h, bool request) {
         return "400 Content-Length must be a decimal number";
     if (h->chunked && (h->content_length.p != NULL || h->minor == 0))
         return "400 Transfer-Encoding excludes Content-Length and HTTP/1.0";
+    while (list_next(&codings, &last))
+        ;
+    if (h->chunked && !slice_is_nocase(last, "chunked"))
+        return "400 the last Transfer-Encoding must be chunked";
     if (h->chunked && !slice_is_nocase(h->encoding, "chunked"))
         return "501 the only Transfer-Encoding is chunked";
     if (h->expect && !slice_is_nocase(h->expectation, "100-continue"))
         return "417 the only Expect is 100-continue";
     if (request && h->minor >= 1 && h->host.p == NULL)
         return "400 HTTP/1.1 wants a Host field";
+    if (request && !http_host(h->host))
+        return "400 the Host field is not host:port";
     return NULL;
 }
 
@@ -3370,7 +3433,8 @@ static struct chunks chunks_begin(const struct http *h) {
 
 /* A line between the data, without its CR. false: it is malformed. */
 static bool chunks_line(struct chunks *k, struct slice line) {
-    struct slice size = line;
+    struct slice size = line, name;
+    bool extended;
 
     if (k->state == CHUNK_DATA_END) {
         k->state = CHUNK_SIZE;
@@ -3379,12 +3443,14 @@ static bool chunks_line(struct chunks *k, struct slice line) {
     if (k->state == CHUNK_TRAILER) {
         k->left += line.n;
         k->state = line.n == 0 ? CHUNK_END : CHUNK_TRAILER;
-        return k->left <= TRAILER_MAX;
+        return k->left <= TRAILER_MAX &&
+               (line.n == 0 ||
+                (slice_cut(&line, ':', &name) && http_token(name)));
     }
-    slice_cut(&line, ';', &size); /* an extension says nothing to us */
+    extended = slice_cut(&line, ';', &size); /* it says nothing to us */
     k->state = CHUNK_DATA;
     if (size.n == 0 || size.p[0] <= ' ' ||
-        !slice_digits(slice_trim(size), 16, &k->left))
+        !slice_digits(extended ? slice_trim(size) : size, 16, &k->left))
         return false;
     if (k->left == 0)
         k->state = CHUNK_TRAILER;
@@ -10388,10 +10454,6 @@ static const char *key_begin(struct op *op, const struct http *h) {
     struct slice type = h->type;
     const char *refusal;
 
-    if (!slice_begins(op->path, "/")) {
-        op->keep = false; /* who sends that may send anything */
-        return "400 the path must begin with a slash";
-    }
     refusal = op_key(op, slice_skip(op->path, 1));
     if (refusal != NULL)
         return refusal;
@@ -10436,7 +10498,6 @@ static const char *key_begin(struct op *op, const struct http *h) {
 /* A whole head has arrived: the operation that it asks for begins. A body is
    read if op->body was set, and else skipped by whoever called. */
 static const char *route_request(struct op *op, const struct http *h) {
-    struct slice query = h->target, path = query;
     const struct node *node = op->w->node;
     struct buf text = {0};
     struct query q = {0};
@@ -10445,7 +10506,8 @@ static const char *route_request(struct op *op, const struct http *h) {
 
     if (node->flags.debug)
         say("info", "request method=%.*s target=%.*s", (int)h->method.n,
-            (const char *)h->method.p, (int)path.n, (const char *)path.p);
+            (const char *)h->method.p, (int)h->target.n,
+            (const char *)h->target.p);
     op->keep = h->keep && (op->c->kind == CONN_PEER || /* more is behind it */
                            !atomic_load(&node->stopping));
     op->head = slice_is(h->method, "HEAD");
@@ -10454,15 +10516,8 @@ static const char *route_request(struct op *op, const struct http *h) {
     while (op->method < METHODS - 1 &&
            !slice_is(h->method, method_names[op->method]))
         op->method++;
-    slice_next(&query, '?', &path);
-    if (slice_begins(path, "http://")) { /* the authority goes */
-        path = slice_skip(path, 7);
-        while (path.n > 0 && path.p[0] != '/')
-            path = slice_skip(path, 1);
-        path = path.n > 0 ? path : slice_of("/");
-    }
-    r = route_find(op, path);
-    refusal = route_check(op, h, r, query, &q);
+    r = route_find(op, h->path);
+    refusal = route_check(op, h, r, h->query, &q);
     if (refusal != NULL)
         return refusal;
     if (op->lists) {

@@ -2,7 +2,8 @@
 # need.sh WHAT:PACKAGE ... - sees to it that the machine has what a target
 # needs.
 #
-# WHAT is a command, or a header (NAME.h, which the compiler is asked for).
+# WHAT is a command, a header (NAME.h, which the compiler is asked for), or an
+# option with which the compiler must be able to make a program (-f...).
 # What is missing is installed from the Debian package named after it, where
 # there is apt-get and the user may; otherwise it is named, and the exit code
 # is 1. Nothing is printed when nothing is missing.
@@ -11,6 +12,8 @@ PATH=$PATH:/usr/sbin:/sbin
 
 has() {
     case $1 in
+    -f*) echo "int LLVMFuzzerTestOneInput(void) { return 0; }" |
+        ${CC:-cc} "$1" -xc - -o /dev/null >/dev/null 2>&1 ;;
     *.h) echo "#include <$1>" | ${CC:-cc} -E -xc - >/dev/null 2>&1 ;;
     *) command -v "$1" >/dev/null ;;
     esac
