@@ -571,6 +571,8 @@ enum phase {
     PHASE_WRITE    /* has a record stored by those that promised */
 };
 
+#define INTRO_WORDS 8 /* in which a node says who it is, when it calls another */
+
 /* One request at work, from its head until it is answered and no call to a
    peer is left. Its worker's own, but for the fields of a wait. */
 struct op {
@@ -597,7 +599,7 @@ struct op {
     struct slice key;  /* in key_bytes */
     struct slice path; /* the route's star; gone with the head */
     char if_match[256], if_none_match[256]; /* "": there was none */
-    char field[140]; /* a peer's: who asks; see peer_check() */
+    uint64_t intro[INTRO_WORDS]; /* a peer's: who asks; see intro_text() */
     uint64_t fingerprint;
     size_t value_at; /* where the value in rec begins */
 
@@ -1715,7 +1717,8 @@ static struct entry entry_of(uint64_t print, const struct record *r,
 }
 
 /* Reads the record of an entry into b: `most` bytes of it, but always all that
-   is before the value. Whether what is there verifies; *r points into b. */
+   is before the value, which is looked at only if it is all asked for. Whether
+   what is there verifies; *r points into b. */
 static bool entry_read(const struct file *file, const struct entry *e,
                        size_t most, struct buf *b, struct record *r) {
     size_t size = entry_size(e);
@@ -1728,7 +1731,7 @@ static bool entry_read(const struct file *file, const struct entry *e,
     return read_at(file->fd, buf_grow(b, want), want, entry_offset(e)) ==
                (ssize_t)want &&
            record_parse(b->p, want, file->salt, r) && r->size == size &&
-           r->version == e->version && (want < size || record_intact(r));
+           r->version == e->version && (most < size || record_intact(r));
 }
 
 /* The entry in a slot if it has this fingerprint, else NULL. */
@@ -3329,10 +3332,12 @@ static bool etag_listed(struct slice list, uint64_t etag, bool weak) {
     struct slice one;
     char text[24];
 
-    snprintf(text, sizeof text, "\"%016" PRIx64 "\"", etag);
-    if (etag != 0 && slice_is(list, "*"))
+    if (etag == 0 || list.n == 0)
+        return false;
+    if (slice_is(list, "*"))
         return true;
-    while (etag != 0 && etag_next(&list, &one) > 0) {
+    snprintf(text, sizeof text, "\"%016" PRIx64 "\"", etag);
+    while (etag_next(&list, &one) > 0) {
         if (weak && slice_begins(one, "W/"))
             one = slice_skip(one, 2);
         if (slice_is(one, text))
@@ -6155,10 +6160,9 @@ static void *etcd_run(void *arg) {
  * copy of its directory must not count, either.
  */
 
-#define INTRO_WORDS   8 /* 16 hexadecimal digits each, with a blank between */
 #define INTRO_VERSION 2 /* of the protocol */
 
-/* The field, and the others that every call to a peer has. id and boot: of the
+/* The field, words of 16 hexadecimal digits with a blank between, and the others that every call to a peer has. id and boot: of the
    member that is called, as etcd said, 0: not known; the member may have said
    more since. While the ring has no id of it a boot is of nobody knows which
    directory: it may have been lost, and another one be there. */
@@ -6360,15 +6364,18 @@ static void copy_told(struct node *node, uint64_t boot) {
     stop_requested = 1;
 }
 
-/* What can be said against who speaks. */
-static const char *peer_check(struct op *op, struct slice field) {
-    const struct view *view = op->w->view;
-    const struct member *m;
-    uint64_t x[INTRO_WORDS] = {0};
-
+/* Notes what a peer says in the field; zeros, if it is not one. */
+static void intro_take(struct op *op, struct slice field) {
     for (size_t i = 0; i < INTRO_WORDS && field.n == 17 * INTRO_WORDS - 1; i++)
-        slice_digits((struct slice){field.p + 17 * i, 16}, 16, &x[i]);
-    m = view_member(view, (unsigned)x[3]);
+        slice_digits((struct slice){field.p + 17 * i, 16}, 16, &op->intro[i]);
+}
+
+/* What can be said against who speaks. */
+static const char *peer_check(struct op *op) {
+    const uint64_t *x = op->intro;
+    const struct view *view = op->w->view;
+    const struct member *m = view_member(view, (unsigned)x[3]);
+
     if (x[0] != INTRO_VERSION)
         return "403 no Estoraje field of protocol version 2: this port is for "
                "the cluster's own nodes";
@@ -6403,7 +6410,7 @@ static const char *peer_check(struct op *op, struct slice field) {
  */
 static void peer_body(struct op *op) {
     const struct worker *w = op->w;
-    const char *refusal = peer_check(op, slice_of(op->field));
+    const char *refusal = peer_check(op);
 
     if (op->began == 0)
         op->began = w->now;
@@ -9489,11 +9496,12 @@ static const char *route_request(struct op *op, const struct http *h) {
         buf_free(&text);
     } else if (r->body == NULL) {
         refusal = r->says != NULL ? r->says : key_begin(op, h);
-    } else if ((refusal = peer_check(op, h->estoraje)) == NULL) {
-        slice_copy(h->estoraje, op->field, sizeof op->field);
+    } else {
+        intro_take(op, h->estoraje);
         op->body = peer_body;
         op->act = r->body;
         op->body_most = RECORD_MAX;
+        refusal = peer_check(op);
     }
     /* cppcheck-suppress returnDanglingLifetime ; refusals are literals */
     return refusal;
