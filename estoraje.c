@@ -571,7 +571,7 @@ enum phase {
     PHASE_WRITE    /* has a record stored by those that promised */
 };
 
-#define INTRO_WORDS 8 /* in which a node says who it is, when it calls another */
+#define INTRO_WORDS 8 /* that say who calls a node; see intro_text() */
 
 /* One request at work, from its head until it is answered and no call to a
    peer is left. Its worker's own, but for the fields of a wait. */
@@ -9324,12 +9324,14 @@ static const struct route *route_find(struct op *op, struct slice path) {
     const struct route *r = routes;
 
     for (;; r++) {
-        size_t n = strcspn(r->path, "*");
+        size_t n = 0;
 
-        op->path = slice_skip(path, path.n < n ? path.n : n);
-        if (r->port == op->c->kind && path.n >= n &&
-            memcmp(path.p, r->path, n) == 0 &&
-            (op->path.n == 0 || r->path[n] == '*'))
+        while (n < path.n && r->path[n] == path.p[n] && r->path[n] != '*' &&
+               r->path[n] != '\0')
+            n++;
+        op->path = slice_skip(path, n);
+        if (r->port == op->c->kind &&
+            (r->path[n] == '*' || (r->path[n] == '\0' && n == path.n)))
             return r;
     }
 }
