@@ -308,6 +308,9 @@ enum said {
     SAID_BYTES,
     SAID_HEARS,
     SAID_MOVING,
+    SAID_GAINS,
+    SAID_MOVED,
+    SAID_SECONDS,
     SAIDS
 };
 
@@ -318,7 +321,9 @@ struct peer {
     atomic_ullong boot;        /* its boot number as it said; 0 unknown */
     atomic_ullong said[SAIDS]; /* partitions in doubt, partitions, keys, bytes;
                                   bit n: it hears member n (of the first 64);
-                                  partitions that it has still to take over */
+                                  partitions that it has still to take over,
+                                  of how many; bytes that came for these, and
+                                  the seconds that took so far */
     atomic_bool behind;        /* its clock is, by more than CLOCK_AHEAD */
     bool was_alive;            /* worker 0's: at the last look */
     atomic_bool missed_any;
@@ -8241,6 +8246,8 @@ struct repair {
     struct buf fields, ask;                  /* of a call */
     uint64_t records, bytes, settled;
     uint64_t began, tell_at; /* ms: of this pass; the next line about it */
+    uint64_t change, moved;  /* epoch of a change, bytes taken over in it */
+    uint64_t change_at;      /* ms: when it was first seen */
     struct part *part;
     struct other others[REPLICAS_MAX];
     unsigned count;    /* of them */
@@ -8283,6 +8290,7 @@ static bool repair_call(struct repair *repair, const struct member *m,
     if (!good)
         return false;
     repair->bytes += k->reply.n;
+    repair->moved += repair->joins ? k->reply.n : 0;
     repair->rest = rate == 0 ? 0 : k->reply.n * 1000 / rate;
     return true;
 }
@@ -8922,13 +8930,32 @@ static void repair_leave(struct repair *repair, struct part *part) {
             part->number, alone);
 }
 
+/* Has the heartbeats tell how far this node is with the partitions that the
+   next ring gives it. */
+static void repair_progress(const struct repair *repair, unsigned gains,
+                            unsigned moving) {
+    struct node *node = repair->node;
+    struct peer *me = &node->peers[node->self.number];
+
+    atomic_store(&me->said[SAID_MOVING], moving);
+    atomic_store(&me->said[SAID_GAINS], gains);
+    atomic_store(&me->said[SAID_MOVED], repair->moved);
+    atomic_store(&me->said[SAID_SECONDS],
+                 (now_ms() - repair->change_at) / 1000);
+}
+
 /* How many partitions the next ring gives to this node; *moving: of how many it
-   has not yet all that it is to take over, which its heartbeats tell. */
-static unsigned repair_gains(const struct repair *repair, unsigned *moving) {
+   has not yet all that it is to take over. */
+static unsigned repair_gains(struct repair *repair, unsigned *moving) {
     const struct node *node = repair->node;
     const struct view *view = repair->view;
     unsigned gains = 0;
 
+    if (repair->change != view->epoch) {
+        repair->change = view->epoch;
+        repair->change_at = now_ms();
+        repair->moved = 0;
+    }
     *moving = 0;
     for (unsigned i = 0; view->next != NULL && i < node->partitions; i++) {
         struct part *part = &node->parts[i];
@@ -8940,7 +8967,7 @@ static unsigned repair_gains(const struct repair *repair, unsigned *moving) {
         pthread_mutex_unlock(&part->lock);
         gains++;
     }
-    atomic_store(&node->peers[node->self.number].said[SAID_MOVING], *moving);
+    repair_progress(repair, gains, *moving);
     return gains;
 }
 
@@ -8973,8 +9000,7 @@ static unsigned repair_all(struct repair *repair) {
     const struct view *view = repair->view;
     unsigned recovering, doubted = repair_count(repair, &recovering);
     unsigned left = 0, moving, number = (unsigned)node->self.number;
-
-    repair_gains(repair, &moving);
+    unsigned gains = repair_gains(repair, &moving);
 
     if (recovering == 0)
         atomic_store(&node->standing, STANDING_SOUND);
@@ -9003,7 +9029,7 @@ static unsigned repair_all(struct repair *repair) {
         if (due)
             doubt = !repair_part(repair, part) && doubt;
         if (takes && was && !doubt && moving > 0)
-            atomic_store(&me->said[SAID_MOVING], --moving);
+            repair_progress(repair, gains, --moving);
         left += doubt;
         doubted -= was && doubted > 0;
         atomic_store(&me->said[SAID_DOUBT], doubted + left);
@@ -9177,20 +9203,43 @@ static const char *leave_text(struct op *op, struct buf *b) {
     return NULL;
 }
 
+/* How far the change is that runs, as those that take over partitions tell. */
+static void moving_text(struct buf *b, const struct node *node,
+                        const struct view *view) {
+    unsigned long long sum[SAIDS] = {0}, seconds = 0, done, left;
+
+    for (unsigned i = 0; i < view->count; i++) {
+        struct peer *peer = &node->peers[view->member[i].number];
+
+        for (int k = 0; k < SAIDS; k++)
+            sum[k] += atomic_load(&peer->said[k]);
+        if (atomic_load(&peer->said[SAID_SECONDS]) > seconds)
+            seconds = atomic_load(&peer->said[SAID_SECONDS]);
+    }
+    left = sum[SAID_MOVING];
+    done = sum[SAID_GAINS] > left ? sum[SAID_GAINS] - left : 0;
+    buf_print(b, "\"moving\":%llu,", left);
+    if (left == 0)
+        buf_text(b, "\"moved_bytes\":null,\"percent\":null,");
+    else
+        buf_print(b, "\"moved_bytes\":%llu,\"percent\":%llu,", sum[SAID_MOVED],
+                  done * 100 / (done + left));
+    if (left == 0 || done == 0)
+        buf_text(b, "\"seconds_left\":null,");
+    else
+        buf_print(b, "\"seconds_left\":%llu,", seconds * left / done);
+}
+
 static const char *cluster_text(struct op *op, struct buf *b) {
     const struct node *node = op->w->node;
     const struct view *view = op->w->view;
-    unsigned long long moving = 0;
-
-    for (unsigned i = 0; i < view->count; i++)
-        moving +=
-            atomic_load(&node->peers[view->member[i].number].said[SAID_MOVING]);
 
     buf_print(b,
               "{\"name\":\"%s\",\"epoch\":%" PRIu64 ",\"replicas\":%u,"
-              "\"partitions\":%u,\"moving\":%llu,\"nodes\":[",
-              node->flags.name, view->epoch, view->replicas, view->partitions,
-              moving);
+              "\"partitions\":%u,",
+              node->flags.name, view->epoch, view->replicas, view->partitions);
+    moving_text(b, node, view);
+    buf_text(b, "\"nodes\":[");
     for (unsigned i = 0; i < view->count; i++) {
         const struct member *m = &view->member[i];
         struct peer *peer = &node->peers[m->number];
