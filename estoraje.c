@@ -9444,9 +9444,9 @@ static const char *route_check(struct op *op, const struct http *h,
         (!slice_begins(given, "Bearer ") ||
          !secret_equal(slice_skip(given, 7), node->secret)))
         return "401 this port wants Authorization: Bearer, with the secret";
-    if (!word_in(h->method, ALLOW_ALL ", PATCH, OPTIONS, TRACE, CONNECT"))
-        return "501 the methods are " ALLOW_ALL;
     if (!word_in(h->method, r->allow)) {
+        if (!word_in(h->method, ALLOW_ALL ", PATCH, OPTIONS, TRACE, CONNECT"))
+            return "501 the methods are " ALLOW_ALL;
         op->allow = r->allow;
         if (r->port == CONN_CLIENT && r->path[1] == '_' &&
             word_in(h->method, ALLOW_ALL))
