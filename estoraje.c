@@ -317,6 +317,9 @@ enum said {
     SAID_BYTES,
     SAID_HEARS,
     SAID_MOVING,
+    SAID_GAINS,
+    SAID_MOVED,
+    SAID_SECONDS,
     SAIDS
 };
 
@@ -391,7 +394,9 @@ struct peer {
     atomic_ullong boot;        /* its boot number as it said; 0 unknown */
     atomic_ullong said[SAIDS]; /* partitions in doubt, partitions, keys, bytes;
                                   bit n: it hears member n (of the first 64);
-                                  partitions that it has still to take over */
+                                  partitions that it has still to take over,
+                                  of how many; bytes that came for these, and
+                                  the seconds that took so far */
     atomic_bool behind;        /* its clock is, by more than CLOCK_AHEAD */
     bool was_alive;            /* worker 0's: at the last look */
     atomic_bool missed_any;
@@ -656,6 +661,8 @@ enum phase {
     PHASE_WRITE    /* has a record stored by those that promised */
 };
 
+#define INTRO_WORDS 8 /* that say who calls a node; see intro_text() */
+
 /* One request at work, from its head until it is answered and no call to a
    peer is left. Its worker's own, but for the fields of a wait. */
 struct op {
@@ -689,7 +696,7 @@ struct op {
     bool ranged;                            /* a GET wants a range, */
     struct range range;
     uint64_t if_range; /* but only of the value with this etag; 0: of any */
-    char field[140];   /* a peer's: who asks; see peer_check() */
+    uint64_t intro[INTRO_WORDS]; /* a peer's: who asks; see intro_text() */
     uint64_t fingerprint;
     size_t value_at; /* where the value in rec begins */
 
@@ -1827,7 +1834,8 @@ static struct entry entry_of(uint64_t print, const struct record *r,
 }
 
 /* Reads the record of an entry into b: `most` bytes of it, but always all that
-   is before the value. Whether what is there verifies; *r points into b. */
+   is before the value, which is looked at only if it is all asked for. Whether
+   what is there verifies; *r points into b. */
 static bool entry_read(const struct file *file, const struct entry *e,
                        size_t most, struct buf *b, struct record *r) {
     size_t size = entry_size(e);
@@ -1840,7 +1848,7 @@ static bool entry_read(const struct file *file, const struct entry *e,
     return read_at(file->fd, buf_grow(b, want), want, entry_offset(e)) ==
                (ssize_t)want &&
            record_parse(b->p, want, file->salt, r) && r->size == size &&
-           r->version == e->version && (want < size || record_intact(r));
+           r->version == e->version && (most < size || record_intact(r));
 }
 
 /* The entry in a slot if it has this fingerprint, else NULL. */
@@ -3551,10 +3559,12 @@ static bool etag_listed(struct slice list, uint64_t etag, bool weak) {
     struct slice one;
     char text[24];
 
-    snprintf(text, sizeof text, "\"%016" PRIx64 "\"", etag);
-    if (etag != 0 && slice_is(list, "*"))
+    if (etag == 0 || list.n == 0)
+        return false;
+    if (slice_is(list, "*"))
         return true;
-    while (etag != 0 && etag_next(&list, &one) > 0) {
+    snprintf(text, sizeof text, "\"%016" PRIx64 "\"", etag);
+    while (etag_next(&list, &one) > 0) {
         if (weak && slice_begins(one, "W/"))
             one = slice_skip(one, 2);
         if (slice_is(one, text))
@@ -6692,10 +6702,9 @@ static void *etcd_run(void *arg) {
  * copy of its directory must not count, either.
  */
 
-#define INTRO_WORDS   8 /* 16 hexadecimal digits each, with a blank between */
 #define INTRO_VERSION 2 /* of the protocol */
 
-/* The field, and the others that every call to a peer has. id and boot: of the
+/* The field, words of 16 hexadecimal digits with a blank between, and the others that every call to a peer has. id and boot: of the
    member that is called, as etcd said, 0: not known; the member may have said
    more since. While the ring has no id of it a boot is of nobody knows which
    directory: it may have been lost, and another one be there. */
@@ -6899,15 +6908,18 @@ static void copy_told(struct node *node, uint64_t boot) {
     stop_requested = 1;
 }
 
-/* What can be said against who speaks. */
-static const char *peer_check(struct op *op, struct slice field) {
-    const struct view *view = op->w->view;
-    const struct member *m;
-    uint64_t x[INTRO_WORDS] = {0};
-
+/* Notes what a peer says in the field; zeros, if it is not one. */
+static void intro_take(struct op *op, struct slice field) {
     for (size_t i = 0; i < INTRO_WORDS && field.n == 17 * INTRO_WORDS - 1; i++)
-        slice_digits((struct slice){field.p + 17 * i, 16}, 16, &x[i]);
-    m = view_member(view, (unsigned)x[3]);
+        slice_digits((struct slice){field.p + 17 * i, 16}, 16, &op->intro[i]);
+}
+
+/* What can be said against who speaks. */
+static const char *peer_check(struct op *op) {
+    const uint64_t *x = op->intro;
+    const struct view *view = op->w->view;
+    const struct member *m = view_member(view, (unsigned)x[3]);
+
     if (x[0] != INTRO_VERSION)
         return "403 no Estoraje field of protocol version 2: this port is for "
                "the cluster's own nodes";
@@ -6942,7 +6954,7 @@ static const char *peer_check(struct op *op, struct slice field) {
  */
 static void peer_body(struct op *op) {
     const struct worker *w = op->w;
-    const char *refusal = peer_check(op, slice_of(op->field));
+    const char *refusal = peer_check(op);
 
     if (op->began == 0)
         op->began = w->now;
@@ -8460,15 +8472,6 @@ static void beat_answered(struct worker *w, unsigned number, uint64_t since,
         atomic_store(&peer->heard, since);
 }
 
-/* The number of the member that has sent a request, which was checked. */
-static unsigned op_sender(const struct op *op) {
-    uint64_t number = 0;
-
-    slice_digits((struct slice){(const uint8_t *)op->field + 17 * 3, 16}, 16,
-                 &number);
-    return (unsigned)number;
-}
-
 /* A peer's heartbeat has arrived. */
 static void beat_body(struct op *op) {
     struct node *node = op->w->node;
@@ -8478,9 +8481,9 @@ static void beat_body(struct op *op) {
         answer_error(op, 400, "not a heartbeat");
         return;
     }
-    if (get64(op->rec.p) == 0) {
-        atomic_store(&node->peers[op_sender(op)].stopped, op->w->now);
-        atomic_store(&node->peers[op_sender(op)].heard, 0);
+    if (get64(op->rec.p) == 0) { /* it stops */
+        atomic_store(&node->peers[op->intro[3]].stopped, op->w->now);
+        atomic_store(&node->peers[op->intro[3]].heard, 0);
     }
     clock_see(node, get64(op->rec.p));
     for (unsigned i = 0; i < node->partitions; i++)
@@ -8856,6 +8859,8 @@ struct repair {
     struct buf fields, ask;                  /* of a call */
     uint64_t records, bytes, settled;
     uint64_t began, tell_at; /* ms: of this pass; the next line about it */
+    uint64_t change, moved;  /* epoch of a change, bytes taken over in it */
+    uint64_t change_at;      /* ms: when it was first seen */
     struct part *part;
     struct other others[REPLICAS_MAX];
     unsigned count;    /* of them */
@@ -8900,6 +8905,7 @@ static bool repair_call(struct repair *repair, const struct member *m,
         return false;
     repair->bytes += k->reply.n;
     atomic_fetch_add(node->figures.pulled, k->reply.n);
+    repair->moved += repair->joins ? k->reply.n : 0;
     repair->rest = rate == 0 ? 0 : k->reply.n * 1000 / rate;
     return true;
 }
@@ -9543,13 +9549,32 @@ static void repair_leave(struct repair *repair, struct part *part) {
             part->number, alone);
 }
 
+/* Has the heartbeats tell how far this node is with the partitions that the
+   next ring gives it. */
+static void repair_progress(const struct repair *repair, unsigned gains,
+                            unsigned moving) {
+    struct node *node = repair->node;
+    struct peer *me = &node->peers[self_number(node)];
+
+    atomic_store(&me->said[SAID_MOVING], moving);
+    atomic_store(&me->said[SAID_GAINS], gains);
+    atomic_store(&me->said[SAID_MOVED], repair->moved);
+    atomic_store(&me->said[SAID_SECONDS],
+                 (now_ms() - repair->change_at) / 1000);
+}
+
 /* How many partitions the next ring gives to this node; *moving: of how many it
-   has not yet all that it is to take over, which its heartbeats tell. */
-static unsigned repair_gains(const struct repair *repair, unsigned *moving) {
+   has not yet all that it is to take over. */
+static unsigned repair_gains(struct repair *repair, unsigned *moving) {
     const struct node *node = repair->node;
     const struct view *view = repair->view;
     unsigned gains = 0;
 
+    if (repair->change != view->epoch) {
+        repair->change = view->epoch;
+        repair->change_at = now_ms();
+        repair->moved = 0;
+    }
     *moving = 0;
     for (unsigned i = 0; view->next != NULL && i < node->partitions; i++) {
         struct part *part = &node->parts[i];
@@ -9561,7 +9586,7 @@ static unsigned repair_gains(const struct repair *repair, unsigned *moving) {
         pthread_mutex_unlock(&part->lock);
         gains++;
     }
-    atomic_store(&node->peers[self_number(node)].said[SAID_MOVING], *moving);
+    repair_progress(repair, gains, *moving);
     return gains;
 }
 
@@ -9594,8 +9619,7 @@ static unsigned repair_all(struct repair *repair) {
     const struct view *view = repair->view;
     unsigned recovering, doubted = repair_count(repair, &recovering);
     unsigned left = 0, moving, number = self_number(node);
-
-    repair_gains(repair, &moving);
+    unsigned gains = repair_gains(repair, &moving);
 
     if (recovering == 0)
         atomic_store(&node->standing, STANDING_SOUND);
@@ -9624,7 +9648,7 @@ static unsigned repair_all(struct repair *repair) {
         if (due)
             doubt = !repair_part(repair, part) && doubt;
         if (takes && was && !doubt && moving > 0)
-            atomic_store(&me->said[SAID_MOVING], --moving);
+            repair_progress(repair, gains, --moving);
         left += doubt;
         doubted -= was && doubted > 0;
         atomic_store(&me->said[SAID_DOUBT], doubted + left);
@@ -9777,8 +9801,7 @@ static void keys_body(struct op *op) {
     if (ask.n >= 16 && ask.n <= 16 + KEY_MAX) {
         at = ring_partition(get64(ask.p), node->partitions);
         op->part = &node->parts[at];
-        if (view_owns(op->w->view, at, (unsigned)node->self.number) &
-            OWNS_OLD) {
+        if (view_owns(op->w->view, at, self_number(node)) & OWNS_OLD) {
             keys_begin(op);
             return;
         }
@@ -10074,20 +10097,43 @@ static const char *leave_text(struct op *op, struct buf *b) {
     return NULL;
 }
 
+/* How far the change is that runs, as those that take over partitions tell. */
+static void moving_text(struct buf *b, const struct node *node,
+                        const struct view *view) {
+    unsigned long long sum[SAIDS] = {0}, seconds = 0, done, left;
+
+    for (unsigned i = 0; i < view->count; i++) {
+        struct peer *peer = &node->peers[view->member[i].number];
+
+        for (int k = 0; k < SAIDS; k++)
+            sum[k] += atomic_load(&peer->said[k]);
+        if (atomic_load(&peer->said[SAID_SECONDS]) > seconds)
+            seconds = atomic_load(&peer->said[SAID_SECONDS]);
+    }
+    left = sum[SAID_MOVING];
+    done = sum[SAID_GAINS] > left ? sum[SAID_GAINS] - left : 0;
+    buf_print(b, "\"moving\":%llu,", left);
+    if (left == 0)
+        buf_text(b, "\"moved_bytes\":null,\"percent\":null,");
+    else
+        buf_print(b, "\"moved_bytes\":%llu,\"percent\":%llu,", sum[SAID_MOVED],
+                  done * 100 / (done + left));
+    if (left == 0 || done == 0)
+        buf_text(b, "\"seconds_left\":null,");
+    else
+        buf_print(b, "\"seconds_left\":%llu,", seconds * left / done);
+}
+
 static const char *cluster_text(struct op *op, struct buf *b) {
     const struct node *node = op->w->node;
     const struct view *view = op->w->view;
-    unsigned long long moving = 0;
-
-    for (unsigned i = 0; i < view->count; i++)
-        moving +=
-            atomic_load(&node->peers[view->member[i].number].said[SAID_MOVING]);
 
     buf_print(b,
               "{\"name\":\"%s\",\"epoch\":%" PRIu64 ",\"replicas\":%u,"
-              "\"partitions\":%u,\"moving\":%llu,\"nodes\":[",
-              node->flags.name, view->epoch, view->replicas, view->partitions,
-              moving);
+              "\"partitions\":%u,",
+              node->flags.name, view->epoch, view->replicas, view->partitions);
+    moving_text(b, node, view);
+    buf_text(b, "\"nodes\":[");
     for (unsigned i = 0; i < view->count; i++) {
         const struct member *m = &view->member[i];
         struct peer *peer = &node->peers[m->number];
@@ -10249,7 +10295,7 @@ static void figures_add(struct figures *all, const struct figures *more) {
 static const char *metrics_text(struct op *op, struct buf *b) {
     struct node *node = op->w->node;
     const struct view *view = op->w->view;
-    const atomic_ullong *said = node->peers[node->self.number].said;
+    const atomic_ullong *said = node->peers[self_number(node)].said;
     struct figures *all = memory(1, sizeof *all);
 
     figures_add(all, &node->figures);
@@ -10330,12 +10376,14 @@ static const struct route *route_find(struct op *op, struct slice path) {
     const struct route *r = routes;
 
     for (;; r++) {
-        size_t n = strcspn(r->path, "*");
+        size_t n = 0;
 
-        op->path = slice_skip(path, path.n < n ? path.n : n);
-        if (r->port == op->c->kind && path.n >= n &&
-            memcmp(path.p, r->path, n) == 0 &&
-            (op->path.n == 0 || r->path[n] == '*'))
+        while (n < path.n && r->path[n] == path.p[n] && r->path[n] != '*' &&
+               r->path[n] != '\0')
+            n++;
+        op->path = slice_skip(path, n);
+        if (r->port == op->c->kind &&
+            (r->path[n] == '*' || (r->path[n] == '\0' && n == path.n)))
             return r;
     }
 }
@@ -10422,9 +10470,9 @@ static const char *route_check(struct op *op, const struct http *h,
         (!slice_begins(given, "Bearer ") ||
          !secret_equal(slice_skip(given, 7), node->secret)))
         return "401 this port wants Authorization: Bearer, with the secret";
-    if (!word_in(h->method, ALLOW_ALL ", PATCH, OPTIONS, TRACE, CONNECT"))
-        return "501 the methods are " ALLOW_ALL;
     if (!word_in(h->method, r->allow)) {
+        if (!word_in(h->method, ALLOW_ALL ", PATCH, OPTIONS, TRACE, CONNECT"))
+            return "501 the methods are " ALLOW_ALL;
         op->allow = r->allow;
         if (r->port == CONN_CLIENT && r->path[1] == '_' &&
             word_in(h->method, ALLOW_ALL))
@@ -10531,11 +10579,12 @@ static const char *route_request(struct op *op, const struct http *h) {
         buf_free(&text);
     } else if (r->body == NULL) {
         refusal = r->says != NULL ? r->says : key_begin(op, h);
-    } else if ((refusal = peer_check(op, h->estoraje)) == NULL) {
-        slice_copy(h->estoraje, op->field, sizeof op->field);
+    } else {
+        intro_take(op, h->estoraje);
         op->body = peer_body;
         op->act = r->body;
         op->body_most = RECORD_MAX;
+        refusal = peer_check(op);
     }
     /* cppcheck-suppress returnDanglingLifetime ; refusals are literals */
     return refusal;

@@ -5,14 +5,15 @@
 # usage: make bench [SETTING=VALUE ...]    or: bench/bench.sh [SETTING=VALUE ...]
 #
 #   rows         "get absent put delete mixed get-consistent put-consistent cas
-#                repair start100 start1k sync compact overwrite", or some of
-#                them
+#                repair join start100 start1k sync compact overwrite", or
+#                some of them
 #   servers      "one three nginx": one node, three, files by nginx, or some
 #   seconds      5: of one run
 #   runs         3: of each row; the table shows medians
 #   keys, size   100000 keys with values of 1024 bytes
 #   connections  64: of wrk, divided evenly among its threads
 #   repairkeys   1000000: keys, with values of 100 bytes, of repair
+#   joinkeys     1000000: keys, with values of 1024 bytes, of join
 #   startkeys    10000000: keys, with values of 100 bytes, of start100
 #   startkeys1k  1000000: keys, with values of 1024 bytes, of start1k
 #   compactkeys  400000: keys, with values of 1024 bytes, of compact
@@ -39,13 +40,15 @@
 # is to that.
 #
 # Some rows are no part of the table. Each prints what it measures, and has a
-# target below the table, for the median of `runs`. cas and repair are of the
-# three nodes, the others have each a new one that is alone:
+# target below the table, for the median of `runs`. cas, repair and join are of
+# the three nodes, the others have each a new one that is alone:
 #
 #   cas        writes a second by compare-and-set on one key, each with a read
 #              before it, of 64 clients over all nodes to those of one alone
 #   repair     bytes and CPU time of a full round of repair that finds nothing;
 #              the bytes are all that pass the loopback, less what did before
+#   join       p99 of GET through the three while a fourth node joins them, to
+#              that before; the bytes it is sent, to those of what it then has
 #   start100   memory of its own that a node needs for a key; the seconds from
 #              a start to its line "ready", with the logs in the page cache
 #   start1k    bytes of logs a second that such a start reads
@@ -61,17 +64,17 @@ export LC_ALL=C PATH="$PATH:/usr/sbin:/sbin"
 cd "$(dirname "$0")/.." || exit 2
 
 all="get absent put delete mixed get-consistent put-consistent cas repair \
-start100 start1k sync compact overwrite"
+join start100 start1k sync compact overwrite"
 : "${rows:=$all}" "${servers:=one three nginx}"
 : "${seconds:=5}" "${runs:=3}" "${keys:=100000}" "${size:=1024}"
 : "${connections:=64}" "${flags:=}"
 : "${startkeys:=10000000}" "${startkeys1k:=1000000}" "${compactkeys:=400000}"
-: "${overwrites:=10000000}" "${repairkeys:=1000000}"
+: "${overwrites:=10000000}" "${repairkeys:=1000000}" "${joinkeys:=1000000}"
 for setting; do
     case $setting in
     rows=* | servers=* | seconds=* | runs=* | keys=* | size=* | \
         connections=* | startkeys=* | startkeys1k=* | \
-        compactkeys=* | overwrites=* | repairkeys=* | flags=*)
+        compactkeys=* | overwrites=* | repairkeys=* | joinkeys=* | flags=*)
         printf -v "${setting%%=*}" %s "${setting#*=}" ;;
     *)
         echo "bench.sh: $setting: not one of the settings in its head" >&2
@@ -83,6 +86,7 @@ read -ra flags <<<"$flags"
 declare -A pids         # by server: its processes, with blanks between
 declare -A urls         # by server: its URL, of the first node if of three
 three_ports=            # of the three nodes
+three_etcd=             # of one of them
 
 # Says what went wrong, shows the end of a log if one is named, and ends.
 fail() { # TEXT [LOG]
@@ -209,6 +213,7 @@ start_three() {
         take_ports
         cluster=$cluster,node$n=http://127.0.0.1:$((port + 1))
     done
+    three_etcd=http://127.0.0.1:$port
     for n in 1 2 3; do
         take_ports
         three_ports="$three_ports $port"
@@ -488,6 +493,86 @@ measure_repair() {
         "$(calculate "$(median "${ticks[@]}") / $(getconf CLK_TCK)")"
 }
 
+# Waits until the three are at an EPOCH, with so many nodes that are Ready, and
+# says what they say then.
+await_epoch() { # EPOCH NODES
+    local i status
+    for ((i = 0; i < 6000; i++)); do
+        status=$(curl -s "${urls[three]}/_cluster_status")
+        if [[ $status == *"\"epoch\":$1,"* ]] &&
+            [ "$(grep -o '"status":"Ready"' <<<"$status" | wc -l)" = "$2" ]; then
+            echo "$status"
+            return
+        fi
+        sleep 0.1
+    done
+    fail "no $2 nodes at epoch $1: $status"
+}
+
+# Reads keys of the row join through the three nodes, for so many seconds or
+# until SIGINT. The file "got" has what wrk says.
+read_three() { # SECONDS
+    local ports
+    read -ra ports <<<"$three_ports"
+    exec wrk -t3 -c"$connections" -d"$1s" -s bench/load.lua "${urls[three]}" \
+        -- get join "$joinkeys" 1024 "${ports[@]}" >"$dir/got"
+}
+
+# Sets $phase to what read_three has found: reads, microseconds, p50, p99. All
+# answers have to be right.
+reads_done() {
+    read -ra phase <<<"$(sed -n 's/^result //p' "$dir/got")"
+    [ "${phase[4]-} ${phase[5]-}" = "0 0" ] || fail "join: ${phase[*]}"
+}
+
+# Notes as join how many times as long the p99 of GET is while a node joins, and
+# as join-bytes how many bytes it is sent to one of the records that it has
+# then. It leaves again after each run.
+measure_join() {
+    local run node epoch before began took status sent has p99=() bytes=()
+    fill three join "$joinkeys" 1024
+    echo "join: a fourth node, $joinkeys keys of 1024 bytes beside those of" \
+        "other rows, GET with $connections connections through the three"
+    for ((run = 1; run <= runs; run++)); do
+        node=node$((3 + run))
+        epoch=$(curl -s "${urls[three]}/_cluster_status" |
+            sed 's/.*"epoch":\([0-9]*\).*/\1/')
+        (read_three "$seconds")
+        reads_done
+        before=("${phase[@]}")
+        read_three 3600 &
+        pids[wrk]=$!
+        take_ports
+        began=$EPOCHREALTIME
+        start joiner "$node" ./estoraje -name "$node" -port "$port" \
+            -peerPort $((port + 1)) -dataPath "$dir/$node" -add \
+            -etcd "$three_etcd" "${flags[@]}"
+        status=$(await_epoch $((epoch + 2)) 4) || exit 1
+        took=$(calculate "$EPOCHREALTIME - $began")
+        kill -INT "${pids[wrk]}"
+        wait "${pids[wrk]}"
+        unset "pids[wrk]"
+        reads_done
+        sent=$(awk '/ repair records=/ && match($0, / bytes=[0-9]+/) {
+            n += substr($0, RSTART + 7, RLENGTH - 7)
+        }
+        END { printf "%d\n", n }' "$dir/$node.log")
+        has=$(sed "s/.*\"name\":\"$node\"//; s/.*\"bytes\":\([0-9]*\).*/\1/" \
+            <<<"$status")
+        p99+=("$(calculate "${phase[3]} / ${before[3]}")")
+        bytes+=("$(calculate "$sent / $has")")
+        echo "join: run $run: $took s, $sent bytes sent for $has, p99" \
+            "${before[3]} us (${before[0]} GETs), then ${phase[3]} us" \
+            "(${phase[0]}), ${p99[-1]} times"
+        curl -s -X DELETE "http://127.0.0.1:$((port + 1))/_nodes/delete/$node"
+        await_epoch $((epoch + 4)) 3 >"$dir/body"
+        stop_node joiner
+        rm -r "${dir:?}/$node"
+    done
+    note join "$(median "${p99[@]}")"
+    note join-bytes "$(median "${bytes[@]}")"
+}
+
 # Whether the node of the row compact is writing a log anew.
 compacts() {
     set -- "$dir"/compact/*.new
@@ -636,8 +721,8 @@ trap 'exit 130' INT TERM HUP
 : >"$dir/results"
 
 describe
-[[ " $servers " == *" three "* ]] || rows=${rows//@(cas|repair)/}
-if [[ $rows =~ get|absent|put|delete|mixed|cas|repair ]]; then
+[[ " $servers " == *" three "* ]] || rows=${rows//@(cas|repair|join)/}
+if [[ $rows =~ get|absent|put|delete|mixed|cas|repair|join ]]; then
     start_floor
     for server in $servers; do
         case $server in
@@ -654,7 +739,7 @@ for row in $rows; do
     case $row in
     start100) measure_start start100 "$startkeys" 100 ;;
     start1k) measure_start start1k "$startkeys1k" 1024 ;;
-    cas | repair | sync | compact | overwrite) "measure_$row" ;;
+    cas | repair | join | sync | compact | overwrite) "measure_$row" ;;
     *)
         for ((run = 1; run <= runs; run++)); do
             for server in $(servers_of "$row"); do

@@ -74,6 +74,8 @@ END {
     at_least("cas, 64 to 1", figure["cas"], 0.5, "times")
     at_most("traffic of a round", figure["repair-bytes"], 1, "MB")
     at_most("CPU of a round", figure["repair-cpu"], 1, "s")
+    at_most("p99 of GET, join", figure["join"], 2, "times")
+    at_most("bytes of a join", figure["join-bytes"], 1.1, "times")
     at_most("memory of a key", figure["start100"], 40, "bytes")
     at_most("start100", figure["start100-seconds"], 4, "seconds")
     at_least("start1k", figure["start1k-rate"], 800, "MB/s")

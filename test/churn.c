@@ -769,13 +769,34 @@ static size_t look_short(const struct look *look, const struct look *after,
     return n;
 }
 
-/* Looks at the disks while a change runs, until it has ended. */
-static void disks_watch(unsigned long long until_epoch) {
+/* Whether a node tells how far a change is that runs, not only that it does. */
+static bool node_says_far(const struct server *s) {
+    struct client c = client_make(s->port);
+    unsigned long long moving = 0, percent = 0, bytes = 0;
+    bool says = client_text(&c, "GET", "/_cluster_status", NULL) == 200;
+
+    if (says) {
+        const char *p = json_squeeze(c.body);
+
+        moving = number_after(p, "\"moving\":");
+        bytes = number_after(p, "\"moved_bytes\":");
+        percent = number_after(p, "\"percent\":");
+        says = strstr(p, "\"seconds_left\":null") == NULL;
+        check(moving > 0 || (!says && bytes == 0), "all is moved: %s", p);
+    }
+    client_end(&c);
+    return says && bytes > 0 && percent > 0 && percent < 100;
+}
+
+/* Looks at the disks while a change runs, until it has ended. How many times a
+   node told meanwhile how far it is. */
+static int disks_watch(unsigned long long until_epoch) {
     static struct look looks[DISK_LOOKS];
-    int n = 0, key = 0;
+    int n = 0, key = 0, told = 0;
     long until = now_ms() + LIMIT_MS;
 
     do {
+        told += node_says_far(nodes[0]);
         check(now_ms() < until, "the change does not end");
         if (n == DISK_LOOKS) { /* the last but one has seen enough */
             look_copy(&looks[n - 1], n - 1);
@@ -796,6 +817,7 @@ static void disks_watch(unsigned long long until_epoch) {
     part("looked %d times, in epochs %llu to %llu", n, looks[0].epoch,
          looks[n - 1].epoch);
     check(n >= 3, "only %d looks", n);
+    return told;
 }
 
 /* Waits until every key is on three disks. */
@@ -820,10 +842,11 @@ static void disks_rest(void) {
 static void test_two_disks(void **state) {
     struct seen seen;
     struct client c;
+    int told = 0;
 
     (void)state;
     etcd_start();
-    nodes_make(DISK_NODES, DISK_PARTITIONS, "-moveRate 600K");
+    nodes_make(DISK_NODES, DISK_PARTITIONS, "-moveRate 200K");
     cluster_begin(4);
     memset(&disk, 0, sizeof disk);
     c = client_make(nodes[0]->port);
@@ -846,7 +869,7 @@ static void test_two_disks(void **state) {
             node_adds(s, true);
             server_start(s);
         }
-        disks_watch(seen.epoch + 2);
+        told += disks_watch(seen.epoch + 2);
         if (change % 2 == 0)
             server_stop(s);
         else
@@ -866,6 +889,7 @@ static void test_two_disks(void **state) {
     for (int i = 0; i < 2; i++)
         pthread_join(disk.threads[i], NULL);
     check(disk.failed == 0, "%zu writes failed", (size_t)disk.failed);
+    check(told > 0, "no node tells how far a change is");
     disks_rest();
     part("%d keys, at rest on three disks", (int)disk.next);
 }

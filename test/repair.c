@@ -154,7 +154,8 @@ static size_t node_answer(int i, struct slice request) {
     op->rec.n = 0;
     buf_add(&op->rec, request.p + head, (size_t)h.length);
     w->node->loaded = true;
-    refusal = peer_check(op, h.estoraje);
+    intro_take(op, h.estoraje);
+    refusal = peer_check(op);
     if (refusal != NULL)
         answer_error(op, (unsigned)strtoul(refusal, NULL, 10), "%s", refusal);
     else if (strcmp(path, "/_peer/digest") == 0)

@@ -1122,7 +1122,7 @@ static void test_system_paths(void **state) {
         "\"name\":\"node1\"", "\"epoch\":",           "\"replicas\":3",
         "\"partitions\":256", "\"moving\":0",         "\"nodes\":[{",
         "\"zone\":",          "\"status\":\"Ready\"", "\"alive\":true",
-        "\"keys\":",          "\"bytes\":",
+        "\"keys\":",          "\"bytes\":",           "\"percent\":null",
     };
     for (size_t i = 0; i < COUNT(keys); i++)
         check(strstr(seen, keys[i]) != NULL, "no %s in %s", keys[i], seen);
