@@ -6135,7 +6135,7 @@ static void joiner_begin(struct node *node, const struct view *view) {
 }
 
 /* How many of the members in force are not to leave. */
-static unsigned members_stay(const struct view *view) {
+static unsigned view_stay(const struct view *view) {
     unsigned stay = 0;
 
     for (unsigned i = 0; i < view->old; i++)
@@ -6194,7 +6194,7 @@ static int leave_ask(struct node *node, struct etcd *e, const struct view *view,
     struct etcd_member m;
     struct buf *said = &op->rec;
 
-    stay = members_stay(view);
+    stay = view_stay(view);
     while (i < view->count && strcmp(view->member[i].name, name) != 0)
         i++;
     if (i == view->count) {
