@@ -359,11 +359,20 @@ static atomic_long trouble[NODES_MAX];
 static atomic_long hit_at, hit_until;
 static atomic_long change_at, change_until; /* of the last change of the ring */
 
-/* What has failed: at a node in trouble; because it was in flight at one that
-   was hit; because a client did not wait for long; because a conditional write
-   met a plain one and cannot tell who was first, which it says by 504 on any
-   day; because it met another one that was done by the owner of another epoch,
-   likewise; and what should not have failed. */
+/*
+ * What has failed, and by the design may:
+ * there    at a node that is down, starts, or has left;
+ * flying   a consistent operation that another node was doing when it was
+ *          killed or stopped still: whether it was done nobody can say;
+ * late     the client did not wait for long;
+ * met      a consistent write to a key that plain ones write, too: one that was
+ *          cut short and then replaced cannot know whether it was seen, 504 on
+ *          any day;
+ * crossed  likewise, where two owners did operations on one key, since the
+ *          first owner is another one by another epoch: once a cycle at most;
+ * count    what should not have failed. No plain operation is forgiven, and no
+ *          503: of three owners two are there in each cycle.
+ */
 static struct {
     atomic_size_t there, flying, late, met, crossed, count;
     char error[400]; /* the first */
