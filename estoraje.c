@@ -499,6 +499,7 @@ struct node {
     atomic_uint at_work;  /* consistent operations that were begun here */
     atomic_bool loaded;   /* the logs are read */
     atomic_bool stopping; /* no new requests */
+    atomic_bool parting;  /* the others are told so */
     atomic_bool ended;    /* threads are to end */
 
     /* The cluster. */
@@ -4229,7 +4230,7 @@ static void conn_check_time(struct conn *c) {
         most = PROGRESS_MS;
     else if (c->first == NULL && c->in.n > 0)
         most = HEAD_MS;
-    else if (c->first == NULL && (stopping || c->kind == CONN_CLIENT))
+    else if (c->first == NULL && c->kind == CONN_CLIENT)
         most = stopping ? 0 : IDLE_MS;
     if (c->w->now - c->since > most)
         conn_kill(c);
@@ -7936,6 +7937,7 @@ static bool consistent_here(struct op *op) {
 
 static void consistent_round(struct op *op);
 static void consistent_judge(struct op *op);
+static void consistent_route(struct op *op);
 
 /* Another round: at once, or after a random rest that grows, so that two nodes
    do not go on failing each other. Rounds that were lost to other operations are
@@ -8252,16 +8254,31 @@ static void consistent_round(struct op *op) {
     consistent_judge(op);
 }
 
-/* Its turn has come. On a node that stops the one before has just ended: another
-   node's goes on to the next owner, and does not meet it there. */
+/* On a node that stops an operation whose turn has come goes on to the next
+   owner, if there is one: none is at work here then that it could meet. */
+static bool consistent_pass(struct op *op) {
+    uint64_t others =
+        op_set(op, ANSWER_NONE, true) & ~(UINT64_C(1) << op->mine);
+
+    if (!atomic_load(&op->w->node->stopping) || (!op->forwarded && others == 0))
+        return false;
+    turn_give(op, 0);
+    if (op->forwarded) {
+        answer_error(op, 503, "this node is stopping");
+    } else {
+        op->phase = PHASE_ROUTE;
+        op->answers[op->mine] = ANSWER_FAILED;
+        consistent_route(op);
+    }
+    return true;
+}
+
+/* Its turn has come. */
 static void consistent_start(struct op *op) {
     const struct worker *w = op->w;
 
-    if (op->forwarded && atomic_load(&w->node->stopping)) {
-        turn_give(op, 0);
-        answer_error(op, 503, "this node is stopping");
+    if (consistent_pass(op))
         return;
-    }
     op->at_work = true;
     atomic_fetch_add(&w->node->at_work, 1);
     op->answered = consistent_answered;
@@ -8282,8 +8299,6 @@ static void consistent_start(struct op *op) {
    write may have been done, and a read is asked of the next owner. */
 static void forward_answered(struct op *op, unsigned i, unsigned status,
                              struct slice body);
-
-static void consistent_route(struct op *op);
 
 /* The owners have a later ring: waits until it is in force here, too. */
 static void consistent_wait(struct op *op) {
@@ -8441,7 +8456,7 @@ static void beat_send(struct worker *w, unsigned number) {
     size_t n = (w->node->partitions + 63) / 64;
     uint8_t body[8 + PARTITIONS_MAX / 8];
 
-    put64(body, atomic_load(&w->node->stopping) ? 0 : clock_now(w->node));
+    put64(body, atomic_load(&w->node->parting) ? 0 : clock_now(w->node));
     atomic_store(&peer->missed_any, false);
     for (size_t i = 0; i < n; i++)
         put64(body + 8 + 8 * i, atomic_exchange(&peer->missed[i], 0));
@@ -8527,7 +8542,7 @@ static void peers_watch(struct worker *w) {
     }
     atomic_store(&node->peers[self_number(node)].said[SAID_HEARS], mine);
     cut = (any & ~mine) != 0 || (me & ~all) != 0 ||
-          (any != 0 && atomic_load(&node->stopping));
+          (any != 0 && atomic_load(&node->parting));
     if (!cut && atomic_load(&node->cut)) /* before it is trusted again */
         doubt_all(node, "this node was cut off");
     atomic_store(&node->cut, cut);
@@ -10490,7 +10505,7 @@ static const char *route_check(struct op *op, const struct http *h,
     if (op->w->view != NULL && op->w->view->me == op->w->view->count &&
         (r->path[0] == '*' || op->lists) && r->port == CONN_CLIENT)
         return LEFT;
-    if (atomic_load(&node->stopping) && r->body == beat_body)
+    if (atomic_load(&node->parting) && r->body == beat_body)
         return "503 this node is stopping";
     return NULL;
 }
@@ -11641,22 +11656,25 @@ static bool stop_known(struct node *node, uint64_t began) {
 /* Stops: no new connections; what is in flight is finished, for clients of the
    other nodes, too, who take another owner for what comes; all is synced. */
 static void node_stop(struct node *node) {
-    uint64_t began, quiet = 0;
+    uint64_t until = now_ms() + STOP_MS, told = 0, quiet = 0;
 
     say("info", "stopping");
     atomic_store(&node->stopping, true);
-    began = now_ms();
     dup2(node->dir_fd, node->client_fd); /* closes the listener, and keeps its
                                             number from other use */
     workers_wake(node);
-    for (; now_ms() < began + STOP_MS; rest_ms(10))
-        if (atomic_load(&node->at_work) > 0)
-            continue;
-        else if (!stop_known(node, began)) /* what was asked is on its way */
+    for (; now_ms() < until; rest_ms(10)) {
+        if (told == 0 && atomic_load(&node->at_work) == 0) {
+            told = now_ms();
+            atomic_store(&node->parting, true);
+        }
+        if (told != 0 && !stop_known(node, told)) /* and what was asked before
+                                                     is on its way */
             quiet = now_ms() + BEAT_MS / 5;
-        else if (now_ms() >= quiet &&
+        else if (told != 0 && now_ms() >= quiet &&
                  atomic_load(&node->client_connections) == 0)
             break;
+    }
     dup2(node->dir_fd, node->peer_fd); /* not before: what is in flight */
     atomic_store(&node->ended, true);
     workers_wake(node);
