@@ -3730,15 +3730,17 @@ static size_t conn_unsent(const struct conn *c) {
 }
 
 /* Whether more input is wanted: a client's next request waits for the one
-   before, and nobody is read from who does not read. A link always reads, or
-   two nodes that send each other much would wait for each other. */
+   before, no request is read behind one that closes the connection, and nobody
+   is read from who does not read. A link always reads, or two nodes that send
+   each other much would wait for each other. */
 static bool conn_reads(const struct conn *c) {
     if (c->kind == CONN_LINK || c->dead)
         return !c->dead;
     if (c->close_after || conn_unsent(c) > OUT_MAX)
         return false;
-    return c->kind == CONN_CLIENT ? c->first == NULL || c->reading != NULL
-                                  : c->ops < PEER_OPS;
+    if (c->first == NULL || c->reading != NULL)
+        return true;
+    return c->kind == CONN_PEER && c->ops < PEER_OPS && c->last->keep;
 }
 
 /* What poll() is to wait for: computed from the state. Nothing, not even an

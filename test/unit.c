@@ -5948,6 +5948,48 @@ static void test_replica_floor(void **state) {
     turns_end(&t);
 }
 
+/* A peer's requests are read while those before are at work, but none behind
+   one that closes the connection (RFC 9112, 9.6). */
+static void test_replica_close(void **state) {
+    struct node *node = *state;
+    struct turns t;
+
+    world.us = NOON;
+    turns_begin(&t, node);
+    atomic_store(&node->loaded, true);
+    for (unsigned closes = 0; closes < 2; closes++) {
+        struct conn *c = t.conns[t.count++] = memory(1, sizeof *c);
+
+        c->w = t.w;
+        c->kind = CONN_PEER;
+        for (int i = 0; i < 2; i++) { /* the ceiling is 0: they wait */
+            buf_text(&c->in, "POST /_peer/prepare HTTP/1.1\r\nHost: h\r\n"
+                             "Content-Length: 17\r\n");
+            buf_text(&c->in, closes ? "Connection: close\r\n" : "");
+            intro_text(&c->in, node, t.w->view, 1, 0, 0);
+            buf_text(&c->in, "\r\n");
+            put64(buf_grow(&c->in, 8), version_at(0));
+            put64(buf_grow(&c->in, 8), 0);
+            buf_text(&c->in, "k");
+        }
+        conn_consume(c);
+        assert_int_equal(c->ops, closes ? 1 : 2);
+        assert_false(c->first->done);
+        if (!closes) {
+            c->first->done = true;
+            conn_retire(c);
+        }
+        buf_free(&c->in);
+    }
+    buf_free(&t.w->input);
+    for (struct op *op = t.w->free_ops, *next; op != NULL; op = next) {
+        next = op->next;
+        buf_free(&op->rec);
+        free(op);
+    }
+    turns_end(&t);
+}
+
 /* The answer to a prepare has the record held if the asker lacks it: not when
    the prepare is refused, since then nobody needs it. */
 static void test_replica_prepare(void **state) {
@@ -6543,6 +6585,7 @@ static const struct CMUnitTest all_tests[] = {
     NODE(test_turns_late),
     NODE(test_turns_random),
     NODE(test_replica_floor),
+    NODE(test_replica_close),
     NODE(test_replica_prepare),
     NODE(test_replica_refusal),
     PLAIN(test_urls),
