@@ -6575,10 +6575,10 @@ static int etcd_step(struct node *node, struct etcd *e) {
         view->me < view->count && (view->member[view->me].id == 0 ||
                                    view->member[view->me].id == node->self.id);
     joins = !first && !member && (e->begins || self_number(node) == 0);
-    if (joins) {
+    if (joins)
         joiner_begin(node, view);
-        view->me = view->count; /* it may have the name of one that is lost */
-    }
+    if (!first && !member)
+        view->me = view->count; /* its name may be that of one that is lost */
     if (!first && member && view->member[view->me].id != 0 &&
         (view->member[view->me].boot > node->known_boot || node->older) &&
         !copy_found(node, view)) {
