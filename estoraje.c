@@ -512,6 +512,7 @@ struct node {
     atomic_bool etcd_lost;
     int etcd_wake[2];     /* a byte ends the etcd thread's wait */
     atomic_ullong report; /* epoch of the change for which all is here */
+    uint64_t reported;    /* the last one that this directory has told etcd */
     struct etcd *etcd;
 
     struct op *leaves;  /* removals of nodes that are asked for; view_lock */
@@ -5797,11 +5798,10 @@ static bool parts_clear(struct node *node, const struct view *view) {
         unsigned of = view_owns(view, i, number);
         bool anew = of != 0 &&
                     (was == 0 || (of == OWNS_NEW && view->epoch != now->epoch));
-        bool counts = (of & OWNS_OLD) != 0, empty;
+        bool late = was == OWNS_NEW && node->reported != now->epoch;
+        bool counts = (of & OWNS_OLD) != 0 && (anew || late), empty;
 
         pthread_mutex_lock(&part->lock);
-        if (!anew && (was != OWNS_NEW || part->agreed == now->epoch))
-            counts = false;
         empty = part->log.end == LOG_HEADER;
         pthread_mutex_unlock(&part->lock);
         atomic_store(&node->forget, counts);
@@ -6574,6 +6574,8 @@ static int etcd_step(struct node *node, struct etcd *e) {
     member =
         view->me < view->count && (view->member[view->me].id == 0 ||
                                    view->member[view->me].id == node->self.id);
+    if (member && view->member[view->me].report > 0)
+        node->reported = view->member[view->me].report;
     joins = !first && !member && (e->begins || self_number(node) == 0);
     if (joins)
         joiner_begin(node, view);
