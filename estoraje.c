@@ -6707,7 +6707,7 @@ static void *etcd_run(void *arg) {
  * copy of its directory must not count, either.
  */
 
-#define INTRO_VERSION 2 /* of the protocol */
+#define INTRO_VERSION 3 /* of the protocol */
 
 /* The field, words of 16 hexadecimal digits with a blank between, and the others that every call to a peer has. id and boot: of the
    member that is called, as etcd said, 0: not known; the member may have said
@@ -6926,7 +6926,7 @@ static const char *peer_check(struct op *op) {
     const struct member *m = view_member(view, (unsigned)x[3]);
 
     if (x[0] != INTRO_VERSION)
-        return "403 no Estoraje field of protocol version 2: this port is for "
+        return "403 no Estoraje field of protocol version 3: this port is for "
                "the cluster's own nodes";
     if (x[6] != 0 && x[6] != op->w->node->self.id)
         return CALLED_WRONG;
