@@ -103,6 +103,9 @@
 #define BODY_BUDGET (UINT64_C(1) << 30) /* bodies of all connections */
 #define PEER_QUEUE  (256u << 20)        /* unsent bytes for one peer */
 #define PEER_OPS    1024                /* of one peer at work at a time */
+#define CALM_FROM   64  /* connections of a worker: of so many, those */
+#define CALM_MS     100 /* without activity for so long are asked about */
+#define CALM_ASK_MS 5   /* only so often */
 #define IDLE_MS     75000
 #define HEAD_MS     10000
 #define PROGRESS_MS 30000
@@ -566,6 +569,7 @@ enum conn_kind { CONN_CLIENT, CONN_PEER, CONN_LINK };
    own. Freed by the sweep at the end of a turn, never before. */
 struct conn {
     struct worker *w;
+    size_t place; /* in w->conns, from 1; 0: not there */
     enum conn_kind kind;
     int fd;
     struct buf in;    /* read and not consumed; empty: it has no memory */
@@ -776,6 +780,8 @@ struct worker {
     char date[48];
     struct pollfd *fds;  /* wake pipe, listeners, then as conns */
     struct conn **conns; /* [count] */
+    size_t active;       /* of these the first, which poll() is asked about;
+                            the others are calm, and none is touched */
     size_t count, cap;
     bool touched;      /* one of them is */
     bool waiting;      /* an operation waits for a tick */
@@ -3689,9 +3695,21 @@ static void link_input(struct conn *c);
 static void link_lost(struct conn *c);
 static void worker_beat(struct worker *w);
 
-/* Has it served at the end of the turn. */
+/* Exchanges the places of two connections. */
+static void conns_swap(struct worker *w, size_t i, size_t j) {
+    struct conn *c = w->conns[i];
+
+    w->conns[i] = w->conns[j];
+    w->conns[j] = c;
+    w->conns[i]->place = i + 1;
+    w->conns[j]->place = j + 1;
+}
+
+/* Has it served at the end of the turn; then it is not calm any more. */
 static void conn_touch(struct conn *c) {
     c->touched = c->w->touched = true;
+    if (c->place > c->w->active)
+        conns_swap(c->w, c->place - 1, c->w->active++);
 }
 
 /* Marks it as at its end. */
@@ -3719,6 +3737,7 @@ static struct conn *conn_new(struct worker *w, int fd, enum conn_kind kind) {
             die("out of memory");
     }
     w->conns[w->count++] = c;
+    c->place = w->count;
     figure_add(&w->figures.connections[kind != CONN_CLIENT], 1);
     atomic_fetch_add(&w->node->connections, 1);
     atomic_fetch_add(&w->node->client_connections, kind == CONN_CLIENT);
@@ -4247,6 +4266,12 @@ static void conn_check_time(struct conn *c) {
  * free what is dead, until there is neither. Durable, then visible, then
  * acknowledged: an answer leaves in the settling, when all that it says has
  * been done.
+ *
+ * What poll() costs grows with what it is asked about, and most connections are
+ * idle most of the time. So those of clients that nothing has happened on for a
+ * while are calm: they stand behind the active ones, and cost nothing until
+ * they are touched, or all are made active again, which is every few
+ * milliseconds. Then whoever has something stays active.
  */
 
 /* The node's view, held for the caller; NULL before the first ring. */
@@ -4311,7 +4336,8 @@ static void worker_inbox(struct worker *w) {
 }
 
 /* Looks at the clock of every connection, and calls every operation that waits
-   for time to pass; it says so again if it still does. */
+   for time to pass; it says so again if it still does. All are active, so none
+   changes its place meanwhile. */
 static void worker_tick(struct worker *w) {
     w->waiting = false;
     for (size_t i = 0; i < w->count; i++) {
@@ -4335,7 +4361,7 @@ static void worker_settle(struct worker *w) {
 
     do {
         w->touched = false;
-        for (size_t i = 0; i < w->count; i++) {
+        for (size_t i = 0; i < w->active; i++) {
             struct conn *c = w->conns[i];
 
             if (c->touched) {
@@ -4346,7 +4372,8 @@ static void worker_settle(struct worker *w) {
                     conn_end(c);
             }
             if (c->dead && c->first == NULL) {
-                w->conns[i--] = w->conns[--w->count];
+                conns_swap(w, i--, --w->active);
+                conns_swap(w, w->active, --w->count);
                 conn_free(c);
             } else {
                 w->fds[FDS_FIXED + i] = conn_poll(c);
@@ -4403,28 +4430,47 @@ static void conn_event(struct conn *c, int events) {
     conn_touch(c);
 }
 
+/* Whether a connection is to be calm. Those with peers are few, and never. */
+static bool conn_calm(const struct conn *c) {
+    return c->kind == CONN_CLIENT && !c->touched && c->w->count > CALM_FROM &&
+           c->w->now - c->since > CALM_MS;
+}
+
+/* Waits until there is something to do, reads the clock, and reads from the
+   connections that have something. From the last one to the first: a place
+   that changes is then one that was looked at. */
+static void worker_wait(struct worker *w) {
+    int most = w->waiting ? TICK_MS : BEAT_MS / 5;
+
+    if (w->active < w->count)
+        most = CALM_ASK_MS;
+    poll(w->fds, (nfds_t)(FDS_FIXED + w->active), most);
+    worker_clock(w);
+    for (size_t i = w->active; i-- > 0;)
+        if (w->fds[FDS_FIXED + i].revents != 0)
+            conn_event(w->conns[i], w->fds[FDS_FIXED + i].revents);
+        else if (conn_calm(w->conns[i]))
+            conns_swap(w, i, --w->active);
+}
+
 static void *worker_run(void *arg) {
     struct worker *w = arg;
     struct node *node = w->node;
-    uint64_t ticked = 0;
+    uint64_t asked = 0, ticked = 0;
 
     while (!atomic_load(&node->ended)) {
-        size_t count;
-
         worker_settle(w);
-        count = w->count; /* ticks while operations wait, else heartbeats */
-        poll(w->fds, (nfds_t)(FDS_FIXED + count),
-             w->waiting ? TICK_MS : BEAT_MS / 5);
-        worker_clock(w);
-        for (size_t i = 0; i < count; i++)
-            if (w->fds[FDS_FIXED + i].revents != 0)
-                conn_event(w->conns[i], w->fds[FDS_FIXED + i].revents);
+        worker_wait(w);
         if (w->fds[0].revents != 0)
             worker_inbox(w);
         if (w->fds[1].revents != 0)
             worker_accept(w, node->client_fd, CONN_CLIENT);
         if (w->fds[2].revents != 0)
             worker_accept(w, node->peer_fd, CONN_PEER);
+        if (w->now - asked < CALM_ASK_MS)
+            continue;
+        asked = w->now;
+        w->active = w->count;
         if (w->now - ticked >= TICK_MS) {
             ticked = w->now;
             worker_tick(w);
