@@ -10,7 +10,7 @@
 # The last part kills a node behind the balancers. No process and no file is
 # left; KEEP=1 keeps the directory of a run that failed, with all logs.
 #
-# shellcheck disable=SC2015,SC2046,SC2086,SC2317
+# shellcheck disable=SC2002,SC2013,SC2015,SC2046,SC2086,SC2317
 set -u
 cd "$(dirname "$0")/.." || exit 1
 PATH=$PATH:/usr/sbin:/sbin
@@ -195,23 +195,22 @@ use_curl() {
     for n in 1 31 60; do
         is_file "-Z" "$dir/z$n" "$dir/small"
     done
-    is "-Z, large" "4 20971520" "$(curl -Z -w '%{size_download}\n' -o /dev/null \
-        "$url/{big,old,big,old}" | counted)"
-    is "connections" 1 "$(curl -o /dev/null "$url/z[1-9]" -w '%{num_connects}\n' \
-        --next -sS -T "$dir/big" -o /dev/null "$url/big" -w '%{num_connects}\n' \
-        --next -sS -I -o /dev/null "$url/absent" -w '%{num_connects}\n' \
-        --next -sS -d @"$dir/small" -o /dev/null "$url/n" -w '%{num_connects}\n' \
-        --next -sS -X DELETE -o /dev/null "$url/n" -w '%{num_connects}\n' \
-        --next -sS -o /dev/null "$url/big" -w '%{num_connects}\n' |
-        awk '{ n += $1 } END { print n }')"
+    is "-Z, large" "2 20971520" "$(curl -Z -w '%{size_download}\n' \
+        -o /dev/null "$url/{big,old}" | counted)"
+    once="-sS -o /dev/null -w %{num_connects}\\n"
+    is "connections" "1 1" "$(curl $once "$url/z[1-9]" \
+        --next $once -T "$dir/big" "$url/big" \
+        --next $once -I "$url/absent" \
+        --next $once -d @"$dir/small" "$url/n" \
+        --next $once -X DELETE "$url/n" \
+        --next $once "$url/big" | grep -v 0 | counted)"
 
     # Every line of a list can follow a slash.
-    is "odd keys" "6 201" "$(for key in %5Fa a%20b 100%25 %C3%A9 a%2Fb/%2F/ %00%0A; do
-        status -d "$key" "$url%2fodd/$key"
-        echo
-    done | counted)"
+    for key in %5Fa a%20b 100%25 %C3%A9 a%2Fb/%2F/ %00%0A ..//./; do
+        is "$key" 201 "$(status --path-as-is -d "$key" "$url/odd/$key")"
+    done
     curl -G -d list -d limit=10000 -d prefix=curl/odd/ "$(api 2)/" >"$dir/keys"
-    is "keys listed" 6 "$(wc -l <"$dir/keys" | xargs)"
+    is "keys listed" 7 "$(wc -l <"$dir/keys" | xargs)"
     while read -r key; do
         is "$key" 200 "$(status --path-as-is "$(api 3)/$key")"
     done <"$dir/keys"
@@ -225,7 +224,9 @@ got() {
 
 use_wget() {
     url=$(api 1)/wget
-    w() { wget -q --no-config --no-proxy -T 20 -t 1 "$@" || fail "wget $*: $?"; }
+    w() {
+        wget -q --no-config --no-proxy -T 20 -t 1 "$@" || fail "wget $*: $?"
+    }
     w -O /dev/null --post-file="$dir/big" "$url"
     head -c 1234567 "$dir/big" >"$dir/got"
     w -c -O "$dir/got" "$url"
@@ -277,7 +278,7 @@ use_h2load() {
 use_python3() {
     python3 - "$(address 1):18000" "$(address 2):18000" "$dir/big" \
         >"$dir/got" 2>&1 <<'END' || fail "$(cat "$dir/got")"
-import http.client, sys, urllib.error, urllib.parse, urllib.request
+import http.client, io, sys, urllib.error, urllib.parse, urllib.request
 
 one, other, path = sys.argv[1:]
 with open(path, "rb") as f:
@@ -299,14 +300,14 @@ def pieces():
     for at in range(0, len(big), 54321):
         yield big[at:at + 54321]
 
-for body in [big, pieces(), open(path, "rb")]:
-    expect = {"Expect": "100-continue"}
-    ask(c, 201, "PUT", "/python", body, expect)
-    r, value = ask(d, 200, "GET", "/python")
-    assert value == big
-    assert ask(d, 206, "GET", "/python", None, {"Range": "bytes=9-99999"})[1] == big[9:100000]
+part = big[:1 << 20]
+for body, sent in [(part, part), (pieces(), big), (io.BytesIO(part), part)]:
+    ask(c, 201, "PUT", "/python", body, {"Expect": "100-continue"})
+    assert ask(d, 200, "GET", "/python")[1] == sent
+    r, value = ask(d, 206, "GET", "/python", None, {"Range": "bytes=9-99999"})
+    assert value == sent[9:100000]
     r, value = ask(d, 200, "HEAD", "/python")
-    assert r.getheader("Content-Length") == str(len(big)) and value == b""
+    assert r.getheader("Content-Length") == str(len(sent)) and value == b""
     tag = {"If-None-Match": r.getheader("ETag")}
     assert ask(d, 304, "GET", "/python", None, tag)[1] == b""
     ask(c, 204, "DELETE", "/python")
@@ -317,9 +318,10 @@ for n in range(200):
     assert ask(c, 200, "GET", "/python/%d" % n)[1] == b"%d" % n
 
 # urllib closes each connection.
-url = "http://" + one + "/" + urllib.parse.quote("python/\u043a\u043b\u044e\u0447 %_+\u00fc")
+key = urllib.parse.quote("python/\u043a\u043b\u044e\u0447 %_+\u00fc")
+url = "http://" + one + "/" + key
 urllib.request.urlopen(url, b"form", timeout=20)
-r = urllib.request.urlopen(url.replace(one, other), timeout=20)
+r = urllib.request.urlopen("http://" + other + "/" + key, timeout=20)
 assert r.read() == b"form"
 assert r.headers["Content-Type"] == "application/octet-stream"
 r = urllib.request.Request(url, open(path, "rb"), method="PUT")
@@ -344,7 +346,10 @@ const big = fs.readFileSync(path);
 const agent = new http.Agent({ keepAlive: true, maxSockets: 4 });
 let connections = 0;
 const connect = agent.createConnection;
-agent.createConnection = (...a) => { connections++; return connect.call(agent, ...a); };
+agent.createConnection = (...a) => {
+    connections++;
+    return connect.call(agent, ...a);
+};
 
 // body is sent by send(request): at once, or in chunks.
 function ask(status, method, url, send = (r) => r.end(), headers = {}) {
@@ -358,7 +363,7 @@ function ask(status, method, url, send = (r) => r.end(), headers = {}) {
                 if (answer.statusCode === status)
                     done({ headers: answer.headers, body });
                 else
-                    failed(new Error(`${method} ${url}: ${answer.statusCode} ${body}`));
+                    failed(`${method} ${url}: ${answer.statusCode} ${body}`);
             });
         });
         r.on("error", failed);
@@ -367,17 +372,19 @@ function ask(status, method, url, send = (r) => r.end(), headers = {}) {
 }
 
 async function all() {
+    const part = big.subarray(0, 1 << 20);
     const ways = [
-        [(r) => r.end(big)],
-        [(r) => fs.createReadStream(path).pipe(r)],
-        [(r) => r.on("continue", () => r.end(big)), { Expect: "100-continue" }],
+        [part, (r) => r.end(part)],
+        [big, (r) => fs.createReadStream(path).pipe(r)],
+        [part, (r) => r.on("continue", () => r.end(part)),
+            { Expect: "100-continue" }],
     ];
-    for (const [send, headers] of ways) {
+    for (const [sent, send, headers] of ways) {
         await ask(201, "PUT", one + "/node", send, headers);
         const got = await ask(200, "GET", other + "/node");
-        assert(got.body.equals(big));
+        assert(got.body.equals(sent));
         const head = await ask(200, "HEAD", other + "/node");
-        assert.equal(head.headers["content-length"], String(big.length));
+        assert.equal(head.headers["content-length"], String(sent.length));
         await ask(304, "GET", other + "/node", undefined,
             { "If-None-Match": head.headers.etag });
         await ask(204, "DELETE", one + "/node");
@@ -391,16 +398,19 @@ async function all() {
     assert(connections <= 4, `${connections} connections`);
     if (globalThis.fetch) {
         const body = new ReadableStream({
-            start(c) { c.enqueue(big); c.close(); },
+            start(c) { c.enqueue(part); c.close(); },
         });
         const put = await fetch(one + "/node/f",
             { method: "PUT", body, duplex: "half" });
         assert.equal(put.status, 201);
         const get = await fetch(other + "/node/f");
-        assert(Buffer.from(await get.arrayBuffer()).equals(big));
+        assert(Buffer.from(await get.arrayBuffer()).equals(part));
     }
 }
-all().then(() => process.exit(0), (e) => { console.error(e); process.exit(1); });
+all().then(() => process.exit(0), (e) => {
+    console.error(e);
+    process.exit(1);
+});
 END
 }
 
@@ -456,7 +466,7 @@ use_caddy() {
 
 # sockets: how many connections with our nodes there are, or were just now.
 sockets() {
-    cat /proc/net/tcp | grep -c " $hex:4650 [0-9A-F]"
+    grep -c " $hex:4650 [0-9A-F]" /proc/net/tcp
 }
 
 # behind PORT: a balancer in front of the three nodes.
@@ -468,16 +478,13 @@ behind() {
     is "-T FILE" 201 "$(status -T "$dir/big" "$url/$part")"
     got "$(api 1)/$part"
     is "-T - of a pipe" 204 "$(cat "$dir/big" | status -T - "$url/$part")"
-    got "$(api 2)/$part"
     got "$url/$part"
     has Content-Length 20971520 -I "$url/$part"
     is "a range" 'bytes 1-3/20971520' "$(curl -r 1-3 -o /dev/null -D - \
         "$url/$part" | tr -d '\r' | sed -n 's/^content-range: //Ip')"
-    curl -o "$dir/got" --etag-save "$dir/etag" "$url/$part"
+    curl -I -o "$dir/got" --etag-save "$dir/etag" "$url/$part"
     is "304" 304 "$(status --etag-compare "$dir/etag" "$url/$part")"
     is "412" 412 "$(status -d x -H 'If-None-Match: *' "$url/$part")"
-    is "413" 413 "$(truncate -s 65M "$dir/huge"
-        status -T "$dir/huge" "$url/$part")"
     is "-0" 200 "$(status -0 "$url/$part")"
     is "DELETE" 204 "$(status -X DELETE "$url/$part")"
     is "DELETE again" 404 "$(status -X DELETE "$url/$part")"
@@ -496,7 +503,7 @@ behind() {
     # One connection for many requests, on both sides.
     before=$(sockets)
     is "many" "400 201" "$(curl -o /dev/null -w '%{http_code}\n' \
-        -T "$dir/small" "$url/$part[1-400]" | counted)"
+        -T "$dir/small" "$url/${part}[1-400]" | counted)"
     after=$(sockets)
     [ $((after - before)) -le 12 ] ||
         fail "$((after - before)) connections to nodes for 400 requests"
