@@ -47,7 +47,7 @@ cluster-status: status
 # ---------------------------------------------------------------------------
 
 SUITES = ring history unit grammar fuzz repair faults sim sim-asan sim-changes \
-         plants servers framing disk disk-tsan cluster cluster-tsan join \
+         plants servers framing clients disk disk-tsan cluster cluster-tsan join \
          histories churn churn-tsan
 TESTED = build/asan/estoraje build/tsan/estoraje \
          $(addprefix build/test/,ring_test history_test unit grammar fuzz repair \
@@ -123,8 +123,12 @@ test-churn-tsan: build/test/churn build/tsan/estoraje
 # The other tests of this suite take a minute more.
 test-churn-tsan: export ONLY = $(if $(TORTURE),*,test_churn)
 
-$(filter-out test-plants test-fuzz,$(SUITES:%=test-%)) test-join-tsan:
+$(filter-out test-plants test-fuzz test-clients,$(SUITES:%=test-%)) test-join-tsan:
 	@$(FIXED) $<
+
+# The programs that people use, those of them that are installed.
+test-clients: build/asan/estoraje
+	@$(FIXED) test/clients.sh
 
 # Each planted error is a compilation of its own, and runs until it is found.
 test-plants: export COMPILE_FLAGS = $(ALWAYS) $(CPPFLAGS) -O1
