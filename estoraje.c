@@ -100,7 +100,7 @@
    clock. */
 #define READ_SIZE   (64u << 10)         /* taken from a socket at once */
 #define OUT_MAX     (256u << 10)        /* unsent answer: then no reading */
-#define BODY_BUDGET (UINT64_C(1) << 30) /* bodies of all connections */
+#define BUFFER_MAX  (UINT64_C(1) << 30) /* of all, or buffer_most() */
 #define PEER_QUEUE  (256u << 20)        /* unsent bytes for one peer */
 #define PEER_OPS    1024                /* of one peer at work at a time */
 #define CALM_FROM   64  /* connections of a worker: of so many, those */
@@ -347,6 +347,8 @@ enum said {
     X(keys, 1, "estoraje_keys", "", "Keys that this node holds.")              \
     X(live, 1, "estoraje_live_bytes", "", "Bytes of logs that are needed.")    \
     X(logged, 1, "estoraje_log_bytes", "", "Bytes of logs.")                   \
+    X(buffered, 1, "estoraje_buffered_bytes", "",                              \
+      "Memory of requests and answers.")                                       \
     X(full, 1, "estoraje_disk_full", "", "1: only deletes are taken.")         \
     X(parts, 5, "estoraje_partitions",                                         \
       "state=owned,doubt,moving,damaged,dead",                                 \
@@ -483,7 +485,7 @@ struct node {
     atomic_uint dead_logs;
     atomic_uint
         damaged; /* partitions with damage, when the care thread looked */
-    atomic_ullong body_bytes;
+    atomic_ullong buffered; /* bytes of memory; see buffer_room() */
 
     /* Syncing. */
     pthread_t pool[POOL_THREADS];
@@ -575,6 +577,7 @@ struct conn {
     struct buf in;    /* read and not consumed; empty: it has no memory */
     size_t scanned;   /* of the head, by http_head_end() */
     struct buf out;   /* to be sent */
+    uint64_t counted; /* of node->buffered: both */
     struct op *first; /* operations in the order of their requests */
     struct op *last;
     unsigned ops;
@@ -612,6 +615,7 @@ struct link {
     unsigned number;   /* of the member */
     uint64_t id, boot; /* of it, as known when it was connected */
     struct buf calls;  /* struct call each, in the order of their answers */
+    uint64_t skip;     /* bytes of an answer that nobody wants */
     uint64_t retry_at; /* no new attempt before */
 };
 
@@ -688,13 +692,14 @@ struct op {
     bool parked;                 /* waits for another thread */
     bool head;                   /* HEAD: no body in the answer */
     bool keep;
-    bool remove;           /* DELETE */
-    bool force;            /* ?force */
-    bool explain, lists;   /* ?explain, ?list */
-    const char *allow;     /* the methods that a 405 names */
-    unsigned calls;        /* to peers, not answered */
-    uint64_t body_most;    /* bytes of a body that are allowed */
-    uint64_t body_counted; /* of body_bytes */
+    bool remove;         /* DELETE */
+    bool force;          /* ?force */
+    bool explain, lists; /* ?explain, ?list */
+    const char *allow;   /* the methods that a 405 names */
+    unsigned calls;      /* to peers, not answered */
+    bool busy;           /* no memory for what an owner answered */
+    uint64_t body_most;  /* bytes of a body that are allowed */
+    uint64_t counted;    /* of node->buffered: its buffers */
 
     struct slice key;  /* in key_bytes */
     struct slice path; /* the route's star; gone with the head */
@@ -3745,8 +3750,57 @@ static struct conn *conn_new(struct worker *w, int fd, enum conn_kind kind) {
     return c;
 }
 
+/* ---- The memory of requests and answers.
+ *
+ * What the buffers of all connections and operations have is counted, but for
+ * what is small, and beyond a limit nothing large is begun: a body is not read,
+ * a value not fetched, a record not sent to its owners; the answer is 503. What
+ * is small goes on, and while all is used up who does not read his answers has
+ * one at a time. Not counted is what a worker has for one record at a time.
+ * The count is made of the buffers as they are, so nothing can leak from it. */
+
+#define BUSY "too many large values are under way at this node: try again later"
+
+/* Bytes that may be buffered: a write is with each of its owners' links. */
+static uint64_t buffer_most(const struct node *node) {
+    uint64_t least = 2 * (node->self.replicas + 1) * node->flags.max_value;
+
+    return least > BUFFER_MAX ? least : BUFFER_MAX;
+}
+
+/* Whether what is to have `size` bytes in all may get so many more. */
+static bool buffer_room(const struct node *node, uint64_t size, uint64_t more) {
+    return size <= READ_SIZE ||
+           atomic_load(&node->buffered) + more <= buffer_most(node);
+}
+
+/* Notes that memory has `now` bytes of which *counted were counted. */
+static void buffer_count(struct node *node, uint64_t *counted, uint64_t now) {
+    if (now <= READ_SIZE / 4)
+        now = 0;
+    if (now != *counted)
+        atomic_fetch_add(&node->buffered, now - *counted);
+    *counted = now;
+}
+
+static void conn_count_memory(struct conn *c) {
+    buffer_count(c->w->node, &c->counted, c->in.cap + c->out.cap);
+}
+
+static void op_count_memory(struct op *op) {
+    buffer_count(op->w->node, &op->counted,
+                 op->rec.cap + op->old.cap + op->text.cap + op->list.cap);
+}
+
 static size_t conn_unsent(const struct conn *c) {
     return c->out.n - c->out.at;
+}
+
+/* Whether so much is unsent that nothing is added to it; while all memory is
+   used up that is anything. */
+static bool conn_full(const struct conn *c, size_t most) {
+    return conn_unsent(c) > 0 &&
+           (conn_unsent(c) > most || !buffer_room(c->w->node, SIZE_MAX, 0));
 }
 
 /* Whether more input is wanted: a client's next request waits for the one
@@ -3756,7 +3810,7 @@ static size_t conn_unsent(const struct conn *c) {
 static bool conn_reads(const struct conn *c) {
     if (c->kind == CONN_LINK || c->dead)
         return !c->dead;
-    if (c->close_after || conn_unsent(c) > OUT_MAX)
+    if (c->close_after || conn_full(c, OUT_MAX))
         return false;
     if (c->first == NULL || c->reading != NULL)
         return true;
@@ -3815,14 +3869,13 @@ static void op_due(struct op *op, void (*due)(struct op *)) {
 static void op_release(struct op *op) {
     if (op->c != NULL || op->calls > 0 || op->parked)
         return;
-    if (op->body_counted > 0)
-        atomic_fetch_sub(&op->w->node->body_bytes, op->body_counted);
     if (op->at_work)
         atomic_fetch_sub(&op->w->node->at_work, 1);
     buf_reset(&op->rec, READ_SIZE / 8);
     buf_reset(&op->old, READ_SIZE / 8);
     buf_reset(&op->text, READ_SIZE / 8);
     buf_reset(&op->list, READ_SIZE / 8);
+    buffer_count(op->w->node, &op->counted, 0);
     op->next = op->w->free_ops;
     op->w->free_ops = op;
 }
@@ -3858,13 +3911,15 @@ static void conn_retire(struct conn *c) {
     }
 }
 
-/* The rest of a body is not wanted: a short one is drained. What is long, or
-   of unknown length, or waits for a 100, ends the connection after the answer
-   that says so. */
+/* The rest of a body is not wanted: a short one is drained, and a peer's, which
+   has other calls behind it. What is long, or of unknown length, or waits for a
+   100, ends the connection after the answer that says so. */
 static void conn_skip_body(struct conn *c) {
     const struct chunks *k = &c->chunks;
+    bool call = c->kind == CONN_PEER && c->reading->body != NULL;
 
-    if (!k->plain || k->left > DRAIN_MAX || (c->expect && k->left > 0)) {
+    if (!k->plain || k->left > (call ? RECORD_MAX : DRAIN_MAX) ||
+        (c->expect && k->left > 0)) {
         c->close_after = true;
         c->reading->keep = false;
     }
@@ -3939,6 +3994,10 @@ static void answer_body(struct op *op, const void *body, size_t n) {
     buf_text(out, "\r\n\r\n");
     if (!op->head)
         buf_add(out, body, n);
+    if (n > READ_SIZE) { /* at once: more may follow in this turn */
+        conn_count_memory(op->c);
+        op_count_memory(op);
+    }
     op_finish(op);
 }
 
@@ -3977,23 +4036,20 @@ static void op_refuse(struct op *op, const char *refusal) {
     answer_error(op, (unsigned)atoi(refusal), "%s", refusal + 4);
 }
 
-/* Adds bytes to a body, if its limit, the budget and memory allow for them and
+/* Adds bytes to a body, if its limit and the memory of all allow for them and
    for what is announced. */
 static const char *op_take(struct op *op, struct slice data,
                            const struct chunks *k) {
-    uint64_t left = k->state == CHUNK_DATA ? k->left : 0, all = 0;
+    uint64_t left = k->state == CHUNK_DATA ? k->left : 0;
     size_t n = op->rec.n + data.n;
 
     if (left > op->body_most || n - op->value_at > op->body_most - left)
         return "413 the body is larger than -maxValue allows";
-    if (n > READ_SIZE) { /* small ones are not worth counting */
-        all = n - op->body_counted;
-        all += atomic_fetch_add(&op->w->node->body_bytes, all);
-        op->body_counted = n;
-    }
-    if (all > BODY_BUDGET || !buf_room(&op->rec, data.n))
-        return "503 too many large bodies at once: try again later";
+    if (!buffer_room(op->w->node, n + left, data.n + left) ||
+        !buf_room(&op->rec, data.n))
+        return "503 " BUSY;
     buf_add(&op->rec, data.p, data.n);
+    op_count_memory(op);
     return NULL;
 }
 
@@ -4131,6 +4187,8 @@ static void conn_input(struct conn *c) {
 
 /* Sends what there is. */
 static void conn_flush(struct conn *c) {
+    bool idle;
+
     while (!c->dead && conn_unsent(c) > 0) {
         ssize_t n =
             send(c->fd, c->out.p + c->out.at, conn_unsent(c), MSG_NOSIGNAL);
@@ -4148,13 +4206,14 @@ static void conn_flush(struct conn *c) {
             c->since = c->w->now; /* what the kernel takes of a call at once
                                      says nothing about the peer */
     }
-    buf_drop(&c->out, 4 * READ_SIZE);
+    idle = c->kind == CONN_CLIENT && c->stream == NULL;
+    buf_drop(&c->out, idle ? READ_SIZE / 4 : 4 * READ_SIZE);
 }
 
 /* Goes on with a value that is sent block by block, each verified first. A
    turn does a little of it, however fast the client is. */
 static void conn_stream(struct conn *c) {
-    while (c->stream_at < c->stream_end && conn_unsent(c) < OUT_MAX / 2) {
+    while (c->stream_at < c->stream_end && !conn_full(c, OUT_MAX / 2)) {
         size_t skip = c->stream_at % BLOCK;
         uint64_t block = c->stream_at - skip, left = c->stream_size - block;
         size_t n = left < BLOCK ? (size_t)left : BLOCK;
@@ -4203,6 +4262,7 @@ static void conn_serve(struct conn *c) {
         if (unread > 0 && c->kind != CONN_LINK && conn_reads(c))
             conn_consume(c);
     } while (buf_slice(&c->in).n < unread);
+    conn_count_memory(c);
     if (c->dead || !c->close_after || conn_unsent(c) > 0 || c->first != NULL ||
         c->lingers)
         return;
@@ -4234,6 +4294,7 @@ static void conn_free(struct conn *c) {
     file_release(c->stream);
     buf_free(&c->in);
     buf_free(&c->out);
+    conn_count_memory(c);
     free(c);
 }
 
@@ -6796,6 +6857,7 @@ static void link_open(struct worker *w, struct link *l) {
         return;
     l->conn = conn_new(w, fd, CONN_LINK);
     l->conn->link = l;
+    l->skip = 0;
     l->id = m->id;
     l->boot = m->boot;
     if (connect(fd, (const struct sockaddr *)&m->address, m->address_n) != 0 &&
@@ -6827,6 +6889,7 @@ static bool link_call(struct worker *w, struct link *links, unsigned number,
     buf_number(out, body.n);
     buf_text(out, "\r\n\r\n");
     buf_add(out, body.p, body.n);
+    conn_count_memory(l->conn);
     conn_touch(l->conn);
     buf_add(&l->calls, &call, sizeof call);
     figure_add(w->figures.calls, 1);
@@ -6865,6 +6928,24 @@ static void link_answer(struct worker *w, struct link *l, unsigned status,
     op_release(op);
 }
 
+/* Makes room for an answer with so many bytes, once, if it is large; twice,
+   since what comes of it is buffered as well. false: there is none, and the
+   operation is told. */
+static bool link_room(struct conn *c, size_t n) {
+    struct op *op = link_oldest(c->link)->op;
+
+    if (n <= READ_SIZE || c->in.cap - c->in.at >= n + READ_SIZE)
+        return true;
+    if (buffer_room(c->w->node, n, 2 * n) &&
+        buf_room(&c->in, n + READ_SIZE)) { /* conn_input() has some to spare */
+        conn_count_memory(c);
+        return true;
+    }
+    if (op != NULL)
+        op->busy = true;
+    return false;
+}
+
 /* Reads answers of a peer, as many as are whole. */
 static void link_input(struct conn *c) {
     struct link *l = c->link;
@@ -6873,15 +6954,26 @@ static void link_input(struct conn *c) {
 
     while (c->in.at < c->in.n) {
         struct slice data = buf_slice(&c->in);
-        size_t scanned = 0;
-        size_t n = http_head_end(data.p, data.n, &scanned, &refusal);
+        size_t scanned = 0, n = data.n < l->skip ? data.n : (size_t)l->skip;
 
+        if (n > 0) {
+            c->in.at += n;
+            l->skip -= n;
+            continue;
+        }
+        n = http_head_end(data.p, data.n, &scanned, &refusal);
         if (n == 0 && refusal == NULL)
             return;
         if (n == 0 || http_parse(data.p, n, false, &h) != NULL || h.chunked ||
             h.length > RECORD_MAX || link_oldest(l) == NULL) {
             conn_kill(c);
             return;
+        }
+        if (!link_room(c, n + (size_t)h.length)) {
+            c->in.at += n;
+            l->skip = h.length;
+            link_answer(c->w, l, 503, (struct slice){NULL, 0});
+            continue;
         }
         if (data.n - n < h.length)
             return;
@@ -7418,11 +7510,19 @@ static bool op_hopeful(const struct op *op, bool *wait) {
     return alive;
 }
 
-/* Begins a write to the owners of the view. */
-static void write_start(struct op *op) {
-    bool wait;
+/* Whether a record may be sent to all other owners of its key. */
+static bool write_room(struct op *op) {
+    size_t others;
 
     op_owners(op);
+    others = op->count - (op->mine < op->count);
+    return buffer_room(op->w->node, op->rec.n, others * op->rec.n);
+}
+
+/* Begins a write to the owners of the view. */
+static void write_start(struct op *op) {
+    bool wait, room = write_room(op);
+
     op->attempt_since = op->w->now;
     op->answered = write_answered;
     if (clock_wrong(op->w->node, op->w->view))
@@ -7430,6 +7530,8 @@ static void write_start(struct op *op) {
                      "not applied: this node's clock is over %d s "
                      "ahead of the others': set it",
                      CLOCK_AHEAD);
+    else if (!room)
+        answer_error(op, 503, "not applied: " BUSY);
     else if (op_hopeful(op, &wait))
         write_attempt(op);
     else if (wait)
@@ -7634,6 +7736,10 @@ static void read_judge(struct op *op) {
         read_newest(op, false);
         return;
     }
+    if (op->busy) {
+        answer_error(op, 503, BUSY);
+        return;
+    }
     while ((op_set(op, ANSWER_WAIT, false) == 0 ||
             now - op->attempt_since >= ASK_MS) &&
            read_ask(op))
@@ -7672,6 +7778,7 @@ static void read_answered(struct op *op, unsigned i, unsigned status,
             op->version = r.version;
             op->rec.n = 0;
             buf_add(&op->rec, body.p, body.n);
+            op_count_memory(op);
         }
     }
     op->answers[i] = good ? worth : ANSWER_FAILED;
@@ -7765,6 +7872,11 @@ static struct prepared replica_prepare(struct op *op, uint64_t version,
     p.above = a.above;
     if (*file == NULL)
         return p;
+    if (whole &&
+        !buffer_room(w->node, entry_size(entry), 2 * entry_size(entry))) {
+        p.verdict = ACCEPT_DEAD; /* a promise that nobody hears of */
+        return p;
+    }
     if (entry_read(*file, entry, whole ? SIZE_MAX : 0, &w->record, &r)) {
         p.etag = r.etag;
         p.tombstone = r.tombstone;
@@ -7918,6 +8030,8 @@ static void consistent_failed(struct op *op) {
         consistent_error(op, 504,
                          "outcome unknown: some replicas may have the write, "
                          "and a majority has not said so; read the key");
+    else if (op->busy)
+        consistent_error(op, 503, BUSY);
     else if (op->damaged)
         consistent_error(op, 500,
                          "damaged: the value fails its checksum, and no "
@@ -7964,8 +8078,13 @@ static bool consistent_here(struct op *op) {
     struct worker *w = op->w;
     struct file *file = op->file;
     size_t most = op->brief ? 0 : op->forwarded ? SIZE_MAX : read_most(op);
+    size_t size = entry_size(&op->entry);
     struct record r;
 
+    if (most == SIZE_MAX && !buffer_room(w->node, size, 2 * size)) {
+        consistent_error(op, 503, BUSY);
+        return true;
+    }
     if (!entry_read(file, &op->entry, most, &w->record, &r)) {
         part_damaged(w->node, op->part, &op->entry);
         return false;
@@ -8095,6 +8214,7 @@ static void consistent_settle(struct op *op) {
             return;
         }
         record_seal(op->old.p, 0);
+        op_count_memory(op);
     }
     if (!record_parse(op->old.p, op->old.n, 0, &r) || r.version != op->newest)
         consistent_again(op);
@@ -8213,6 +8333,7 @@ static bool consistent_prepared(struct op *op, unsigned i, struct slice body) {
             p.verdict == ACCEPT_OK && (p.worth & ANSWER_COUNTS) != 0) {
             op->old.n = 0;
             buf_add(&op->old, body.p, body.n);
+            op_count_memory(op);
         }
     } else if (p.verdict == ACCEPT_OK && p.held != 0 && p.held != op->here) {
         return false;
@@ -8337,6 +8458,8 @@ static void consistent_start(struct op *op) {
         consistent_error(op, 503,
                          "not applied: this node's clock is far ahead of the "
                          "others': set it");
+    else if (!op->reads && !write_room(op))
+        consistent_error(op, 503, "not applied: " BUSY);
     else if (w->now - op->began > CONSISTENT_MS)
         consistent_failed(op);
     else
@@ -8427,6 +8550,8 @@ static void forward_answered(struct op *op, unsigned i, unsigned status,
         op->existed = said == 204;
         op->etag = get64(body.p + 8);
         write_answer(op);
+    } else if (op->busy) {
+        consistent_failed(op);
     } else if (op->reads || status >= 400) {
         consistent_route(op); /* it was not begun */
     } else {
@@ -8444,8 +8569,10 @@ static void consistent_begin(struct op *op) {
         record_stamp(op->rec.p, 1, 1); /* for the way; it gets its own later */
     }
     op_part(op, op->key);
-    op_owners(op);
-    consistent_route(op);
+    if (write_room(op) || op->reads)
+        consistent_route(op);
+    else
+        answer_error(op, 503, "not applied: " BUSY);
 }
 
 /* A whole operation has arrived from another node, or from this one's repair:
@@ -10375,6 +10502,7 @@ static const char *metrics_text(struct op *op, struct buf *b) {
         if (i != view->me)
             all->peers[!member_alive(node, view->member[i].number)]++;
     *all->most = node->connections_max;
+    *all->buffered = node->buffered;
     *all->full = node->full;
     *all->epoch = view->epoch;
     all->etcd[node->etcd == NULL ? 2 : node->etcd_lost] = 1;

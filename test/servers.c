@@ -1376,6 +1376,146 @@ static void test_pipeline_large(void **state) {
     free(value);
 }
 
+/* ---- Memory ---------------------------------------------------------- */
+
+/* Bytes that a node says it has buffered. */
+static double buffered(int port) {
+    struct client c = client_make(port);
+    double bytes;
+
+    metrics_get(&c);
+    bytes = metric(&c, "estoraje_buffered_bytes");
+    check(bytes >= 0, "no such metric");
+    client_end(&c);
+    return bytes;
+}
+
+/* KiB of memory that a process has. */
+static long resident(pid_t pid) {
+    char path[64], *text, *at;
+    size_t len;
+    long kib;
+
+    snprintf(path, sizeof path, "/proc/%d/status", (int)pid);
+    text = file_read(path, &len);
+    at = text != NULL ? strstr(text, "VmRSS:") : NULL;
+    check(at != NULL, "no VmRSS in %s", path);
+    kib = strtol(at + 6, NULL, 10);
+    free(text);
+    return kib;
+}
+
+/* Who asks for more and more and does not read is not read from; all is
+   answered when he does. */
+static void test_unread(void **state) {
+    static const char get[] = "GET /unread HTTP/1.1\r\nHost: x\r\n\r\n";
+    enum { GETS = 1000, SIZE = 60000 };
+    static char value[SIZE];
+    struct client c = client_make(api->port);
+    long from, until;
+
+    (void)state;
+    random_bytes(value, SIZE, 8);
+    check(client_ask(&c, "PUT", "/unread", "", value, SIZE) == 201, "%d",
+          c.status);
+    for (int i = 0; i < GETS; i++)
+        check(client_send(&c, get, sizeof get - 1), "cannot send");
+    from = now_ms();
+    for (until = from + 300; now_ms() < until; pause_ms(20))
+        check(buffered(api->port) < 1 << 20, "%.0f bytes are buffered",
+              buffered(api->port));
+    for (int i = 0; i < GETS; i++)
+        check(client_read(&c, false) == 200 && c.body_len == SIZE &&
+                  memcmp(c.body, value, SIZE) == 0,
+              "answer %d: %d", i, c.status);
+    client_end(&c);
+    wait_until(buffered(api->port) == 0, LIMIT_MS, "it is still buffered");
+}
+
+/* Readers of a large value who read nothing cost little, and hold up nobody. */
+static void test_slow_readers(void **state) {
+    static const char get[] = "GET /slow HTTP/1.1\r\nHost: x\r\n\r\n";
+    enum { READERS = 50, SIZE = 16 << 20 };
+    struct server *s = alone("slow", "-partitions 16");
+    struct client c[READERS], other = client_make(s->port);
+    char *value = malloc(SIZE);
+    long before;
+
+    (void)state;
+    random_bytes(value, SIZE, 9);
+    check(client_ask(&other, "PUT", "/slow", "", value, SIZE) == 201 &&
+              client_text(&other, "PUT", "/k", "small") == 201 &&
+              client_ask(&other, "GET", "/slow", "", NULL, 0) == 200,
+          "%d", other.status);
+    before = resident(s->pid);
+    for (int i = 0; i < READERS; i++) {
+        c[i] = client_make(s->port);
+        check(client_connect(&c[i]) &&
+                  client_send(&c[i], get, sizeof get - 1) &&
+                  client_poll(&c[i], POLLIN, now_ms() + LIMIT_MS),
+              "reader %d has no answer", i);
+    }
+    check(client_text(&other, "GET", "/k", NULL) == 200 &&
+              strcmp(other.body, "small") == 0,
+          "%d", other.status);
+    check(buffered(s->port) < 32 << 20, "%.0f bytes are buffered",
+          buffered(s->port));
+    check(resident(s->pid) - before < 48 << 10, "%ld KiB more",
+          resident(s->pid) - before);
+    check(client_read(&c[0], false) == 200 && c[0].body_len == SIZE &&
+              memcmp(c[0].body, value, SIZE) == 0,
+          "%d, %zu bytes", c[0].status, c[0].body_len);
+    for (int i = 0; i < READERS; i++)
+        client_end(&c[i]);
+    wait_until(buffered(s->port) == 0, LIMIT_MS, "it is still buffered");
+    client_end(&other);
+    free(value);
+    server_stop(s);
+}
+
+/* Bodies that do not end use up the memory that all have: then large ones are
+   refused and small requests go on; when they are gone all is as before. */
+static void test_memory(void **state) {
+    enum { BODIES = 24, SIZE = 64 << 20, LIMIT = 1 << 30 };
+    struct server *s = alone("memory", "-partitions 16");
+    struct client c[BODIES], other = client_make(s->port);
+    char *value = malloc(SIZE), retry[32], head[100];
+    int refused = 0;
+
+    (void)state;
+    random_bytes(value, SIZE, 10);
+    for (int i = 0; i < BODIES; i++) {
+        c[i] = client_make(s->port);
+        snprintf(head, sizeof head,
+                 "PUT /%d HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n", i,
+                 SIZE);
+        check(client_connect(&c[i]) && client_send(&c[i], head, strlen(head)),
+              "cannot send");
+        if (client_send(&c[i], value, SIZE - 1) &&
+            !client_poll(&c[i], POLLIN, now_ms() + 20))
+            continue;
+        refused++;
+        check(client_read(&c[i], false) == 503 &&
+                  client_header(&c[i], "Retry-After", retry, sizeof retry) &&
+                  strstr(c[i].body, "too many large values") != NULL,
+              "body %d: %d", i, c[i].status);
+        check(client_text(&other, "PUT", "/k", "small") < 205 &&
+                  client_text(&other, "GET", "/k", NULL) == 200,
+              "%d", other.status);
+        check(buffered(s->port) > LIMIT / 2 && buffered(s->port) < LIMIT,
+              "%.0f bytes are buffered", buffered(s->port));
+    }
+    check(refused > 0 && refused < BODIES - 8, "%d are refused", refused);
+    for (int i = 0; i < BODIES; i++)
+        client_end(&c[i]);
+    wait_until(buffered(s->port) == 0, LIMIT_MS, "it is still buffered");
+    check(client_ask(&other, "PUT", "/large", "", value, SIZE) == 201, "%d",
+          other.status);
+    client_end(&other);
+    free(value);
+    server_stop(s);
+}
+
 static void test_limits(void **state) {
     static const struct {
         size_t line, header; /* bytes of the target, of one header */
@@ -2497,6 +2637,7 @@ int main(void) {
         cmocka_unit_test(test_chunked),
         cmocka_unit_test(test_pipeline),
         cmocka_unit_test(test_pipeline_large),
+        cmocka_unit_test(test_unread),
         cmocka_unit_test(test_limits),
         cmocka_unit_test(test_broken_requests),
         cmocka_unit_test(test_cuts),
@@ -2513,6 +2654,8 @@ int main(void) {
         cmocka_unit_test_teardown(test_rot, servers_end),
         cmocka_unit_test_teardown(test_torn_tail, servers_end),
         cmocka_unit_test_teardown(test_metrics, servers_end),
+        cmocka_unit_test_teardown(test_slow_readers, servers_end),
+        cmocka_unit_test_teardown(test_memory, servers_end),
         cmocka_unit_test_teardown(test_stop_in_flight, servers_end),
         cmocka_unit_test_teardown(test_crowd, servers_end),
         cmocka_unit_test_teardown(test_secret, servers_end),
