@@ -17,7 +17,8 @@
  *     superblock   who the node is, and how far its clock may have run
  *     ring         the ring it knew last, so that it can start without etcd
  *     lock         locked while a process uses the directory
- *     trash/       logs of an older copy of the directory, which do not count
+ *     trash/       logs that do not count any more: of an older copy, a replaced
+ *                  member, a partition given away
  *     etcd/        the data of the etcd beside it, if it keeps one
  *
  * and in memory one table a partition, from a key's fingerprint to the place
@@ -43,7 +44,7 @@
  *     Limits and includes     The data        Small tools    Bytes
  *     The log                 The store       HTTP as text   Connections
  *     The loop                etcd            The cluster    Replication
- *     Repair                  Listing         Routes
+ *     Repair                  Membership      Listing        Routes
  *     Starting up
  */
 
@@ -4451,7 +4452,8 @@ static void worker_init(struct worker *w, struct node *node, unsigned index) {
  * waits for it in the path of a request. It is spoken to over its HTTP/JSON
  * gateway, by one thread, in plain blocking code with deadlines: first JSON,
  * then a blocking HTTP client that repair uses as well, then the few calls to
- * etcd that are needed, then the sidecar, which is an etcd of our own.
+ * etcd that are needed, then the sidecar, which is an etcd of our own, and who
+ * else is in etcd. What a node does by what etcd holds is Membership.
  *
  * The JSON reader takes the members of a text in the order in which they stand
  * there, and passes over all else. Every value that is wanted is a string: etcd
@@ -5564,6 +5566,8 @@ static bool peer_booted(struct node *node, unsigned number, uint64_t boot) {
         }
     return boot == known;
 }
+
+/* ---- A partition that is begun anew */
 
 /* Opens trash/, which is made if it has to be; -1, and errno: it cannot. */
 static int trash_open(const struct node *node) {
@@ -8645,6 +8649,36 @@ static void *repair_run(void *arg) {
     return NULL;
 }
 
+/* ------------------------------------------------------------ Membership
+ *
+ * Nodes join, leave and take the place of others while all go on. A change runs
+ * in two epochs, so that no majority by the old ring and none by the new one
+ * can be without an owner in common. In the first, joint epoch the old owners'
+ * majority and the new owners' are both wanted, for all but plain reads; the
+ * new owners take over what the old ones have, which is Repair's work. When all
+ * of these have reported that, the second epoch begins, by the new ring alone.
+ * Each step is a transaction in etcd that fails if another one was quicker, and
+ * any member makes it that sees it due. One change runs at a time.
+ *
+ * So there is no leader, and no plan but what etcd holds: a node looks at all
+ * of that, again and again, and does the one thing that is due.
+ *
+ *     etcd_look         keeps the lease, and steps until the ring is obeyed
+ *       etcd_step       reads all that etcd holds, and does one of these:
+ *         etcd_tell     says that this node is there
+ *         etcd_claim    makes the first ring, joins, or claims its place
+ *         ring_obey     keeps the ring on disk, and puts it in force;
+ *           etcd_tend   then reports, takes a change's next step, removes
+ */
+
+/* ---- Whose directory this is.
+ *
+ * A member is a data directory, known by its id; its name says only whom it may
+ * replace. What stands in etcd under this node's name may be of this directory,
+ * of a later boot of it (then this one is an older copy), or of another one: of
+ * a live node, then this one must not start, or of one that is lost, whose
+ * place it takes. */
+
 /* Whether a member is there, as its address says: whoever answers there and
    does not mind being called by its id is. This node does not call itself,
    which has taken the address of the one that it replaces. */
@@ -9093,15 +9127,7 @@ static void ring_begin(struct node *node, struct etcd *e) {
         view_release(view); /* this node was no member then, or another one */
 }
 
-/* ---- Changes of the ring.
- *
- * A change runs in two epochs, so that no majority by the old ring and none by
- * the new one can be without an owner in common. In the first, joint epoch the
- * old owners' majority and the new owners' are both wanted, for all but plain
- * reads; the new owners take over what the old ones have. When all of these
- * have reported that, the second epoch begins, by the new ring alone. Each step
- * is a transaction that fails if another one was quicker, and any member makes
- * it that sees it due. One change runs at a time.
+/* ---- The steps of a change.
  *
  * A member that is to leave stands in strj_leave_N until its record is gone;
  * who wants to join makes that step itself, when no change runs, and when it
@@ -9292,6 +9318,11 @@ static void change_join(const struct node *node, struct view *view,
     view->next_at[n++] = (uint16_t)view->count;
     ring_text(ring, view, view->epoch + 1, view->old, NULL, n, view->next_at);
 }
+
+/* ---- Asking for a removal.
+ *
+ * Whoever asks waits for the etcd thread, which looks whether it can be done
+ * and writes the wish into etcd; all else follows from that. */
 
 /* How many of the members in force are not to leave. */
 static unsigned view_stay(const struct view *view) {
