@@ -9022,8 +9022,11 @@ static bool parts_clear(struct node *node, const struct view *view) {
     return true;
 }
 
-/* Durable, then in force: takes over what was read, unless it is in force
-   already. The view is the node's from then on, or freed. */
+/* Durable, then in force: takes over the ring that was read, whose view is the
+   node's from then on, or freed. It is left as it is if it is obeyed already;
+   and at the start, if it is a later one than the ring that was kept, until the
+   logs are read: parts_clear() may have to move some away. false: the disk does
+   not take it. */
 static bool ring_obey(struct node *node, struct etcd *e, struct view *view) {
     struct buf text = e->text;
     bool same = slice_equal(buf_slice(&text), buf_slice(&e->obeyed));
@@ -9031,12 +9034,16 @@ static bool ring_obey(struct node *node, struct etcd *e, struct view *view) {
 
     if (!same && !loaded && node->view != NULL &&
         view->epoch > node->view->epoch)
-        same = true; /* once the logs are there: some may have to go */
-    if (same || (loaded && !parts_clear(node, view)) ||
+        same = true;
+    if (same) {
+        view_release(view);
+        return true;
+    }
+    if ((loaded && !parts_clear(node, view)) ||
         !ring_keep(node, buf_slice(&text))) {
         e->trouble = "has a ring that cannot be kept on the disk here";
         view_release(view);
-        return same;
+        return false;
     }
     e->text = e->obeyed;
     e->obeyed = text;
@@ -9319,6 +9326,13 @@ static void change_join(const struct node *node, struct view *view,
     ring_text(ring, view, view->epoch + 1, view->old, NULL, n, view->next_at);
 }
 
+/* How a step ended. */
+enum look {
+    LOOK_TROUBLE, /* no answer, or one that cannot be gone by */
+    LOOK_AGAIN,   /* done, or somebody was quicker: look again, at once */
+    LOOK_DONE,    /* nothing is due */
+};
+
 /* ---- Asking for a removal.
  *
  * Whoever asks waits for the etcd thread, which looks whether it can be done
@@ -9479,10 +9493,9 @@ static void leaves_answer(struct node *node, struct etcd *e,
 }
 
 /* Removes from etcd what is left of members that have left, an etcd beside one
-   first: that may have to wait, for the sake of etcd's own quorum. 1: there is
-   nothing to be done now; 0: look again. */
-static int leavers_forget(struct node *node, struct etcd *e,
-                          const struct view *view) {
+   first: that may have to wait, for the sake of etcd's own quorum. */
+static enum look leavers_forget(struct node *node, struct etcd *e,
+                                const struct view *view) {
     struct slice text = buf_slice(&e->obeyed), rest = text, line, value;
     char name[NAME_MAX_BYTES + 1];
 
@@ -9497,9 +9510,9 @@ static int leavers_forget(struct node *node, struct etcd *e,
             member = member || strcmp(view->member[i].name, name) == 0;
         if (!member &&
             (!record_sidecar(text, name) || etcd_member_remove(node, e, name)))
-            return !etcd_forget(e, name);
+            return etcd_forget(e, name) ? LOOK_AGAIN : LOOK_TROUBLE;
     }
-    return 1;
+    return LOOK_DONE;
 }
 
 /* ---- The etcd thread */
@@ -9511,16 +9524,13 @@ static void left_tell(struct etcd *e) {
     e->left = true;
 }
 
-/*
- * The ring in etcd is in force here: does what is due of changes. 1: nothing;
- * 0: look again, at once; -1: there is trouble.
- */
-static int etcd_tend(struct node *node, struct etcd *e) {
+/* The ring in etcd is in force here: does what is due of changes. */
+static enum look etcd_tend(struct node *node, struct etcd *e) {
     const struct view *view = node->view;
     struct buf text = {0}, more = {0};
     uint64_t report = atomic_load(&node->report);
     bool put = false;
-    int step;
+    enum look step;
 
     leaves_answer(node, e, view);
     if (view->me == view->count) {
@@ -9529,20 +9539,23 @@ static int etcd_tend(struct node *node, struct etcd *e) {
             if (node->guardian <= 0) /* else once etcd has done without it */
                 left_tell(e);
         }
-        return 1;
+        return LOOK_DONE;
     }
     if (e->reported != report) {
         record_text(&text, node);
         buf_add(&text, "", 1);
         step = etcd_record(e, node->flags.name, (char *)text.p, "strj_alive_",
-                           e->lease, &put) -
-               1;
+                           e->lease, &put)
+                   ? LOOK_AGAIN
+                   : LOOK_TROUBLE;
         if (put) /* else it is tried again */
             e->reported = report;
     } else if (change_due(node, e, view, &text, &more)) {
         buf_add(&text, "", 1);
         buf_add(&more, "", 1);
-        step = etcd_change_ring(e, (char *)text.p, (char *)more.p) - 1;
+        step = etcd_change_ring(e, (char *)text.p, (char *)more.p)
+                   ? LOOK_AGAIN
+                   : LOOK_TROUBLE;
         rest_ms(jitter(20)); /* others try the same */
     } else {
         change_waits(node, e, view);
@@ -9637,27 +9650,28 @@ static bool etcd_tell(struct node *node, struct etcd *e) {
 /*
  * Looks at everything in etcd and takes the next step that is due: says that
  * this node is there, makes the first ring, joins or claims its place in it,
- * obeys it. Nothing is written before what is there was checked. 1: the ring is
- * obeyed; 0: look again, at once; -1: there is trouble.
+ * obeys it. Nothing is written before what is there was checked.
  */
-static int etcd_step(struct node *node, struct etcd *e) {
+static enum look etcd_step(struct node *node, struct etcd *e) {
     bool first, member, joins, wished;
     struct view *view;
     uint64_t epoch;
-    int step = -1;
+    bool done;
 
     if (!etcd_read(e, node->flags.name))
-        return -1;
+        return LOOK_TROUBLE;
     first = strcmp(e->ring_revision, "0") == 0;
     view = etcd_view(node, e, first);
     if (view == NULL)
-        return -1;
+        return LOOK_TROUBLE;
     epoch = view->epoch;
     member =
         view->me < view->count && (view->member[view->me].id == 0 ||
                                    view->member[view->me].id == node->self.id);
     if (member && view->member[view->me].report > 0)
         node->reported = view->member[view->me].report;
+    /* It is to become a member: it is none by this ring, and has been none
+       since its start. One that has left would have to be started again. */
     joins = !first && !member && (e->begins || self_number(node) == 0);
     if (joins)
         joiner_begin(node, view);
@@ -9666,23 +9680,25 @@ static int etcd_step(struct node *node, struct etcd *e) {
     if (!first && member && view->member[view->me].id != 0 &&
         (view->member[view->me].boot > node->known_boot || node->older) &&
         !copy_found(node, view)) {
-        ;
-    } else if ((e->lease[0] == '\0' || strcmp(e->record_revision, "0") == 0) &&
-               !atomic_load(&node->left)) { /* it was forgotten, as one that had
-                                               left, or etcd was wiped */
-        step = etcd_tell(node, e) - 1;
+        view_release(view);
+        return LOOK_TROUBLE;
+    }
+    if ((e->lease[0] == '\0' || strcmp(e->record_revision, "0") == 0) &&
+        !atomic_load(&node->left)) { /* it was forgotten, as one that had left,
+                                        or etcd was wiped */
+        done = etcd_tell(node, e);
     } else if (first || (member && view->member[view->me].id == 0) ||
                (joins && view->next == NULL && atomic_load(&node->loaded) &&
                 !leave_wished(buf_slice(&e->text), node->flags.name,
                               &wished))) {
-        step = etcd_claim(node, e, view, first, joins) - 1;
+        done = etcd_claim(node, e, view, first, joins);
     } else {
         if (!ring_obey(node, e, view)) /* it has the view, either way */
-            return -1;
-        return node->view->epoch == epoch ? etcd_tend(node, e) : 1;
+            return LOOK_TROUBLE;
+        return node->view->epoch == epoch ? etcd_tend(node, e) : LOOK_DONE;
     }
     view_release(view);
-    return step;
+    return done ? LOOK_AGAIN : LOOK_TROUBLE;
 }
 
 /* Keeps the lease, and steps until the ring in etcd is obeyed. What is in the
@@ -9694,16 +9710,16 @@ static void etcd_look(struct node *node, struct etcd *e, uint64_t until) {
     const char *told = e->trouble;
     struct etcd_member m;
     char where[300];
-    int step = -1;
+    enum look step = LOOK_TROUBLE;
 
     e->trouble = "gives answers that make no sense";
     if (e->lease[0] == '\0' || etcd_beat(e))
         do
             step = etcd_step(node, e);
-        while (step == 0 && !stop_requested);
-    if (step != 1 && atomic_load(&node->loaded))
+        while (step == LOOK_AGAIN && !stop_requested);
+    if (step != LOOK_DONE && atomic_load(&node->loaded))
         leaves_answer(node, e, NULL);
-    if (step == 1)
+    if (step == LOOK_DONE)
         e->trouble = NULL;
     else if (node->flags.etcd != NULL)
         e->at = (e->at + 1) % e->count;
