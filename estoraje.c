@@ -5887,6 +5887,8 @@ static const char *peer_check(struct op *op) {
         epoch_heard(op->w->node, x[2]);
         return NULL;
     }
+    if (m == NULL && op->forwarded)
+        return NULL; /* as if its client had come here: done by this node */
     if (m == NULL || (m->id != 0 && m->id != x[4]))
         return "403 not a member of this cluster";
     if (!peer_booted(op->w->node, m->number, x[5]))
@@ -6184,6 +6186,13 @@ static void vote_take(struct op *op, unsigned i, unsigned status,
 }
 
 static void write_judge(struct op *op);
+static void hand_over(struct op *op); /* consistently: the next section */
+
+/* Whether this node has left the cluster: no member counts on it, and so takes
+   anything from it, but whole operations. */
+static bool op_left(const struct op *op) {
+    return op->w->view->me == op->w->view->count;
+}
 
 /* An owner has answered to a plain write, or its link has failed. Whether the
    key existed is what the newest record says that was held before the first
@@ -6214,6 +6223,12 @@ static void write_answered(struct op *op, unsigned i, unsigned status,
 static void write_attempt(struct op *op) {
     struct node *node = op->w->node;
 
+    if (op_left(op)) {
+        op->reached = op->reached || op_set(op, ANSWER_WAIT, false) != 0;
+        op->tried = op->reached;
+        hand_over(op);
+        return;
+    }
     if (op->w->now < op->next_at) {
         op_due(op, write_attempt);
         return;
@@ -6583,6 +6598,10 @@ static void read_begin(struct op *op) {
     op->began = op->began != 0 ? op->began : op->w->now;
     op->attempt++; /* answers of owners by an older ring are void */
     op->refused = false;
+    if (op_left(op)) {
+        hand_over(op);
+        return;
+    }
     if (mine && part_worth(op->w->node, op->part) == ANSWER_SURE &&
         read_sure(op))
         return;
@@ -6900,8 +6919,13 @@ static void consistent_again(struct op *op) {
     op->attempt++; /* answers to this round are void, and so is its version */
     op->rounds += !op->refused && op->highest == 0;
     op->version = 0;
+    if (op_left(op) && !op->forwarded && !op->tried) {
+        turn_give(op, 0);
+        hand_over(op);
+        return;
+    }
     if ((op->damaged && op->count == 1) || w->now - op->began > CONSISTENT_MS ||
-        op->rounds > CONSISTENT_ROUNDS) {
+        op->rounds > CONSISTENT_ROUNDS || op_left(op)) {
         consistent_failed(op);
         return;
     }
@@ -7311,7 +7335,9 @@ static void forward_answered(struct op *op, unsigned i, unsigned status,
                      heard the others yet */
         status = 503;
     }
-    if (said >= 400) {
+    if (said >= 400 && op->tried) { /* in vain; but here it was begun before */
+        consistent_failed(op);
+    } else if (said >= 400) {
         answer_error(op, (unsigned)said, "%.*s", (int)rest.n,
                      (const char *)rest.p);
     } else if (said != 0 && op->reads &&
@@ -7321,7 +7347,7 @@ static void forward_answered(struct op *op, unsigned i, unsigned status,
                  (op->head || (r.size == rest.n && record_intact(&r)))))) {
         read_answer(op, &r, false, NULL);
     } else if (said != 0 && !op->reads) {
-        op->existed = said == 204;
+        op->existed = op->tried ? op->existed : said == 204;
         op->etag = get64(body.p + 8);
         write_answer(op);
     } else if (op->reads || status >= 400) {
@@ -7332,17 +7358,29 @@ static void forward_answered(struct op *op, unsigned i, unsigned status,
     }
 }
 
-/* Begins an operation of a client, whose body has arrived. */
-static void consistent_begin(struct op *op) {
+/* Has an operation of a client done by the first owner that lives. It is begun
+   like this; or a change of the ring has made this node leave while it was at
+   it: then what was done of it counts for nothing, and it is done once more. Of
+   a plain write that some owners have this is another attempt, as it is where
+   one has met a higher version. */
+static void hand_over(struct op *op) {
     op->phase = PHASE_ROUTE;
     op->began = op->w->now;
-    if (!op->reads) {
-        record_end(&op->rec, op->value_at);
+    op->attempt++; /* answers that are still to come are void */
+    op->due = NULL;
+    op->refused = false;
+    if (!op->reads)
         record_stamp(op->rec.p, 1, 1); /* for the way; it gets its own later */
-    }
-    op_part(op, op->key);
     op_owners(op);
     consistent_route(op);
+}
+
+/* Begins an operation of a client, whose body has arrived. */
+static void consistent_begin(struct op *op) {
+    if (!op->reads)
+        record_end(&op->rec, op->value_at);
+    op_part(op, op->key);
+    hand_over(op);
 }
 
 /* A whole operation has arrived from another node, or from this one's repair:
@@ -10985,6 +11023,7 @@ static const char *route_request(struct op *op, const struct http *h) {
         intro_take(op, h->estoraje);
         op->body = peer_body;
         op->act = r->body;
+        op->forwarded = r->body == consistent_body;
         op->body_most = RECORD_MAX;
         refusal = peer_check(op);
     }
