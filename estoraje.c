@@ -8974,10 +8974,13 @@ static bool ring_keep(struct node *node, struct slice text) {
 }
 
 /* Puts a view in force; the node owns it from now on. With the first one of
-   which it is a member it gets its number, and is in doubt about all. */
+   which it is a member it gets its number, and is in doubt about all. So it is
+   when somebody is no member any more: what that one wrote last may have missed
+   this node, which takes no word of it from now on. */
 static void view_adopt(struct node *node, struct view *view) {
     const struct member *me = &view->member[view->me];
     struct view *old;
+    bool gone = false;
 
     if (view->me < view->count && me->number != self_number(node)) {
         atomic_store(&node->peers[me->number].said[SAID_DOUBT],
@@ -8990,7 +8993,11 @@ static void view_adopt(struct node *node, struct view *view) {
     pthread_mutex_unlock(&node->view_lock);
     atomic_store(&node->epoch, view->epoch);
     atomic_fetch_add(&node->view_changes, 1);
+    for (unsigned i = 0; old != NULL && i < old->count; i++)
+        gone = gone || view_member(view, old->member[i].number) == NULL;
     view_release(old);
+    if (gone)
+        doubt_all(node, "a member is gone");
     workers_wake(node);
     wake_write(node->repair_wake[1]);
 }
