@@ -17,7 +17,8 @@
  *     superblock   who the node is, and how far its clock may have run
  *     ring         the ring it knew last, so that it can start without etcd
  *     lock         locked while a process uses the directory
- *     trash/       logs of an older copy of the directory, which do not count
+ *     trash/       logs that do not count any more: of an older copy, a replaced
+ *                  member, a partition given away
  *     etcd/        the data of the etcd beside it, if it keeps one
  *
  * and in memory one table a partition, from a key's fingerprint to the place
@@ -43,7 +44,7 @@
  *     Limits and includes     The data        Small tools    Bytes
  *     The log                 The store       HTTP as text   Connections
  *     The loop                etcd            The cluster    Replication
- *     Repair                  Listing         Routes
+ *     Repair                  Membership      Listing        Routes
  *     Starting up
  */
 
@@ -4558,7 +4559,8 @@ static void worker_init(struct worker *w, struct node *node, unsigned index) {
  * waits for it in the path of a request. It is spoken to over its HTTP/JSON
  * gateway, by one thread, in plain blocking code with deadlines: first JSON,
  * then a blocking HTTP client that repair uses as well, then the few calls to
- * etcd that are needed, then the sidecar, which is an etcd of our own.
+ * etcd that are needed, then the sidecar, which is an etcd of our own, and who
+ * else is in etcd. What a node does by what etcd holds is Membership.
  *
  * The JSON reader takes the members of a text in the order in which they stand
  * there, and passes over all else. Every value that is wanted is a string: etcd
@@ -5164,6 +5166,38 @@ static void guardian_stop(const struct node *node) {
         waitpid(node->guardian, NULL, 0);
 }
 
+/* Whether a text is made of letters, digits and .:-_%: it can stand in JSON as
+   it is. */
+static bool text_plain(const char *text, size_t most) {
+    size_t n = strlen(text);
+
+    return n <= most && strspn(text, "abcdefghijklmnopqrstuvwxyz"
+                                     "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+                                     "0123456789.:-_%") == n;
+}
+
+/* Splits http://host:port; false: malformed. */
+static bool url_parse(struct slice url, struct endpoint *to) {
+    struct slice scheme, host, gap = {0};
+    uint64_t port = 0;
+    bool v6;
+
+    url.n -= url.n > 0 && url.p[url.n - 1] == '/';
+    if (!slice_cut(&url, ':', &scheme) || !slice_begins(url, "//"))
+        return false;
+    v6 = slice_begins(url, "//[");
+    url = slice_skip(url, v6 ? 3 : 2);
+    if (!slice_cut(&url, v6 ? ']' : ':', &host) ||
+        (v6 && !slice_cut(&url, ':', &gap)) || !slice_digits(url, 10, &port) ||
+        port < 2 || port > 65535)
+        return false;
+    to->port = (unsigned)port;
+    to->tls = slice_is(scheme, "https");
+    return (to->tls || slice_is(scheme, "http")) && gap.n == 0 && host.n > 0 &&
+           slice_copy(host, to->host, sizeof to->host) &&
+           text_plain(to->host, 255);
+}
+
 /* ---- Who is in etcd. Its members are etcds, each the sidecar of a node of the
  * same name; they need not be the members of our ring. One that was added and
  * has not started has no name yet; a learner follows, and does not vote. */
@@ -5474,6 +5508,32 @@ static unsigned view_owns(const struct view *view, unsigned partition,
 #define OWNS_OLD (1u << GROUP_OLD)
 #define OWNS_NEW (1u << GROUP_NEW)
 
+/*
+ * Who of a partition's owners must take over what the old ones have before the
+ * next ring is in force, a bit each: the new owners that are no old ones. If
+ * there will be fewer owners than before it is all of the new ones: what was
+ * acknowledged may be on only one of these, which could lose its power after
+ * that, and nobody else would have it.
+ */
+static uint64_t groups_gain(const uint64_t groups[GROUPS]) {
+    if (bits_count(groups[GROUP_NEW]) < bits_count(groups[GROUP_OLD]))
+        return groups[GROUP_NEW];
+    return groups[GROUP_NEW] & ~groups[GROUP_OLD];
+}
+
+/* Whether a member has to take a partition over; number: its own. */
+static bool view_takes(const struct view *view, unsigned partition,
+                       unsigned number) {
+    unsigned owners[OWNERS_MAX];
+    uint64_t groups[GROUPS];
+    unsigned n = view_owners(view, partition, owners, groups);
+
+    for (unsigned i = 0; i < n; i++)
+        if (view->member[owners[i]].number == number)
+            return (groups_gain(groups) >> i & 1) != 0;
+    return false;
+}
+
 /* Appends a list of members; at: their indexes, NULL: they are the first. */
 static void members_text(struct buf *b, const struct view *view, unsigned count,
                          const uint16_t *at) {
@@ -5614,225 +5674,13 @@ static bool peer_booted(struct node *node, unsigned number, uint64_t boot) {
     return boot == known;
 }
 
-/* ---- The ring in force */
-
-/* Keeps the text on disk: whole, or not at all. */
-static bool ring_keep(struct node *node, struct slice text) {
-    int dir = node->dir_fd;
-    int fd =
-        openat(dir, "ring.new", O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
-    bool kept = fd >= 0 && write_at(fd, text.p, text.n, 0) == 0 &&
-                fsync(fd) == 0 && renameat(dir, "ring.new", dir, "ring") == 0 &&
-                fsync(dir) == 0;
-
-    if (fd >= 0)
-        close(fd);
-    return kept;
-}
-
-/* Puts a view in force; the node owns it from now on. With the first one of
-   which it is a member it gets its number, and is in doubt about all. */
-static void view_adopt(struct node *node, struct view *view) {
-    const struct member *me = &view->member[view->me];
-    struct view *old;
-
-    if (view->me < view->count && me->number != self_number(node)) {
-        atomic_store(&node->peers[me->number].said[SAID_DOUBT],
-                     view->partitions);
-        atomic_store(&node->self.number, me->number);
-    }
-    pthread_mutex_lock(&node->view_lock);
-    old = node->view;
-    node->view = view;
-    pthread_mutex_unlock(&node->view_lock);
-    atomic_store(&node->epoch, view->epoch);
-    atomic_fetch_add(&node->view_changes, 1);
-    view_release(old);
-    workers_wake(node);
-    wake_write(node->repair_wake[1]);
-}
-
-/*
- * Whether a view may take the place of the one in force. The ring never goes
- * back: not to a lower epoch, and within an epoch not to members that lack an
- * id which was there.
- */
-static bool view_newer(const struct view *now, const struct view *next) {
-    if (now == NULL || next->epoch > now->epoch)
-        return true;
-    if (next->epoch < now->epoch || next->count != now->count ||
-        next->old != now->old || next->next_count != now->next_count ||
-        memcmp(next->next_at, now->next_at, sizeof now->next_at) != 0)
-        return false;
-    for (unsigned i = 0; i < now->count; i++)
-        if (next->member[i].number != now->member[i].number ||
-            (now->member[i].id != 0 && next->member[i].id != now->member[i].id))
-            return false;
-    return true;
-}
-
-/* Whether a view (NULL: it is none) is of the same cluster as another. */
-static bool view_same(const struct view *now, const struct view *view) {
-    return view != NULL && view->cluster == now->cluster &&
-           memcmp(view->hash, now->hash, sizeof view->hash) == 0 &&
-           view->partitions == now->partitions &&
-           view->replicas == now->replicas;
-}
-
-static void intro_text(struct buf *b, const struct node *node,
-                       const struct view *view, unsigned number, uint64_t id,
-                       uint64_t boot); /* how a node is called: Replication */
-
-/* Whether a member is there, as its address says: whoever answers there and
-   does not mind being called by its id is. This node does not call itself,
-   which has taken the address of the one that it replaces. */
-static bool member_answers(const struct node *node, const struct view *view,
-                           const struct member *m) {
-    struct caller k = {.fd = -1};
-    struct buf fields = {0};
-    bool there = false, own = m->peer_port == node->peer_port &&
-                              strcmp(m->host, node->flags.host) == 0;
-
-    if (m->address_n != 0 && !own) {
-        caller_aim(&k, m->host, m->peer_port);
-        intro_text(&fields, node, view, m->number, m->id, 0);
-        buf_add(&fields, "", 1);
-        there = caller_call(&k, "/_peer/heartbeat", (char *)fields.p,
-                            (struct slice){NULL, 0}, LOST_MS) > 0 &&
-                !slice_begins(buf_slice(&k.reply), &CALLED_WRONG[4]);
-        buf_free(&fields);
-        buf_free(&k.in);
-        buf_free(&k.reply);
-        caller_close(&k);
-    }
-    return there;
-}
-
-/* Whether this node may go by a view, from etcd or kept (NULL: it is none). If
-   it can never, the node stops, as a signal stops it. */
-static bool view_check(struct node *node, const struct view *view) {
-    const struct flags *f = &node->flags;
-    const struct view *now = node->view;
-    uint64_t cluster = now != NULL ? now->cluster : node->self.cluster;
-    const uint64_t *hash = now != NULL ? now->hash : node->self.hash;
-    const struct member *me = view == NULL ? NULL : &view->member[view->me];
-    bool here = me != NULL && me->peer_port == node->peer_port &&
-                strcmp(me->host, f->host) == 0; /* the port is this process's */
-    int code = 1;
-
-    if (view == NULL) {
-        say("fatal", "strj_ring in etcd is not a ring of this version");
-    } else if (cluster != 0 &&
-               (view->cluster != cluster ||
-                memcmp(view->hash, hash, sizeof view->hash) != 0)) {
-        say("fatal", "this data directory belongs to another cluster");
-    } else if ((f->partitions_given && view->partitions != f->partitions) ||
-               (f->replicas_given && view->replicas != f->replicas)) {
-        say("fatal", "the cluster was made with -partitions %u -replicas %u",
-            view->partitions, view->replicas);
-    } else if (view->me == view->count) {
-        if (f->add || atomic_load(&node->loaded))
-            return true; /* it joins; it has left */
-        code = 2;
-        say("fatal",
-            "%s is not a member of this cluster: a node joins with -add",
-            f->name);
-    } else if (me->id == 0 ||
-               (me->id == node->self.id && (node->begun || here))) {
-        return true;
-    } else if (!node->begun || node->joins) {
-        if (here || !member_answers(node, view, me))
-            return true; /* it moved, or its directory was lost: then it joins
-                            in its place */
-        say("fatal",
-            "the name %s is that of a live node, at %s: choose another -name",
-            me->name, me->peer_at);
-    } else {
-        say("fatal",
-            "the name %s is that of another data directory now (node id "
-            "%016" PRIx64 "): this one was replaced while it was away",
-            me->name, me->id);
-    }
-    node->exit_code = code;
-    stop_requested = 1;
-    return false;
-}
+/* ---- A partition that is begun anew */
 
 /* Opens trash/, which is made if it has to be; -1, and errno: it cannot. */
 static int trash_open(const struct node *node) {
     if (mkdirat(node->dir_fd, "trash", 0777) != 0 && errno != EEXIST)
         return -1;
     return openat(node->dir_fd, "trash", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-}
-
-/* Moves all logs to trash/, to be begun anew. false: an errno tells why not. */
-static bool logs_discard(const struct node *node) {
-    int trash = trash_open(node);
-    bool good = trash >= 0;
-    char name[16];
-
-    for (unsigned i = 0; good && i < PARTITIONS_MAX; i++) {
-        log_name(name, i, false);
-        good =
-            renameat(node->dir_fd, name, trash, name) == 0 || errno == ENOENT;
-    }
-    good = good && fsync(trash) == 0 && fsync(node->dir_fd) == 0;
-    if (trash >= 0)
-        close(trash);
-    return good;
-}
-
-/* Asks a member whether its directory is an older copy, too. */
-static enum standing member_standing(const struct node *node,
-                                     const struct view *view,
-                                     const struct member *m) {
-    enum standing standing = STANDING_UNKNOWN;
-    struct caller k = {.fd = -1};
-    struct buf fields = {0};
-
-    caller_aim(&k, m->host, m->peer_port);
-    intro_text(&fields, node, view, m->number, m->id, 0);
-    buf_zero(&fields, 1);
-    if (caller_call(&k, "/_peer/standing", (const char *)fields.p,
-                    (struct slice){NULL, 0}, BEAT_MS) == 200)
-        standing = slice_begins(buf_slice(&k.reply), "older") ? STANDING_OLDER
-                                                              : STANDING_SOUND;
-    caller_close(&k);
-    buf_free(&fields);
-    buf_free(&k.in);
-    buf_free(&k.reply);
-    return standing;
-}
-
-/* Whether one of the others, at least, has a directory that is no older copy;
-   waits until one says so, or all have said the opposite. */
-static bool members_sound(struct node *node, const struct view *view) {
-    uint64_t tell = 0;
-    unsigned older;
-
-    atomic_store(&node->standing, STANDING_OLDER);
-    do {
-        older = 1;
-        for (unsigned i = 0; i < view->count && !stop_requested; i++) {
-            enum standing standing =
-                i == view->me ? STANDING_UNKNOWN
-                              : member_standing(node, view, &view->member[i]);
-
-            if (standing == STANDING_SOUND)
-                return true;
-            older += standing == STANDING_OLDER;
-        }
-        if (older < view->count && now_ms() >= tell) {
-            tell = now_ms() + 10000;
-            say("warning",
-                "this data directory is an older copy of itself: it waits "
-                "until one of the others is there which is not, or all are "
-                "that are, asked=%u answers=%u",
-                view->count - 1, older - 1);
-        }
-        rest_ms(older < view->count ? 100 : 0);
-    } while (older < view->count && !stop_requested);
-    return stop_requested;
 }
 
 /*
@@ -5883,911 +5731,6 @@ static bool part_restart(struct node *node, struct part *part, uint64_t epoch,
     if (trash >= 0)
         close(trash);
     return good;
-}
-
-/*
- * A view that is to be obeyed makes this node an owner of partitions that it
- * does not own now: what it may have of them, from when it did, is out of date
- * in ways that nobody can tell. So it is where the node owns one by the view in
- * force, and by another epoch of which it knows nothing was no owner between:
- * the next ring, which is to give it to the node, says so. If there was no
- * change before in which to take a partition over, or it did not come to its
- * end, this node recovers, and does so after the next start as well. false: a
- * log could not be moved away.
- */
-static bool parts_clear(struct node *node, const struct view *view) {
-    unsigned number = self_number(node);
-    const struct view *now = node->view;
-
-    for (unsigned i = 0; i < node->partitions; i++) {
-        struct part *part = &node->parts[i];
-        unsigned was = view_owns(now, i, number);
-        unsigned of = view_owns(view, i, number);
-        bool anew = of != 0 &&
-                    (was == 0 || (of == OWNS_NEW && view->epoch != now->epoch));
-        bool late = was == OWNS_NEW && node->reported != now->epoch;
-        bool counts = (of & OWNS_OLD) != 0 && (anew || late), empty;
-
-        pthread_mutex_lock(&part->lock);
-        empty = part->log.end == LOG_HEADER;
-        pthread_mutex_unlock(&part->lock);
-        atomic_store(&node->forget, counts);
-        while (atomic_load(&node->forget) && !atomic_load(&node->ended))
-            rest_ms(1);
-        pthread_mutex_lock(&part->lock);
-        part->recovering = part->recovering || counts;
-        pthread_mutex_unlock(&part->lock);
-        if (anew && !empty && !part_restart(node, part, now->epoch, false))
-            return false;
-    }
-    return true;
-}
-
-/*
- * etcd or another member knows of a later boot of this data directory, or the
- * mark in shared memory of a later superblock: it is an older copy, put back.
- * What it holds must not count or spread: what it accepted and promised since
- * then is forgotten, and the others may have dropped the tombstones of keys
- * that it still has. So it begins empty, and recovers, with a ceiling above
- * that of its lost self; before a log goes that is on the disk, or an end here
- * would leave a directory which looks well. Where all nodes have older copies,
- * as of a cluster that was put back, or there is only one, these are what there
- * is. A process that serves already has to be started again: false.
- */
-static bool copy_found(struct node *node, const struct view *view) {
-    uint64_t ceiling = VERSION_TIME(now_us() + LOST_MS * UINT64_C(1000));
-    bool others = view->count > 1 && view->replicas > 1;
-    struct identity *self = &node->self;
-
-    if (node->begun) {
-        if (view->member[view->me].boot > self->older) /* the next is to know */
-            self->older = view->member[view->me].boot;
-        say("fatal", "this data directory is an older copy of itself, as etcd "
-                     "knows: start the node again, it then begins anew");
-        node->exit_code = 1;
-        stop_requested = 1;
-        return false;
-    }
-    if (others && members_sound(node, view)) {
-        if (stop_requested)
-            return false;
-        say("warning", "this data directory is an older copy of itself: its "
-                       "logs go to trash/, and all is fetched from the others");
-        self->logs = 0;
-    } else {
-        say("warning", "this data directory is an older copy of itself, which "
-                       "is used: no node has a later one");
-    }
-    if (self->ceiling < ceiling)
-        self->ceiling = ceiling;
-    node->begin_ceiling = self->ceiling;
-    node->unclean = true;
-    self->clean = 0;
-    identity_save(node);
-    if (self->logs == 0)
-        node->load_total = 0;
-    if (self->logs == 0 && !logs_discard(node))
-        give_up(1, "cannot move the logs to %s/trash: %s", node->flags.data,
-                strerror(errno));
-    if (view->member[view->me].boot > self->boot)
-        self->boot = view->member[view->me].boot;
-    if (self->older > self->boot)
-        self->boot = self->older;
-    self->older = 0;
-    node->known_boot = self->boot;
-    node->older = false;
-    return true;
-}
-
-/* ---- Changes of the ring.
- *
- * A change runs in two epochs, so that no majority by the old ring and none by
- * the new one can be without an owner in common. In the first, joint epoch the
- * old owners' majority and the new owners' are both wanted, for all but plain
- * reads; the new owners take over what the old ones have. When all of these
- * have reported that, the second epoch begins, by the new ring alone. Each step
- * is a transaction that fails if another one was quicker, and any member makes
- * it that sees it due. One change runs at a time.
- *
- * A member that is to leave stands in strj_leave_N until its record is gone;
- * who wants to join makes that step itself, when no change runs, and when it
- * already serves: from then on majorities may need it. If it dies before the
- * second epoch, and stays away, the change is given up. A node that finds its
- * name taken by a directory which does not answer takes that one's place, under
- * a number of its own: versions end in it, and which ones the lost directory
- * has given away nobody knows. */
-
-/* Whether a member is one of the ring that comes next. */
-static bool view_next_has(const struct view *view, unsigned member) {
-    for (unsigned i = 0; i < view->next_count; i++)
-        if (view->next_at[i] == member)
-            return true;
-    return false;
-}
-
-/* Whether the node that joins has not been heard for so long that it is given
-   up: by nobody of a majority of the members in force, of which this one is. */
-static bool joiner_lost(const struct node *node, struct etcd *e,
-                        const struct view *view) {
-    uint64_t heard = 0, now = now_ms();
-    unsigned alive = 0, number = view->member[view->count - 1].number;
-
-    if (view->count == view->old)
-        return false;
-    for (unsigned i = 0; i < view->old; i++) {
-        const struct peer *peer = &node->peers[view->member[i].number];
-
-        if (member_alive(node, view->member[i].number)) {
-            heard |= atomic_load(&peer->said[SAID_HEARS]);
-            alive++;
-        }
-    }
-    if (e->joiner_epoch != view->epoch || alive <= view->old / 2 ||
-        member_alive(node, number) || (heard >> number % 64 & 1) != 0) {
-        e->joiner_epoch = view->epoch;
-        e->joiner_at = now;
-    }
-    return now >= e->joiner_at + JOINER_MS;
-}
-
-/*
- * Who of a partition's owners must take over what the old ones have before the
- * next ring is in force, a bit each: the new owners that are no old ones. If
- * there will be fewer owners than before it is all of the new ones: what was
- * acknowledged may be on only one of these, which could lose its power after
- * that, and nobody else would have it.
- */
-static uint64_t groups_gain(const uint64_t groups[GROUPS]) {
-    if (bits_count(groups[GROUP_NEW]) < bits_count(groups[GROUP_OLD]))
-        return groups[GROUP_NEW];
-    return groups[GROUP_NEW] & ~groups[GROUP_OLD];
-}
-
-/* Whether a member has to take a partition over; number: its own. */
-static bool view_takes(const struct view *view, unsigned partition,
-                       unsigned number) {
-    unsigned owners[OWNERS_MAX];
-    uint64_t groups[GROUPS];
-    unsigned n = view_owners(view, partition, owners, groups);
-
-    for (unsigned i = 0; i < n; i++)
-        if (view->member[owners[i]].number == number)
-            return (groups_gain(groups) >> i & 1) != 0;
-    return false;
-}
-
-/* Notes which members take partitions over. */
-static void view_gains(const struct view *view, bool gains[MEMBERS_MAX]) {
-    memset(gains, 0, MEMBERS_MAX * sizeof *gains);
-    for (unsigned p = 0; p < view->partitions; p++) {
-        unsigned owners[OWNERS_MAX];
-        uint64_t groups[GROUPS];
-        unsigned n = view_owners(view, p, owners, groups);
-
-        for (unsigned i = 0; i < n; i++)
-            if (groups_gain(groups) >> i & 1)
-                gains[owners[i]] = true;
-    }
-}
-
-/* Whether a change cannot go on, or is not wanted any more: of the next ring
-   somebody is to leave who joins, or who is not there to take over what it has
-   to; or who joins is gone, or has lost its directory, as another has said its
-   name. */
-static bool change_dropped(const struct node *node, struct etcd *e,
-                           const struct view *view) {
-    bool gains[MEMBERS_MAX];
-
-    view_gains(view, gains);
-    for (unsigned i = 0; i < view->count; i++) {
-        const struct member *m = &view->member[i];
-        bool lost = !member_alive(node, m->number);
-
-        if (view_next_has(view, i) &&
-            (i >= view->old
-                 ? m->leaves || (lost && m->host[0] == '\0')
-                 : m->leaves && lost && gains[i] && m->report != view->epoch))
-            return true;
-    }
-    return joiner_lost(node, e, view);
-}
-
-/* Says now and then whom a change waits for who is not there. */
-static void change_waits(const struct node *node, struct etcd *e,
-                         const struct view *view) {
-    bool gains[MEMBERS_MAX];
-
-    if (view->next == NULL || now_ms() < e->waits_at)
-        return;
-    e->waits_at = now_ms() + JOINER_MS;
-    view_gains(view, gains);
-    for (unsigned i = 0; i < view->count; i++) {
-        const struct member *m = &view->member[i];
-
-        if (gains[i] && m->report != view->epoch &&
-            !member_alive(node, m->number))
-            say("warning",
-                "a change of the ring waits for a node that is not heard: "
-                "start it, or remove it with DELETE /_nodes/delete/%s",
-                m->name);
-    }
-}
-
-/* Whether all new owners have reported; more: gets the comparisons by which the
-   step fails if one of them has started anew since. */
-static bool change_complete(const struct view *view, struct slice text,
-                            struct buf *more) {
-    bool gains[MEMBERS_MAX];
-
-    view_gains(view, gains);
-    for (unsigned i = 0; i < view->count; i++) {
-        const struct member *m = &view->member[i];
-        struct slice rest = text, line, record, name;
-        char key[NAME_MAX_BYTES + 16];
-
-        if (!gains[i])
-            continue;
-        if (m->report != view->epoch)
-            return false;
-        snprintf(key, sizeof key, "strj_node_%s", m->name);
-        while (slice_cut(&rest, '\n', &line)) {
-            record = line;
-            if (!slice_begins(line, "{\"name\":") ||
-                !json_next(&line, "name", &name) || !slice_is(name, m->name) ||
-                record_id(line) != m->id)
-                continue;
-            buf_text(more, ",{\"key\":\"");
-            base64_encode(more, slice_of(key));
-            buf_text(more, "\",\"target\":\"VALUE\",\"result\":\"EQUAL\","
-                           "\"value\":\"");
-            base64_encode(more, record);
-            buf_text(more, "\"}");
-        }
-    }
-    return true;
-}
-
-/*
- * The next step of the ring, if one is due by what etcd holds: its text, and
- * what must not have changed meanwhile. Who is forced out leaves in one epoch,
- * since with a majority of some owners gone no joint one would ever end; who
- * leaves in good order, and may have what these had, only after that.
- */
-static bool change_due(const struct node *node, struct etcd *e,
-                       const struct view *view, struct buf *ring,
-                       struct buf *more) {
-    struct slice text = buf_slice(&e->obeyed);
-    uint16_t at[MEMBERS_MAX];
-    unsigned n = 0, leavers = 0;
-    bool forced = false;
-
-    for (unsigned i = 0; i < view->old; i++) {
-        leavers += view->member[i].leaves;
-        forced = forced || view->member[i].forced;
-    }
-    for (unsigned i = 0; i < view->old; i++)
-        if (forced ? !view->member[i].forced : !view->member[i].leaves)
-            at[n++] = (uint16_t)i;
-    if (forced && n > 0)
-        ring_text(ring, view, view->epoch + 1, n, at, 0, NULL);
-    else if (view->next != NULL && change_dropped(node, e, view))
-        ring_text(ring, view, view->epoch + 1, view->old, NULL, 0, NULL);
-    else if (view->next != NULL && change_complete(view, text, more))
-        ring_text(ring, view, view->epoch + 1, view->next_count, view->next_at,
-                  0, NULL);
-    else if (view->next == NULL && leavers > 0 && n > 0)
-        ring_text(ring, view, view->epoch + 1, view->old, NULL, n, at);
-    else
-        return false;
-    return true;
-}
-
-/* The step by which this node joins, in the place of a member of its name if
-   there is one. The view is changed, and is good for nothing else after that.
-   */
-static void change_join(const struct node *node, struct view *view,
-                        struct buf *ring) {
-    struct member *m = &view->member[view->count];
-    unsigned n = 0;
-
-    for (unsigned i = 0; i < view->old; i++)
-        if (strcmp(view->member[i].name, node->flags.name) != 0)
-            view->next_at[n++] = (uint16_t)i;
-    *m = (struct member){.number = view->numbers + 1, .id = node->self.id};
-    if (m->number > MEMBERS_MAX) /* all were given once: one that is free */
-        for (m->number = 1; view_member(view, m->number) != NULL; m->number++)
-            ;
-    else
-        view->numbers = m->number;
-    snprintf(m->name, sizeof m->name, "%s", node->flags.name);
-    snprintf(m->zone, sizeof m->zone, "%s", node->flags.zone);
-    view->next_at[n++] = (uint16_t)view->count;
-    ring_text(ring, view, view->epoch + 1, view->old, NULL, n, view->next_at);
-}
-
-/* This directory is to be a new member's, whatever it was before: it gets an id
-   of its own, and what it has goes to trash/. By a ring that was kept it is the
-   old member still, with that one's number and partitions: none is in force. */
-static void joiner_begin(struct node *node, const struct view *view) {
-    struct identity *self = &node->self;
-    bool others = false; /* a copy of the directory of one that is a member */
-    struct view *kept;
-
-    if (node->joins)
-        return;
-    node->joins = true;
-    if (self->cluster == 0 && node->view == NULL)
-        return;
-    pthread_mutex_lock(&node->view_lock);
-    kept = node->view;
-    node->view = NULL;
-    pthread_mutex_unlock(&node->view_lock);
-    atomic_store(&node->epoch, 0);
-    atomic_fetch_add(&node->view_changes, 1);
-    view_release(kept);
-    atomic_store(&self->number, 0);
-    node->etcd->obeyed.n = 0;
-    say("warning", "this directory was another member's, or of one that has "
-                   "left: its logs go to trash/, and all is fetched anew");
-    for (unsigned i = 0; i < view->count; i++)
-        others = others || view->member[i].id == self->id;
-    if (!others)
-        mark_remove(node, self->boot);
-    self->id = random_id();
-    self->clean = 1;
-    self->logs = self->older = 0;
-    node->unclean = node->older = false;
-    node->load_total = 0;
-    identity_save(node);
-    if (!logs_discard(node))
-        give_up(1, "cannot move the logs to %s/trash: %s", node->flags.data,
-                strerror(errno));
-}
-
-/* How many of the members in force are not to leave. */
-static unsigned view_stay(const struct view *view) {
-    unsigned stay = 0;
-
-    for (unsigned i = 0; i < view->old; i++)
-        stay += !view->member[i].leaves;
-    return stay;
-}
-
-/* How many partitions have no majority of owners that live; list: gets their
-   numbers, as 0-3,7. */
-static unsigned parts_lost(const struct node *node, const struct view *view,
-                           struct buf *list) {
-    unsigned lost = 0, first = 0;
-
-    for (unsigned p = 0; p <= view->partitions; p++) {
-        unsigned n = 0, alive = 0;
-        const unsigned *owners =
-            p < view->partitions ? ring_owners(view->ring, p, &n) : NULL;
-
-        for (unsigned i = 0; i < n; i++)
-            alive += member_alive(node, view->member[owners[i]].number);
-        if (owners != NULL && alive <= n / 2) {
-            lost++;
-            continue;
-        }
-        if (p > first)
-            buf_print(list, first + 1 < p ? "%s%u-%u" : "%s%u",
-                      list->n > 0 ? "," : "", first, p - 1);
-        first = p + 1;
-    }
-    return lost;
-}
-
-/* Whether a node has an etcd beside it, as its record says. */
-static bool record_sidecar(struct slice text, const char *name) {
-    struct slice line, value;
-    bool sidecar = false;
-
-    while (slice_cut(&text, '\n', &line))
-        if (slice_begins(line, "{\"name\":") &&
-            json_next(&line, "name", &value) && slice_is(value, name))
-            sidecar = json_number(&line, "sidecar", 10) == 1;
-    return sidecar;
-}
-
-/* Answers who asks for the removal of a node: the status; what is to be said is
-   in op->rec. Nothing is written but the wish, which outlives this process. 0:
-   somebody else has asked meanwhile, so that all is to be looked at again. Who
-   is dead and was to leave before is forced out if that is asked for: owners
-   that are alive may wait for it, if they recover. */
-static int leave_ask(struct node *node, struct etcd *e, const struct view *view,
-                     struct op *op) {
-    const char *name = op->if_match;
-    unsigned i = 0, lost, stay;
-    char value[NAME_MAX_BYTES + 40];
-    bool again, force, put = false;
-    struct etcd_member m;
-    struct buf *said = &op->rec;
-
-    stay = view_stay(view);
-    while (i < view->count && strcmp(view->member[i].name, name) != 0)
-        i++;
-    if (i == view->count) {
-        buf_print(said, "no node of the cluster is named %s", name);
-        return 404;
-    }
-    again = view->member[i].leaves;
-    if (!again && i < view->old) {
-        stay--;
-        if (stay == 0) {
-            buf_print(said, "%s is the last node: stop it instead", name);
-            return 409;
-        }
-        if (stay < view->replicas && !op->force) {
-            buf_print(said,
-                      "%u nodes would be left, fewer than -replicas %u: add "
-                      "one first, or use ?force",
-                      stay, view->replicas);
-            return 409;
-        }
-    }
-    if (record_sidecar(buf_slice(&e->obeyed), name) &&
-        etcd_member_only(etcd_member_find(e, name, &m), &m)) {
-        buf_print(said,
-                  "the etcd beside %s is the only one: add a node with an etcd "
-                  "beside it first",
-                  name);
-        return 409;
-    }
-    lost = parts_lost(node, view, said);
-    if (lost > 0 && !op->force) {
-        buf_text(said, ": no majority of the owners of these partitions is "
-                       "alive: start them, or, if they are gone for good, use "
-                       "?force: what was written last there may be lost");
-        return 409;
-    }
-    force = op->force && !member_alive(node, view->member[i].number) &&
-            (lost > 0 || again);
-    snprintf(value, sizeof value, "{\"leave\":\"%.*s\",\"force\":\"%d\"}",
-             NAME_MAX_BYTES, name, force);
-    if (!etcd_leave(e, name, value, &put))
-        return 503;
-    if (!put)
-        return 0;
-    if (force) {
-        say("warning",
-            "a node is forced out: what was written last may be lost node=%s "
-            "partitions=%.*s",
-            name, (int)said->n, (char *)said->p);
-        buf_text(said, ": what was written last there may be lost; ");
-    } else {
-        say("info", "a node is to leave node=%s", name);
-        said->n = 0;
-    }
-    buf_print(said, "%s is being removed: see /_cluster_status", name);
-    return 202;
-}
-
-/* Has the etcd thread answer who asks for the removal of a node. */
-static void leave_wait(struct node *node, struct op *op) {
-    pthread_mutex_lock(&node->view_lock);
-    op->wait_next = node->leaves;
-    node->leaves = op;
-    pthread_mutex_unlock(&node->view_lock);
-    wake_write(node->etcd_wake[1]);
-}
-
-/* Answers all who ask for the removal of a node. */
-static void leaves_answer(struct node *node, struct etcd *e,
-                          const struct view *view) {
-    struct op *list, *op;
-    int status;
-
-    pthread_mutex_lock(&node->view_lock);
-    list = node->leaves;
-    node->leaves = NULL;
-    pthread_mutex_unlock(&node->view_lock);
-    while ((op = list) != NULL) {
-        list = op->wait_next;
-        op->wait_next = NULL;
-        op->rec.n = 0;
-        status = view == NULL ? 503 : leave_ask(node, e, view, op);
-        if (status == 503) {
-            op->rec.n = 0;
-            buf_text(&op->rec, "etcd does not answer: try again");
-        }
-        if (status != 0)
-            ops_post(op, status);
-        else
-            leave_wait(node, op);
-    }
-}
-
-/* Removes from etcd what is left of members that have left, an etcd beside one
-   first: that may have to wait, for the sake of etcd's own quorum. 1: there is
-   nothing to be done now; 0: look again. */
-static int leavers_forget(struct node *node, struct etcd *e,
-                          const struct view *view) {
-    struct slice text = buf_slice(&e->obeyed), rest = text, line, value;
-    char name[NAME_MAX_BYTES + 1];
-
-    while (slice_cut(&rest, '\n', &line)) {
-        bool member = false;
-
-        if (!slice_begins(line, "{\"leave\":") ||
-            !json_next(&line, "leave", &value) ||
-            !slice_copy(value, name, sizeof name))
-            continue;
-        for (unsigned i = 0; i < view->count; i++)
-            member = member || strcmp(view->member[i].name, name) == 0;
-        if (!member &&
-            (!record_sidecar(text, name) || etcd_member_remove(node, e, name)))
-            return !etcd_forget(e, name);
-    }
-    return 1;
-}
-
-/* ---- The etcd thread */
-
-/* A first ring, which the caller owns: of the sidecars that the command line
-   names, or of this node alone. Zones are in the nodes' records; hosts stand in
-   for those that are not yet. */
-static struct view *view_first(const struct node *node, struct slice records) {
-    const struct etcd *e = node->etcd;
-    bool listed = e != NULL && node->flags.initial_cluster != NULL;
-    const struct identity *self = &node->self;
-    struct view *view = memory(1, sizeof *view);
-    bool alone = self->cluster != 0; /* it brings the data of a node alone */
-
-    atomic_init(&view->refs, 1);
-    view->epoch = 1;
-    view->cluster = alone ? self->cluster : random_id();
-    view->hash[0] = alone ? self->hash[0] : random_id();
-    view->hash[1] = alone ? self->hash[1] : random_id();
-    view->partitions =
-        (unsigned)(alone ? self->partitions : node->flags.partitions);
-    view->replicas = (unsigned)(alone ? self->replicas : node->flags.replicas);
-    view->count = view->old = view->numbers = listed ? e->count : 1;
-    for (unsigned i = 0; i < view->count; i++) {
-        struct member *m = &view->member[i];
-
-        m->number = i + 1;
-        snprintf(m->name, sizeof m->name, "%s",
-                 listed ? e->endpoints[i].name : node->flags.name);
-        snprintf(m->host, sizeof m->host, "%s",
-                 listed ? e->endpoints[i].host : node->flags.host);
-    }
-    if (!view_complete(node, view, records))
-        die("the first ring cannot be built");
-    view->member[view->me].id = self->id;
-    return view;
-}
-
-/* At start: a view is put in force if this node may go by it. */
-static void view_begin(struct node *node, struct view *view) {
-    if (view_check(node, view))
-        view_adopt(node, view);
-    else
-        view_release(view);
-}
-
-/* At start of a node that runs alone: a ring of itself. */
-static void view_alone(struct node *node) {
-    struct buf record = {0};
-
-    record_text(&record, node);
-    buf_text(&record, "\n");
-    view_begin(node, view_first(node, buf_slice(&record)));
-    buf_free(&record);
-}
-
-/* Durable, then in force: takes over what was read, unless it is in force
-   already. The view is the node's from then on, or freed. */
-static bool ring_obey(struct node *node, struct etcd *e, struct view *view) {
-    struct buf text = e->text;
-    bool same = slice_equal(buf_slice(&text), buf_slice(&e->obeyed));
-    bool loaded = atomic_load(&node->loaded);
-
-    if (!same && !loaded && node->view != NULL &&
-        view->epoch > node->view->epoch)
-        same = true; /* once the logs are there: some may have to go */
-    if (same || (loaded && !parts_clear(node, view)) ||
-        !ring_keep(node, buf_slice(&text))) {
-        e->trouble = "has a ring that cannot be kept on the disk here";
-        view_release(view);
-        return same;
-    }
-    e->text = e->obeyed;
-    e->obeyed = text;
-    if (node->view == NULL || view->epoch > node->view->epoch) {
-        say("info", "the ring is another epoch=%" PRIu64 " members=%u next=%u",
-            view->epoch, view->old, view->next_count);
-        e->waits_at = now_ms() + JOINER_MS / 2;
-    }
-    view_adopt(node, view);
-    return true;
-}
-
-/* At start: the ring that was kept on disk is in force, if there is one. */
-static void ring_begin(struct node *node, struct etcd *e) {
-    int fd = openat(node->dir_fd, "ring", O_RDONLY | O_CLOEXEC);
-    struct view *view;
-    struct stat st;
-
-    if (fd < 0 || fstat(fd, &st) != 0)
-        return;
-    buf_zero(&e->obeyed, (size_t)st.st_size);
-    read_at(fd, e->obeyed.p, e->obeyed.n, 0);
-    close(fd);
-    view = view_parse(node, buf_slice(&e->obeyed));
-    if (view == NULL)
-        give_up(1,
-                "%s/ring is damaged: start with an empty -dataPath and -add, "
-                "then all is fetched from the other nodes",
-                node->flags.data);
-    if (view->me == view->count && node->guardian > 0 && !node->flags.add)
-        give_up(2, "%s has left the cluster: a node joins with -add",
-                node->flags.name); /* its etcd cannot say so any more */
-    if (view->me < view->count && view->member[view->me].id == node->self.id)
-        view_begin(node, view);
-    else
-        view_release(view); /* this node was no member then, or another one */
-}
-
-/* This node is no member any more, nor is its etcd one of etcd's. */
-static void left_tell(struct etcd *e) {
-    if (!e->left)
-        say("info", "this node has left the cluster: it may be stopped");
-    e->left = true;
-}
-
-/*
- * The ring in etcd is in force here: does what is due of changes. 1: nothing;
- * 0: look again, at once; -1: there is trouble.
- */
-static int etcd_tend(struct node *node, struct etcd *e) {
-    const struct view *view = node->view;
-    struct buf text = {0}, more = {0};
-    uint64_t report = atomic_load(&node->report);
-    bool put = false;
-    int step;
-
-    leaves_answer(node, e, view);
-    if (view->me == view->count) {
-        if (self_number(node) != 0) {
-            atomic_store(&node->left, true);
-            if (node->guardian <= 0) /* else once etcd has done without it */
-                left_tell(e);
-        }
-        return 1;
-    }
-    if (e->reported != report) {
-        record_text(&text, node);
-        buf_add(&text, "", 1);
-        step = etcd_record(e, node->flags.name, (char *)text.p, "strj_alive_",
-                           e->lease, &put) -
-               1;
-        if (put) /* else it is tried again */
-            e->reported = report;
-    } else if (change_due(node, e, view, &text, &more)) {
-        buf_add(&text, "", 1);
-        buf_add(&more, "", 1);
-        step = etcd_change_ring(e, (char *)text.p, (char *)more.p) - 1;
-        rest_ms(jitter(20)); /* others try the same */
-    } else {
-        change_waits(node, e, view);
-        step = leavers_forget(node, e, view);
-    }
-    buf_free(&text);
-    buf_free(&more);
-    return step;
-}
-
-/* The ring that was read from etcd, or (first) one to begin with, which the
-   caller owns; NULL: this node may not go by it. */
-static struct view *etcd_view(struct node *node, struct etcd *e, bool first) {
-    struct view *view;
-
-    if (first && (node->view != NULL ||
-                  (node->self.cluster != 0 && !node->self.alone))) {
-        e->trouble = /* a new one would be another cluster's */
-            "has lost the ring, and this node goes on with the one that it "
-            "kept; give it back: head -n 1 DATAPATH/ring | etcdctl put "
-            "strj_ring";
-        return NULL;
-    }
-    if (first && node->flags.add) {
-        e->trouble = "has no cluster that this node could join (-add)";
-        return NULL;
-    }
-    view = first ? view_first(node, buf_slice(&e->text))
-                 : view_parse(node, buf_slice(&e->text));
-    if (atomic_load(&node->loaded) && !view_same(node->view, view))
-        e->trouble = /* a slip of somebody's, which must not end all nodes */
-            "has another cluster's ring, or none that makes sense, which is "
-            "not obeyed: give it the newest that any node has kept: head -n 1 "
-            "DATAPATH/ring | etcdctl put strj_ring";
-    else if (view_check(node, view)) {
-        if (view_newer(node->view, view))
-            return view;
-        e->trouble =
-            "has an older ring, which is not obeyed: if it was restored from a "
-            "backup, give it the newest that any node has kept: head -n 1 "
-            "DATAPATH/ring | etcdctl put strj_ring";
-    }
-    view_release(view);
-    return NULL;
-}
-
-/* Makes the ring that is read anew with this node's step in it: it joins, or
-   claims its place, which in a first ring is made with it. false: no answer. */
-static bool etcd_claim(struct node *node, struct etcd *e, struct view *view,
-                       bool first, bool joins) {
-    struct buf text = {0};
-    bool wait = false, done = true;
-
-    for (unsigned i = 0; first && i < view->count; i++)
-        wait = wait || view->member[i].boot == 0; /* its zone will come */
-    if (wait && now_ms() < e->patience) {
-        rest_ms(50);
-        return true;
-    }
-    if (joins && view->count == MEMBERS_MAX) {
-        e->trouble = "has a ring with as many members as there can be";
-        return false;
-    }
-    if (joins) {
-        change_join(node, view, &text);
-    } else {
-        view->member[view->me].id = node->self.id;
-        ring_text(&text, view, view->epoch, view->old, NULL, view->next_count,
-                  view->next_at);
-    }
-    buf_add(&text, "", 1);
-    done = etcd_change_ring(e, (char *)text.p, "");
-    buf_free(&text);
-    return done;
-}
-
-/* Says that this node is there. false: no answer. */
-static bool etcd_tell(struct node *node, struct etcd *e) {
-    struct buf text = {0};
-    bool done;
-
-    identity_begin(node);
-    node->known_boot = node->self.boot; /* first: it may be told unheard */
-    e->reported = atomic_load(&node->report);
-    record_text(&text, node);
-    buf_add(&text, "", 1);
-    done = etcd_announce(e, node->flags.name, (char *)text.p);
-    buf_free(&text);
-    return done;
-}
-
-/*
- * Looks at everything in etcd and takes the next step that is due: says that
- * this node is there, makes the first ring, joins or claims its place in it,
- * obeys it. Nothing is written before what is there was checked. 1: the ring is
- * obeyed; 0: look again, at once; -1: there is trouble.
- */
-static int etcd_step(struct node *node, struct etcd *e) {
-    bool first, member, joins, wished;
-    struct view *view;
-    uint64_t epoch;
-    int step = -1;
-
-    if (!etcd_read(e, node->flags.name))
-        return -1;
-    first = strcmp(e->ring_revision, "0") == 0;
-    view = etcd_view(node, e, first);
-    if (view == NULL)
-        return -1;
-    epoch = view->epoch;
-    member =
-        view->me < view->count && (view->member[view->me].id == 0 ||
-                                   view->member[view->me].id == node->self.id);
-    if (member && view->member[view->me].report > 0)
-        node->reported = view->member[view->me].report;
-    joins = !first && !member && (e->begins || self_number(node) == 0);
-    if (joins)
-        joiner_begin(node, view);
-    if (!first && !member)
-        view->me = view->count; /* its name may be that of one that is lost */
-    if (!first && member && view->member[view->me].id != 0 &&
-        (view->member[view->me].boot > node->known_boot || node->older) &&
-        !copy_found(node, view)) {
-        ;
-    } else if ((e->lease[0] == '\0' || strcmp(e->record_revision, "0") == 0) &&
-               !atomic_load(&node->left)) { /* it was forgotten, as one that had
-                                               left, or etcd was wiped */
-        step = etcd_tell(node, e) - 1;
-    } else if (first || (member && view->member[view->me].id == 0) ||
-               (joins && view->next == NULL && atomic_load(&node->loaded) &&
-                !leave_wished(buf_slice(&e->text), node->flags.name,
-                              &wished))) {
-        step = etcd_claim(node, e, view, first, joins) - 1;
-    } else {
-        if (!ring_obey(node, e, view)) /* it has the view, either way */
-            return -1;
-        return node->view->epoch == epoch ? etcd_tend(node, e) : 1;
-    }
-    view_release(view);
-    return step;
-}
-
-/* Keeps the lease, and steps until the ring in etcd is obeyed. What is in the
-   way is in e->trouble, and is said when it is another than before; with -etcd
-   it is the next endpoint's turn then. Without a ring it ends the process when
-   nothing will help, or after `until`. */
-static void etcd_look(struct node *node, struct etcd *e, uint64_t until) {
-    const struct endpoint *at = &e->endpoints[e->at];
-    const char *told = e->trouble;
-    struct etcd_member m;
-    char where[300];
-    int step = -1;
-
-    e->trouble = "gives answers that make no sense";
-    if (e->lease[0] == '\0' || etcd_beat(e))
-        do
-            step = etcd_step(node, e);
-        while (step == 0 && !stop_requested);
-    if (step != 1 && atomic_load(&node->loaded))
-        leaves_answer(node, e, NULL);
-    if (step == 1)
-        e->trouble = NULL;
-    else if (node->flags.etcd != NULL)
-        e->at = (e->at + 1) % e->count;
-    where_text(where, at->host, at->port);
-    if (e->trouble != NULL && atomic_load(&node->left) && node->guardian > 0 &&
-        etcd_member_find(e, node->flags.name, &m) == 0) {
-        guardian_stop(node); /* its etcd was removed with it, and has ended */
-        node->guardian = 0;
-        left_tell(e);
-    }
-    atomic_store(&node->etcd_lost, e->trouble != NULL);
-    if (e->trouble != NULL && node->view == NULL &&
-        (e->trouble == gateway_off || now_ms() >= until))
-        give_up(1, "etcd at %s %s; no ring was kept from before", where,
-                e->trouble);
-    if (e->trouble != told && !stop_requested)
-        say(e->trouble == NULL ? "info" : "warning", "etcd at %s %s", where,
-            e->trouble == NULL ? "answers" : e->trouble);
-}
-
-/* At start: has a ring in force, the one kept or etcd's first. Even with a ring
-   kept etcd is asked, but not for long: it may be another cluster's, or this
-   directory an older copy, and an etcd beside this node starts with it. */
-static void etcd_begin(struct node *node, struct etcd *e) {
-    uint64_t began = now_ms(), until = began + ETCD_PATIENCE * UINT64_C(1000);
-
-    ring_begin(node, e);
-    e->ms = LOST_MS;
-    e->begins = true;
-    do {
-        etcd_look(node, e, until);
-        rest_ms(e->trouble == NULL ? 0 : node->view == NULL ? 100 : TICK_MS);
-    } while (!stop_requested &&
-             (node->view == NULL ||
-              (e->trouble != NULL && now_ms() < began + LOST_MS)));
-    e->begins = false;
-    e->ms = ETCD_MS;
-}
-
-/* The etcd thread: looks at etcd, and looks again when the watch says
-   something, when a peer knows of a newer ring, when the lease wants a beat. */
-static void *etcd_run(void *arg) {
-    struct node *node = arg;
-    struct etcd *e = node->etcd;
-
-    while (!stop_requested) {
-        struct pollfd fds[2] = {{node->etcd_wake[0], POLLIN, 0},
-                                {-1, POLLIN, 0}};
-
-        etcd_look(node, e, 0);
-        if (e->trouble == NULL && e->watch.fd < 0)
-            etcd_watch(e);
-        fds[1].fd = e->watch.fd;
-        poll(fds, 2, (int)jitter(e->watch.fd < 0 ? 1000 : LOOK_MS));
-        wake_drain(node->etcd_wake[0]);
-        if (fds[1].revents != 0)
-            etcd_heard(e);
-    }
-    return NULL;
 }
 
 /* ----------------------------------------------------------- Replication
@@ -7082,6 +6025,8 @@ static const char *peer_check(struct op *op) {
         epoch_heard(op->w->node, x[2]);
         return NULL;
     }
+    if (m == NULL && op->forwarded)
+        return NULL; /* as if its client had come here: done by this node */
     if (m == NULL || (m->id != 0 && m->id != x[4]))
         return "403 not a member of this cluster";
     if (!peer_booted(op->w->node, m->number, x[5]))
@@ -7379,6 +6324,13 @@ static void vote_take(struct op *op, unsigned i, unsigned status,
 }
 
 static void write_judge(struct op *op);
+static void hand_over(struct op *op); /* consistently: the next section */
+
+/* Whether this node has left the cluster: no member counts on it, and so takes
+   anything from it, but whole operations. */
+static bool op_left(const struct op *op) {
+    return op->w->view->me == op->w->view->count;
+}
 
 /* An owner has answered to a plain write, or its link has failed. Whether the
    key existed is what the newest record says that was held before the first
@@ -7409,6 +6361,12 @@ static void write_answered(struct op *op, unsigned i, unsigned status,
 static void write_attempt(struct op *op) {
     struct node *node = op->w->node;
 
+    if (op_left(op)) {
+        op->reached = op->reached || op_set(op, ANSWER_WAIT, false) != 0;
+        op->tried = op->reached;
+        hand_over(op);
+        return;
+    }
     if (op->w->now < op->next_at) {
         op_due(op, write_attempt);
         return;
@@ -7793,6 +6751,10 @@ static void read_begin(struct op *op) {
     op->began = op->began != 0 ? op->began : op->w->now;
     op->attempt++; /* answers of owners by an older ring are void */
     op->refused = false;
+    if (op_left(op)) {
+        hand_over(op);
+        return;
+    }
     if (mine && part_worth(op->w->node, op->part) == ANSWER_SURE &&
         read_sure(op))
         return;
@@ -8122,8 +7084,13 @@ static void consistent_again(struct op *op) {
     op->attempt++; /* answers to this round are void, and so is its version */
     op->rounds += !op->refused && op->highest == 0;
     op->version = 0;
+    if (op_left(op) && !op->forwarded && !op->tried) {
+        turn_give(op, 0);
+        hand_over(op);
+        return;
+    }
     if ((op->damaged && op->count == 1) || w->now - op->began > CONSISTENT_MS ||
-        op->rounds > CONSISTENT_ROUNDS) {
+        op->rounds > CONSISTENT_ROUNDS || op_left(op)) {
         consistent_failed(op);
         return;
     }
@@ -8537,7 +7504,9 @@ static void forward_answered(struct op *op, unsigned i, unsigned status,
                      heard the others yet */
         status = 503;
     }
-    if (said >= 400) {
+    if (said >= 400 && op->tried) { /* in vain; but here it was begun before */
+        consistent_failed(op);
+    } else if (said >= 400) {
         answer_error(op, (unsigned)said, "%.*s", (int)rest.n,
                      (const char *)rest.p);
     } else if (said != 0 && op->reads &&
@@ -8547,7 +7516,7 @@ static void forward_answered(struct op *op, unsigned i, unsigned status,
                  (op->head || (r.size == rest.n && record_intact(&r)))))) {
         read_answer(op, &r, false, NULL);
     } else if (said != 0 && !op->reads) {
-        op->existed = said == 204;
+        op->existed = op->tried ? op->existed : said == 204;
         op->etag = get64(body.p + 8);
         write_answer(op);
     } else if (op->busy) {
@@ -8560,19 +7529,31 @@ static void forward_answered(struct op *op, unsigned i, unsigned status,
     }
 }
 
-/* Begins an operation of a client, whose body has arrived. */
-static void consistent_begin(struct op *op) {
+/* Has an operation of a client done by the first owner that lives. It is begun
+   like this; or a change of the ring has made this node leave while it was at
+   it: then what was done of it counts for nothing, and it is done once more. Of
+   a plain write that some owners have this is another attempt, as it is where
+   one has met a higher version. */
+static void hand_over(struct op *op) {
     op->phase = PHASE_ROUTE;
     op->began = op->w->now;
-    if (!op->reads) {
-        record_end(&op->rec, op->value_at);
+    op->attempt++; /* answers that are still to come are void */
+    op->due = NULL;
+    op->refused = false;
+    if (!op->reads)
         record_stamp(op->rec.p, 1, 1); /* for the way; it gets its own later */
-    }
-    op_part(op, op->key);
-    if (write_room(op) || op->reads)
+    if (write_room(op) || op->reads || op->reached)
         consistent_route(op);
     else
         answer_error(op, 503, "not applied: " BUSY);
+}
+
+/* Begins an operation of a client, whose body has arrived. */
+static void consistent_begin(struct op *op) {
+    if (!op->reads)
+        record_end(&op->rec, op->value_at);
+    op_part(op, op->key);
+    hand_over(op);
 }
 
 /* A whole operation has arrived from another node, or from this one's repair:
@@ -9879,6 +8860,1453 @@ static void *repair_run(void *arg) {
     return NULL;
 }
 
+/* ------------------------------------------------------------ Membership
+ *
+ * Nodes join, leave and take the place of others while all go on. A change runs
+ * in two epochs, so that no majority by the old ring and none by the new one
+ * can be without an owner in common. In the first, joint epoch the old owners'
+ * majority and the new owners' are both wanted, for all but plain reads; the
+ * new owners take over what the old ones have, which is Repair's work. When all
+ * of these have reported that, the second epoch begins, by the new ring alone.
+ * Each step is a transaction in etcd that fails if another one was quicker, and
+ * any member makes it that sees it due. One change runs at a time.
+ *
+ * So there is no leader, and no plan but what etcd holds: a node looks at all
+ * of that, again and again, and does the one thing that is due.
+ *
+ *     etcd_look         keeps the lease, and steps until the ring is obeyed
+ *       etcd_step       reads all that etcd holds, and does one of these:
+ *         etcd_tell     says that this node is there
+ *         etcd_claim    makes the first ring, joins, or claims its place
+ *         ring_obey     keeps the ring on disk, and puts it in force;
+ *           etcd_tend   then reports, takes a change's next step, removes
+ */
+
+/* ---- Whose directory this is.
+ *
+ * A member is a data directory, known by its id; its name says only whom it may
+ * replace. What stands in etcd under this node's name may be of this directory,
+ * of a later boot of it (then this one is an older copy), or of another one: of
+ * a live node, then this one must not start, or of one that is lost, whose
+ * place it takes. */
+
+/* Whether a member is there, as its address says: whoever answers there and
+   does not mind being called by its id is. This node does not call itself,
+   which has taken the address of the one that it replaces. */
+static bool member_answers(const struct node *node, const struct view *view,
+                           const struct member *m) {
+    struct caller k = {.fd = -1};
+    struct buf fields = {0};
+    bool there = false, own = m->peer_port == node->peer_port &&
+                              strcmp(m->host, node->flags.host) == 0;
+
+    if (m->address_n != 0 && !own) {
+        caller_aim(&k, m->host, m->peer_port);
+        intro_text(&fields, node, view, m->number, m->id, 0);
+        buf_add(&fields, "", 1);
+        there = caller_call(&k, "/_peer/heartbeat", (char *)fields.p,
+                            (struct slice){NULL, 0}, LOST_MS) > 0 &&
+                !slice_begins(buf_slice(&k.reply), &CALLED_WRONG[4]);
+        buf_free(&fields);
+        buf_free(&k.in);
+        buf_free(&k.reply);
+        caller_close(&k);
+    }
+    return there;
+}
+
+/* Whether this node may go by a view, from etcd or kept (NULL: it is none). If
+   it can never, the node stops, as a signal stops it. */
+static bool view_check(struct node *node, const struct view *view) {
+    const struct flags *f = &node->flags;
+    const struct view *now = node->view;
+    uint64_t cluster = now != NULL ? now->cluster : node->self.cluster;
+    const uint64_t *hash = now != NULL ? now->hash : node->self.hash;
+    const struct member *me = view == NULL ? NULL : &view->member[view->me];
+    bool here = me != NULL && me->peer_port == node->peer_port &&
+                strcmp(me->host, f->host) == 0; /* the port is this process's */
+    int code = 1;
+
+    if (view == NULL) {
+        say("fatal", "strj_ring in etcd is not a ring of this version");
+    } else if (cluster != 0 &&
+               (view->cluster != cluster ||
+                memcmp(view->hash, hash, sizeof view->hash) != 0)) {
+        say("fatal", "this data directory belongs to another cluster");
+    } else if ((f->partitions_given && view->partitions != f->partitions) ||
+               (f->replicas_given && view->replicas != f->replicas)) {
+        say("fatal", "the cluster was made with -partitions %u -replicas %u",
+            view->partitions, view->replicas);
+    } else if (view->me == view->count) {
+        if (f->add || atomic_load(&node->loaded))
+            return true; /* it joins; it has left */
+        code = 2;
+        say("fatal",
+            "%s is not a member of this cluster: a node joins with -add",
+            f->name);
+    } else if (me->id == 0 ||
+               (me->id == node->self.id && (node->begun || here))) {
+        return true;
+    } else if (!node->begun || node->joins) {
+        if (here || !member_answers(node, view, me))
+            return true; /* it moved, or its directory was lost: then it joins
+                            in its place */
+        say("fatal",
+            "the name %s is that of a live node, at %s: choose another -name",
+            me->name, me->peer_at);
+    } else {
+        say("fatal",
+            "the name %s is that of another data directory now (node id "
+            "%016" PRIx64 "): this one was replaced while it was away",
+            me->name, me->id);
+    }
+    node->exit_code = code;
+    stop_requested = 1;
+    return false;
+}
+
+/* Moves all logs to trash/, to be begun anew. false: an errno tells why not. */
+static bool logs_discard(const struct node *node) {
+    int trash = trash_open(node);
+    bool good = trash >= 0;
+    char name[16];
+
+    for (unsigned i = 0; good && i < PARTITIONS_MAX; i++) {
+        log_name(name, i, false);
+        good =
+            renameat(node->dir_fd, name, trash, name) == 0 || errno == ENOENT;
+    }
+    good = good && fsync(trash) == 0 && fsync(node->dir_fd) == 0;
+    if (trash >= 0)
+        close(trash);
+    return good;
+}
+
+/* Asks a member whether its directory is an older copy, too. */
+static enum standing member_standing(const struct node *node,
+                                     const struct view *view,
+                                     const struct member *m) {
+    enum standing standing = STANDING_UNKNOWN;
+    struct caller k = {.fd = -1};
+    struct buf fields = {0};
+
+    caller_aim(&k, m->host, m->peer_port);
+    intro_text(&fields, node, view, m->number, m->id, 0);
+    buf_zero(&fields, 1);
+    if (caller_call(&k, "/_peer/standing", (const char *)fields.p,
+                    (struct slice){NULL, 0}, BEAT_MS) == 200)
+        standing = slice_begins(buf_slice(&k.reply), "older") ? STANDING_OLDER
+                                                              : STANDING_SOUND;
+    caller_close(&k);
+    buf_free(&fields);
+    buf_free(&k.in);
+    buf_free(&k.reply);
+    return standing;
+}
+
+/* Whether one of the others, at least, has a directory that is no older copy;
+   waits until one says so, or all have said the opposite. */
+static bool members_sound(struct node *node, const struct view *view) {
+    uint64_t tell = 0;
+    unsigned older;
+
+    atomic_store(&node->standing, STANDING_OLDER);
+    do {
+        older = 1;
+        for (unsigned i = 0; i < view->count && !stop_requested; i++) {
+            enum standing standing =
+                i == view->me ? STANDING_UNKNOWN
+                              : member_standing(node, view, &view->member[i]);
+
+            if (standing == STANDING_SOUND)
+                return true;
+            older += standing == STANDING_OLDER;
+        }
+        if (older < view->count && now_ms() >= tell) {
+            tell = now_ms() + 10000;
+            say("warning",
+                "this data directory is an older copy of itself: it waits "
+                "until one of the others is there which is not, or all are "
+                "that are, asked=%u answers=%u",
+                view->count - 1, older - 1);
+        }
+        rest_ms(older < view->count ? 100 : 0);
+    } while (older < view->count && !stop_requested);
+    return stop_requested;
+}
+
+/*
+ * etcd or another member knows of a later boot of this data directory, or the
+ * mark in shared memory of a later superblock: it is an older copy, put back.
+ * What it holds must not count or spread: what it accepted and promised since
+ * then is forgotten, and the others may have dropped the tombstones of keys
+ * that it still has. So it begins empty, and recovers, with a ceiling above
+ * that of its lost self; before a log goes that is on the disk, or an end here
+ * would leave a directory which looks well. Where all nodes have older copies,
+ * as of a cluster that was put back, or there is only one, these are what there
+ * is. A process that serves already has to be started again: false.
+ */
+static bool copy_found(struct node *node, const struct view *view) {
+    uint64_t ceiling = VERSION_TIME(now_us() + LOST_MS * UINT64_C(1000));
+    bool others = view->count > 1 && view->replicas > 1;
+    struct identity *self = &node->self;
+
+    if (node->begun) {
+        if (view->member[view->me].boot > self->older) /* the next is to know */
+            self->older = view->member[view->me].boot;
+        say("fatal", "this data directory is an older copy of itself, as etcd "
+                     "knows: start the node again, it then begins anew");
+        node->exit_code = 1;
+        stop_requested = 1;
+        return false;
+    }
+    if (others && members_sound(node, view)) {
+        if (stop_requested)
+            return false;
+        say("warning", "this data directory is an older copy of itself: its "
+                       "logs go to trash/, and all is fetched from the others");
+        self->logs = 0;
+    } else {
+        say("warning", "this data directory is an older copy of itself, which "
+                       "is used: no node has a later one");
+    }
+    if (self->ceiling < ceiling)
+        self->ceiling = ceiling;
+    node->begin_ceiling = self->ceiling;
+    node->unclean = true;
+    self->clean = 0;
+    identity_save(node);
+    if (self->logs == 0)
+        node->load_total = 0;
+    if (self->logs == 0 && !logs_discard(node))
+        give_up(1, "cannot move the logs to %s/trash: %s", node->flags.data,
+                strerror(errno));
+    if (view->member[view->me].boot > self->boot)
+        self->boot = view->member[view->me].boot;
+    if (self->older > self->boot)
+        self->boot = self->older;
+    self->older = 0;
+    node->known_boot = self->boot;
+    node->older = false;
+    return true;
+}
+
+/* This directory is to be a new member's, whatever it was before: it gets an id
+   of its own, and what it has goes to trash/. By a ring that was kept it is the
+   old member still, with that one's number and partitions: none is in force. */
+static void joiner_begin(struct node *node, const struct view *view) {
+    struct identity *self = &node->self;
+    bool others = false; /* a copy of the directory of one that is a member */
+    struct view *kept;
+
+    if (node->joins)
+        return;
+    node->joins = true;
+    if (self->cluster == 0 && node->view == NULL)
+        return;
+    pthread_mutex_lock(&node->view_lock);
+    kept = node->view;
+    node->view = NULL;
+    pthread_mutex_unlock(&node->view_lock);
+    atomic_store(&node->epoch, 0);
+    atomic_fetch_add(&node->view_changes, 1);
+    view_release(kept);
+    atomic_store(&self->number, 0);
+    node->etcd->obeyed.n = 0;
+    say("warning", "this directory was another member's, or of one that has "
+                   "left: its logs go to trash/, and all is fetched anew");
+    for (unsigned i = 0; i < view->count; i++)
+        others = others || view->member[i].id == self->id;
+    if (!others)
+        mark_remove(node, self->boot);
+    self->id = random_id();
+    self->clean = 1;
+    self->logs = self->older = 0;
+    node->unclean = node->older = false;
+    node->load_total = 0;
+    identity_save(node);
+    if (!logs_discard(node))
+        give_up(1, "cannot move the logs to %s/trash: %s", node->flags.data,
+                strerror(errno));
+}
+
+/* ---- The ring in force */
+
+/* Keeps the text on disk: whole, or not at all. */
+static bool ring_keep(struct node *node, struct slice text) {
+    int dir = node->dir_fd;
+    int fd =
+        openat(dir, "ring.new", O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
+    bool kept = fd >= 0 && write_at(fd, text.p, text.n, 0) == 0 &&
+                fsync(fd) == 0 && renameat(dir, "ring.new", dir, "ring") == 0 &&
+                fsync(dir) == 0;
+
+    if (fd >= 0)
+        close(fd);
+    return kept;
+}
+
+/* Puts a view in force; the node owns it from now on. With the first one of
+   which it is a member it gets its number, and is in doubt about all. So it is
+   when somebody is no member any more: what that one wrote last may have missed
+   this node, which takes no word of it from now on. */
+static void view_adopt(struct node *node, struct view *view) {
+    const struct member *me = &view->member[view->me];
+    struct view *old;
+    bool gone = false;
+
+    if (view->me < view->count && me->number != self_number(node)) {
+        atomic_store(&node->peers[me->number].said[SAID_DOUBT],
+                     view->partitions);
+        atomic_store(&node->self.number, me->number);
+    }
+    pthread_mutex_lock(&node->view_lock);
+    old = node->view;
+    node->view = view;
+    pthread_mutex_unlock(&node->view_lock);
+    atomic_store(&node->epoch, view->epoch);
+    atomic_fetch_add(&node->view_changes, 1);
+    for (unsigned i = 0; old != NULL && i < old->count; i++)
+        gone = gone || view_member(view, old->member[i].number) == NULL;
+    view_release(old);
+    if (gone)
+        doubt_all(node, "a member is gone");
+    workers_wake(node);
+    wake_write(node->repair_wake[1]);
+}
+
+/*
+ * Whether a view may take the place of the one in force. The ring never goes
+ * back: not to a lower epoch, and within an epoch not to members that lack an
+ * id which was there.
+ */
+static bool view_newer(const struct view *now, const struct view *next) {
+    if (now == NULL || next->epoch > now->epoch)
+        return true;
+    if (next->epoch < now->epoch || next->count != now->count ||
+        next->old != now->old || next->next_count != now->next_count ||
+        memcmp(next->next_at, now->next_at, sizeof now->next_at) != 0)
+        return false;
+    for (unsigned i = 0; i < now->count; i++)
+        if (next->member[i].number != now->member[i].number ||
+            (now->member[i].id != 0 && next->member[i].id != now->member[i].id))
+            return false;
+    return true;
+}
+
+/* Whether a view (NULL: it is none) is of the same cluster as another. */
+static bool view_same(const struct view *now, const struct view *view) {
+    return view != NULL && view->cluster == now->cluster &&
+           memcmp(view->hash, now->hash, sizeof view->hash) == 0 &&
+           view->partitions == now->partitions &&
+           view->replicas == now->replicas;
+}
+
+/*
+ * A view that is to be obeyed makes this node an owner of partitions that it
+ * does not own now: what it may have of them, from when it did, is out of date
+ * in ways that nobody can tell. So it is where the node owns one by the view in
+ * force, and by another epoch of which it knows nothing was no owner between:
+ * the next ring, which is to give it to the node, says so. If there was no
+ * change before in which to take a partition over, or it did not come to its
+ * end, this node recovers, and does so after the next start as well. false: a
+ * log could not be moved away.
+ */
+static bool parts_clear(struct node *node, const struct view *view) {
+    unsigned number = self_number(node);
+    const struct view *now = node->view;
+
+    for (unsigned i = 0; i < node->partitions; i++) {
+        struct part *part = &node->parts[i];
+        unsigned was = view_owns(now, i, number);
+        unsigned of = view_owns(view, i, number);
+        bool anew = of != 0 &&
+                    (was == 0 || (of == OWNS_NEW && view->epoch != now->epoch));
+        bool late = was == OWNS_NEW && node->reported != now->epoch;
+        bool counts = (of & OWNS_OLD) != 0 && (anew || late), empty;
+
+        pthread_mutex_lock(&part->lock);
+        empty = part->log.end == LOG_HEADER;
+        pthread_mutex_unlock(&part->lock);
+        atomic_store(&node->forget, counts);
+        while (atomic_load(&node->forget) && !atomic_load(&node->ended))
+            rest_ms(1);
+        pthread_mutex_lock(&part->lock);
+        part->recovering = part->recovering || counts;
+        pthread_mutex_unlock(&part->lock);
+        if (anew && !empty && !part_restart(node, part, now->epoch, false))
+            return false;
+    }
+    return true;
+}
+
+/* Durable, then in force: takes over the ring that was read, whose view is the
+   node's from then on, or freed. It is left as it is if it is obeyed already;
+   and at the start, if it is a later one than the ring that was kept, until the
+   logs are read: parts_clear() may have to move some away. false: the disk does
+   not take it. */
+static bool ring_obey(struct node *node, struct etcd *e, struct view *view) {
+    struct buf text = e->text;
+    bool same = slice_equal(buf_slice(&text), buf_slice(&e->obeyed));
+    bool loaded = atomic_load(&node->loaded);
+
+    if (!same && !loaded && node->view != NULL &&
+        view->epoch > node->view->epoch)
+        same = true;
+    if (same) {
+        view_release(view);
+        return true;
+    }
+    if ((loaded && !parts_clear(node, view)) ||
+        !ring_keep(node, buf_slice(&text))) {
+        e->trouble = "has a ring that cannot be kept on the disk here";
+        view_release(view);
+        return false;
+    }
+    e->text = e->obeyed;
+    e->obeyed = text;
+    if (node->view == NULL || view->epoch > node->view->epoch) {
+        say("info", "the ring is another epoch=%" PRIu64 " members=%u next=%u",
+            view->epoch, view->old, view->next_count);
+        e->waits_at = now_ms() + JOINER_MS / 2;
+    }
+    view_adopt(node, view);
+    return true;
+}
+
+/* A first ring, which the caller owns: of the sidecars that the command line
+   names, or of this node alone. Zones are in the nodes' records; hosts stand in
+   for those that are not yet. */
+static struct view *view_first(const struct node *node, struct slice records) {
+    const struct etcd *e = node->etcd;
+    bool listed = e != NULL && node->flags.initial_cluster != NULL;
+    const struct identity *self = &node->self;
+    struct view *view = memory(1, sizeof *view);
+    bool alone = self->cluster != 0; /* it brings the data of a node alone */
+
+    atomic_init(&view->refs, 1);
+    view->epoch = 1;
+    view->cluster = alone ? self->cluster : random_id();
+    view->hash[0] = alone ? self->hash[0] : random_id();
+    view->hash[1] = alone ? self->hash[1] : random_id();
+    view->partitions =
+        (unsigned)(alone ? self->partitions : node->flags.partitions);
+    view->replicas = (unsigned)(alone ? self->replicas : node->flags.replicas);
+    view->count = view->old = view->numbers = listed ? e->count : 1;
+    for (unsigned i = 0; i < view->count; i++) {
+        struct member *m = &view->member[i];
+
+        m->number = i + 1;
+        snprintf(m->name, sizeof m->name, "%s",
+                 listed ? e->endpoints[i].name : node->flags.name);
+        snprintf(m->host, sizeof m->host, "%s",
+                 listed ? e->endpoints[i].host : node->flags.host);
+    }
+    if (!view_complete(node, view, records))
+        die("the first ring cannot be built");
+    view->member[view->me].id = self->id;
+    return view;
+}
+
+/* At start: a view is put in force if this node may go by it. */
+static void view_begin(struct node *node, struct view *view) {
+    if (view_check(node, view))
+        view_adopt(node, view);
+    else
+        view_release(view);
+}
+
+/* At start of a node that runs alone: a ring of itself. */
+static void view_alone(struct node *node) {
+    struct buf record = {0};
+
+    record_text(&record, node);
+    buf_text(&record, "\n");
+    view_begin(node, view_first(node, buf_slice(&record)));
+    buf_free(&record);
+}
+
+/* At start: the ring that was kept on disk is in force, if there is one. */
+static void ring_begin(struct node *node, struct etcd *e) {
+    int fd = openat(node->dir_fd, "ring", O_RDONLY | O_CLOEXEC);
+    struct view *view;
+    struct stat st;
+
+    if (fd < 0 || fstat(fd, &st) != 0)
+        return;
+    buf_zero(&e->obeyed, (size_t)st.st_size);
+    read_at(fd, e->obeyed.p, e->obeyed.n, 0);
+    close(fd);
+    view = view_parse(node, buf_slice(&e->obeyed));
+    if (view == NULL)
+        give_up(1,
+                "%s/ring is damaged: start with an empty -dataPath and -add, "
+                "then all is fetched from the other nodes",
+                node->flags.data);
+    if (view->me == view->count && node->guardian > 0 && !node->flags.add)
+        give_up(2, "%s has left the cluster: a node joins with -add",
+                node->flags.name); /* its etcd cannot say so any more */
+    if (view->me < view->count && view->member[view->me].id == node->self.id)
+        view_begin(node, view);
+    else
+        view_release(view); /* this node was no member then, or another one */
+}
+
+/* ---- The steps of a change.
+ *
+ * A member that is to leave stands in strj_leave_N until its record is gone;
+ * who wants to join makes that step itself, when no change runs, and when it
+ * already serves: from then on majorities may need it. If it dies before the
+ * second epoch, and stays away, the change is given up. A node that finds its
+ * name taken by a directory which does not answer takes that one's place, under
+ * a number of its own: versions end in it, and which ones the lost directory
+ * has given away nobody knows. */
+
+/* Whether a member is one of the ring that comes next. */
+static bool view_next_has(const struct view *view, unsigned member) {
+    for (unsigned i = 0; i < view->next_count; i++)
+        if (view->next_at[i] == member)
+            return true;
+    return false;
+}
+
+/* Whether the node that joins has not been heard for so long that it is given
+   up: by nobody of a majority of the members in force, of which this one is. */
+static bool joiner_lost(const struct node *node, struct etcd *e,
+                        const struct view *view) {
+    uint64_t heard = 0, now = now_ms();
+    unsigned alive = 0, number = view->member[view->count - 1].number;
+
+    if (view->count == view->old)
+        return false;
+    for (unsigned i = 0; i < view->old; i++) {
+        const struct peer *peer = &node->peers[view->member[i].number];
+
+        if (member_alive(node, view->member[i].number)) {
+            heard |= atomic_load(&peer->said[SAID_HEARS]);
+            alive++;
+        }
+    }
+    if (e->joiner_epoch != view->epoch || alive <= view->old / 2 ||
+        member_alive(node, number) || (heard >> number % 64 & 1) != 0) {
+        e->joiner_epoch = view->epoch;
+        e->joiner_at = now;
+    }
+    return now >= e->joiner_at + JOINER_MS;
+}
+
+/* Notes which members take partitions over. */
+static void view_gains(const struct view *view, bool gains[MEMBERS_MAX]) {
+    memset(gains, 0, MEMBERS_MAX * sizeof *gains);
+    for (unsigned p = 0; p < view->partitions; p++) {
+        unsigned owners[OWNERS_MAX];
+        uint64_t groups[GROUPS];
+        unsigned n = view_owners(view, p, owners, groups);
+
+        for (unsigned i = 0; i < n; i++)
+            if (groups_gain(groups) >> i & 1)
+                gains[owners[i]] = true;
+    }
+}
+
+/* Whether a change cannot go on, or is not wanted any more: of the next ring
+   somebody is to leave who joins, or who is not there to take over what it has
+   to; or who joins is gone, or has lost its directory, as another has said its
+   name. */
+static bool change_dropped(const struct node *node, struct etcd *e,
+                           const struct view *view) {
+    bool gains[MEMBERS_MAX];
+
+    view_gains(view, gains);
+    for (unsigned i = 0; i < view->count; i++) {
+        const struct member *m = &view->member[i];
+        bool lost = !member_alive(node, m->number);
+
+        if (view_next_has(view, i) &&
+            (i >= view->old
+                 ? m->leaves || (lost && m->host[0] == '\0')
+                 : m->leaves && lost && gains[i] && m->report != view->epoch))
+            return true;
+    }
+    return joiner_lost(node, e, view);
+}
+
+/* Says now and then whom a change waits for who is not there. */
+static void change_waits(const struct node *node, struct etcd *e,
+                         const struct view *view) {
+    bool gains[MEMBERS_MAX];
+
+    if (view->next == NULL || now_ms() < e->waits_at)
+        return;
+    e->waits_at = now_ms() + JOINER_MS;
+    view_gains(view, gains);
+    for (unsigned i = 0; i < view->count; i++) {
+        const struct member *m = &view->member[i];
+
+        if (gains[i] && m->report != view->epoch &&
+            !member_alive(node, m->number))
+            say("warning",
+                "a change of the ring waits for a node that is not heard: "
+                "start it, or remove it with DELETE /_nodes/delete/%s",
+                m->name);
+    }
+}
+
+/* Whether all new owners have reported; more: gets the comparisons by which the
+   step fails if one of them has started anew since. */
+static bool change_complete(const struct view *view, struct slice text,
+                            struct buf *more) {
+    bool gains[MEMBERS_MAX];
+
+    view_gains(view, gains);
+    for (unsigned i = 0; i < view->count; i++) {
+        const struct member *m = &view->member[i];
+        struct slice rest = text, line, record, name;
+        char key[NAME_MAX_BYTES + 16];
+
+        if (!gains[i])
+            continue;
+        if (m->report != view->epoch)
+            return false;
+        snprintf(key, sizeof key, "strj_node_%s", m->name);
+        while (slice_cut(&rest, '\n', &line)) {
+            record = line;
+            if (!slice_begins(line, "{\"name\":") ||
+                !json_next(&line, "name", &name) || !slice_is(name, m->name) ||
+                record_id(line) != m->id)
+                continue;
+            buf_text(more, ",{\"key\":\"");
+            base64_encode(more, slice_of(key));
+            buf_text(more, "\",\"target\":\"VALUE\",\"result\":\"EQUAL\","
+                           "\"value\":\"");
+            base64_encode(more, record);
+            buf_text(more, "\"}");
+        }
+    }
+    return true;
+}
+
+/*
+ * The next step of the ring, if one is due by what etcd holds: its text, and
+ * what must not have changed meanwhile. Who is forced out leaves in one epoch,
+ * since with a majority of some owners gone no joint one would ever end; who
+ * leaves in good order, and may have what these had, only after that.
+ */
+static bool change_due(const struct node *node, struct etcd *e,
+                       const struct view *view, struct buf *ring,
+                       struct buf *more) {
+    struct slice text = buf_slice(&e->obeyed);
+    uint16_t at[MEMBERS_MAX];
+    unsigned n = 0, leavers = 0;
+    bool forced = false;
+
+    for (unsigned i = 0; i < view->old; i++) {
+        leavers += view->member[i].leaves;
+        forced = forced || view->member[i].forced;
+    }
+    for (unsigned i = 0; i < view->old; i++)
+        if (forced ? !view->member[i].forced : !view->member[i].leaves)
+            at[n++] = (uint16_t)i;
+    if (forced && n > 0)
+        ring_text(ring, view, view->epoch + 1, n, at, 0, NULL);
+    else if (view->next != NULL && change_dropped(node, e, view))
+        ring_text(ring, view, view->epoch + 1, view->old, NULL, 0, NULL);
+    else if (view->next != NULL && change_complete(view, text, more))
+        ring_text(ring, view, view->epoch + 1, view->next_count, view->next_at,
+                  0, NULL);
+    else if (view->next == NULL && leavers > 0 && n > 0)
+        ring_text(ring, view, view->epoch + 1, view->old, NULL, n, at);
+    else
+        return false;
+    return true;
+}
+
+/* The step by which this node joins, in the place of a member of its name if
+   there is one. The view is changed, and is good for nothing else after that.
+   */
+static void change_join(const struct node *node, struct view *view,
+                        struct buf *ring) {
+    struct member *m = &view->member[view->count];
+    unsigned n = 0;
+
+    for (unsigned i = 0; i < view->old; i++)
+        if (strcmp(view->member[i].name, node->flags.name) != 0)
+            view->next_at[n++] = (uint16_t)i;
+    *m = (struct member){.number = view->numbers + 1, .id = node->self.id};
+    if (m->number > MEMBERS_MAX) /* all were given once: one that is free */
+        for (m->number = 1; view_member(view, m->number) != NULL; m->number++)
+            ;
+    else
+        view->numbers = m->number;
+    snprintf(m->name, sizeof m->name, "%s", node->flags.name);
+    snprintf(m->zone, sizeof m->zone, "%s", node->flags.zone);
+    view->next_at[n++] = (uint16_t)view->count;
+    ring_text(ring, view, view->epoch + 1, view->old, NULL, n, view->next_at);
+}
+
+/* How a step ended. */
+enum look {
+    LOOK_TROUBLE, /* no answer, or one that cannot be gone by */
+    LOOK_AGAIN,   /* done, or somebody was quicker: look again, at once */
+    LOOK_DONE,    /* nothing is due */
+};
+
+/* ---- Asking for a removal.
+ *
+ * Whoever asks waits for the etcd thread, which looks whether it can be done
+ * and writes the wish into etcd; all else follows from that. */
+
+/* How many of the members in force are not to leave. */
+static unsigned view_stay(const struct view *view) {
+    unsigned stay = 0;
+
+    for (unsigned i = 0; i < view->old; i++)
+        stay += !view->member[i].leaves;
+    return stay;
+}
+
+/* How many partitions have no majority of owners that live; list: gets their
+   numbers, as 0-3,7. */
+static unsigned parts_lost(const struct node *node, const struct view *view,
+                           struct buf *list) {
+    unsigned lost = 0, first = 0;
+
+    for (unsigned p = 0; p <= view->partitions; p++) {
+        unsigned n = 0, alive = 0;
+        const unsigned *owners =
+            p < view->partitions ? ring_owners(view->ring, p, &n) : NULL;
+
+        for (unsigned i = 0; i < n; i++)
+            alive += member_alive(node, view->member[owners[i]].number);
+        if (owners != NULL && alive <= n / 2) {
+            lost++;
+            continue;
+        }
+        if (p > first)
+            buf_print(list, first + 1 < p ? "%s%u-%u" : "%s%u",
+                      list->n > 0 ? "," : "", first, p - 1);
+        first = p + 1;
+    }
+    return lost;
+}
+
+/* Whether a node has an etcd beside it, as its record says. */
+static bool record_sidecar(struct slice text, const char *name) {
+    struct slice line, value;
+    bool sidecar = false;
+
+    while (slice_cut(&text, '\n', &line))
+        if (slice_begins(line, "{\"name\":") &&
+            json_next(&line, "name", &value) && slice_is(value, name))
+            sidecar = json_number(&line, "sidecar", 10) == 1;
+    return sidecar;
+}
+
+/* Answers who asks for the removal of a node: the status; what is to be said is
+   in op->rec. Nothing is written but the wish, which outlives this process. 0:
+   somebody else has asked meanwhile, so that all is to be looked at again. Who
+   is dead and was to leave before is forced out if that is asked for: owners
+   that are alive may wait for it, if they recover. */
+static int leave_ask(struct node *node, struct etcd *e, const struct view *view,
+                     struct op *op) {
+    const char *name = op->if_match;
+    unsigned i = 0, lost, stay;
+    char value[NAME_MAX_BYTES + 40];
+    bool again, force, put = false;
+    struct etcd_member m;
+    struct buf *said = &op->rec;
+
+    stay = view_stay(view);
+    while (i < view->count && strcmp(view->member[i].name, name) != 0)
+        i++;
+    if (i == view->count) {
+        buf_print(said, "no node of the cluster is named %s", name);
+        return 404;
+    }
+    again = view->member[i].leaves;
+    if (!again && i < view->old) {
+        stay--;
+        if (stay == 0) {
+            buf_print(said, "%s is the last node: stop it instead", name);
+            return 409;
+        }
+        if (stay < view->replicas && !op->force) {
+            buf_print(said,
+                      "%u nodes would be left, fewer than -replicas %u: add "
+                      "one first, or use ?force",
+                      stay, view->replicas);
+            return 409;
+        }
+    }
+    if (record_sidecar(buf_slice(&e->obeyed), name) &&
+        etcd_member_only(etcd_member_find(e, name, &m), &m)) {
+        buf_print(said,
+                  "the etcd beside %s is the only one: add a node with an etcd "
+                  "beside it first",
+                  name);
+        return 409;
+    }
+    lost = parts_lost(node, view, said);
+    if (lost > 0 && !op->force) {
+        buf_text(said, ": no majority of the owners of these partitions is "
+                       "alive: start them, or, if they are gone for good, use "
+                       "?force: what was written last there may be lost");
+        return 409;
+    }
+    force = op->force && !member_alive(node, view->member[i].number) &&
+            (lost > 0 || again);
+    snprintf(value, sizeof value, "{\"leave\":\"%.*s\",\"force\":\"%d\"}",
+             NAME_MAX_BYTES, name, force);
+    if (!etcd_leave(e, name, value, &put))
+        return 503;
+    if (!put)
+        return 0;
+    if (force) {
+        say("warning",
+            "a node is forced out: what was written last may be lost node=%s "
+            "partitions=%.*s",
+            name, (int)said->n, (char *)said->p);
+        buf_text(said, ": what was written last there may be lost; ");
+    } else {
+        say("info", "a node is to leave node=%s", name);
+        said->n = 0;
+    }
+    buf_print(said, "%s is being removed: see /_cluster_status", name);
+    return 202;
+}
+
+/* Has the etcd thread answer who asks for the removal of a node. */
+static void leave_wait(struct node *node, struct op *op) {
+    pthread_mutex_lock(&node->view_lock);
+    op->wait_next = node->leaves;
+    node->leaves = op;
+    pthread_mutex_unlock(&node->view_lock);
+    wake_write(node->etcd_wake[1]);
+}
+
+/* Answers all who ask for the removal of a node. */
+static void leaves_answer(struct node *node, struct etcd *e,
+                          const struct view *view) {
+    struct op *list, *op;
+    int status;
+
+    pthread_mutex_lock(&node->view_lock);
+    list = node->leaves;
+    node->leaves = NULL;
+    pthread_mutex_unlock(&node->view_lock);
+    while ((op = list) != NULL) {
+        list = op->wait_next;
+        op->wait_next = NULL;
+        op->rec.n = 0;
+        status = view == NULL ? 503 : leave_ask(node, e, view, op);
+        if (status == 503) {
+            op->rec.n = 0;
+            buf_text(&op->rec, "etcd does not answer: try again");
+        }
+        if (status != 0)
+            ops_post(op, status);
+        else
+            leave_wait(node, op);
+    }
+}
+
+/* Removes from etcd what is left of members that have left, an etcd beside one
+   first: that may have to wait, for the sake of etcd's own quorum. */
+static enum look leavers_forget(struct node *node, struct etcd *e,
+                                const struct view *view) {
+    struct slice text = buf_slice(&e->obeyed), rest = text, line, value;
+    char name[NAME_MAX_BYTES + 1];
+
+    while (slice_cut(&rest, '\n', &line)) {
+        bool member = false;
+
+        if (!slice_begins(line, "{\"leave\":") ||
+            !json_next(&line, "leave", &value) ||
+            !slice_copy(value, name, sizeof name))
+            continue;
+        for (unsigned i = 0; i < view->count; i++)
+            member = member || strcmp(view->member[i].name, name) == 0;
+        if (!member &&
+            (!record_sidecar(text, name) || etcd_member_remove(node, e, name)))
+            return etcd_forget(e, name) ? LOOK_AGAIN : LOOK_TROUBLE;
+    }
+    return LOOK_DONE;
+}
+
+/* ---- The etcd thread */
+
+/* This node is no member any more, nor is its etcd one of etcd's. */
+static void left_tell(struct etcd *e) {
+    if (!e->left)
+        say("info", "this node has left the cluster: it may be stopped");
+    e->left = true;
+}
+
+/* The ring in etcd is in force here: does what is due of changes. */
+static enum look etcd_tend(struct node *node, struct etcd *e) {
+    const struct view *view = node->view;
+    struct buf text = {0}, more = {0};
+    uint64_t report = atomic_load(&node->report);
+    bool put = false;
+    enum look step;
+
+    leaves_answer(node, e, view);
+    if (view->me == view->count) {
+        if (self_number(node) != 0) {
+            atomic_store(&node->left, true);
+            if (node->guardian <= 0) /* else once etcd has done without it */
+                left_tell(e);
+        }
+        return LOOK_DONE;
+    }
+    if (e->reported != report) {
+        record_text(&text, node);
+        buf_add(&text, "", 1);
+        step = etcd_record(e, node->flags.name, (char *)text.p, "strj_alive_",
+                           e->lease, &put)
+                   ? LOOK_AGAIN
+                   : LOOK_TROUBLE;
+        if (put) /* else it is tried again */
+            e->reported = report;
+    } else if (change_due(node, e, view, &text, &more)) {
+        buf_add(&text, "", 1);
+        buf_add(&more, "", 1);
+        step = etcd_change_ring(e, (char *)text.p, (char *)more.p)
+                   ? LOOK_AGAIN
+                   : LOOK_TROUBLE;
+        rest_ms(jitter(20)); /* others try the same */
+    } else {
+        change_waits(node, e, view);
+        step = leavers_forget(node, e, view);
+    }
+    buf_free(&text);
+    buf_free(&more);
+    return step;
+}
+
+/* The ring that was read from etcd, or (first) one to begin with, which the
+   caller owns; NULL: this node may not go by it. */
+static struct view *etcd_view(struct node *node, struct etcd *e, bool first) {
+    struct view *view;
+
+    if (first && (node->view != NULL ||
+                  (node->self.cluster != 0 && !node->self.alone))) {
+        e->trouble = /* a new one would be another cluster's */
+            "has lost the ring, and this node goes on with the one that it "
+            "kept; give it back: head -n 1 DATAPATH/ring | etcdctl put "
+            "strj_ring";
+        return NULL;
+    }
+    if (first && node->flags.add) {
+        e->trouble = "has no cluster that this node could join (-add)";
+        return NULL;
+    }
+    view = first ? view_first(node, buf_slice(&e->text))
+                 : view_parse(node, buf_slice(&e->text));
+    if (atomic_load(&node->loaded) && !view_same(node->view, view))
+        e->trouble = /* a slip of somebody's, which must not end all nodes */
+            "has another cluster's ring, or none that makes sense, which is "
+            "not obeyed: give it the newest that any node has kept: head -n 1 "
+            "DATAPATH/ring | etcdctl put strj_ring";
+    else if (view_check(node, view)) {
+        if (view_newer(node->view, view))
+            return view;
+        e->trouble =
+            "has an older ring, which is not obeyed: if it was restored from a "
+            "backup, give it the newest that any node has kept: head -n 1 "
+            "DATAPATH/ring | etcdctl put strj_ring";
+    }
+    view_release(view);
+    return NULL;
+}
+
+/* Makes the ring that is read anew with this node's step in it: it joins, or
+   claims its place, which in a first ring is made with it. false: no answer. */
+static bool etcd_claim(struct node *node, struct etcd *e, struct view *view,
+                       bool first, bool joins) {
+    struct buf text = {0};
+    bool wait = false, done = true;
+
+    for (unsigned i = 0; first && i < view->count; i++)
+        wait = wait || view->member[i].boot == 0; /* its zone will come */
+    if (wait && now_ms() < e->patience) {
+        rest_ms(50);
+        return true;
+    }
+    if (joins && view->count == MEMBERS_MAX) {
+        e->trouble = "has a ring with as many members as there can be";
+        return false;
+    }
+    if (joins) {
+        change_join(node, view, &text);
+    } else {
+        view->member[view->me].id = node->self.id;
+        ring_text(&text, view, view->epoch, view->old, NULL, view->next_count,
+                  view->next_at);
+    }
+    buf_add(&text, "", 1);
+    done = etcd_change_ring(e, (char *)text.p, "");
+    buf_free(&text);
+    return done;
+}
+
+/* Says that this node is there. false: no answer. */
+static bool etcd_tell(struct node *node, struct etcd *e) {
+    struct buf text = {0};
+    bool done;
+
+    identity_begin(node);
+    node->known_boot = node->self.boot; /* first: it may be told unheard */
+    e->reported = atomic_load(&node->report);
+    record_text(&text, node);
+    buf_add(&text, "", 1);
+    done = etcd_announce(e, node->flags.name, (char *)text.p);
+    buf_free(&text);
+    return done;
+}
+
+/*
+ * Looks at everything in etcd and takes the next step that is due: says that
+ * this node is there, makes the first ring, joins or claims its place in it,
+ * obeys it. Nothing is written before what is there was checked.
+ */
+static enum look etcd_step(struct node *node, struct etcd *e) {
+    bool first, member, joins, wished;
+    struct view *view;
+    uint64_t epoch;
+    bool done;
+
+    if (!etcd_read(e, node->flags.name))
+        return LOOK_TROUBLE;
+    first = strcmp(e->ring_revision, "0") == 0;
+    view = etcd_view(node, e, first);
+    if (view == NULL)
+        return LOOK_TROUBLE;
+    epoch = view->epoch;
+    member =
+        view->me < view->count && (view->member[view->me].id == 0 ||
+                                   view->member[view->me].id == node->self.id);
+    if (member && view->member[view->me].report > 0)
+        node->reported = view->member[view->me].report;
+    /* It is to become a member: it is none by this ring, and has been none
+       since its start. One that has left would have to be started again. */
+    joins = !first && !member && (e->begins || self_number(node) == 0);
+    if (joins)
+        joiner_begin(node, view);
+    if (!first && !member)
+        view->me = view->count; /* its name may be that of one that is lost */
+    if (!first && member && view->member[view->me].id != 0 &&
+        (view->member[view->me].boot > node->known_boot || node->older) &&
+        !copy_found(node, view)) {
+        view_release(view);
+        return LOOK_TROUBLE;
+    }
+    if ((e->lease[0] == '\0' || strcmp(e->record_revision, "0") == 0) &&
+        !atomic_load(&node->left)) { /* it was forgotten, as one that had left,
+                                        or etcd was wiped */
+        done = etcd_tell(node, e);
+    } else if (first || (member && view->member[view->me].id == 0) ||
+               (joins && view->next == NULL && atomic_load(&node->loaded) &&
+                !leave_wished(buf_slice(&e->text), node->flags.name,
+                              &wished))) {
+        done = etcd_claim(node, e, view, first, joins);
+    } else {
+        if (!ring_obey(node, e, view)) /* it has the view, either way */
+            return LOOK_TROUBLE;
+        return node->view->epoch == epoch ? etcd_tend(node, e) : LOOK_DONE;
+    }
+    view_release(view);
+    return done ? LOOK_AGAIN : LOOK_TROUBLE;
+}
+
+/* Keeps the lease, and steps until the ring in etcd is obeyed. What is in the
+   way is in e->trouble, and is said when it is another than before; with -etcd
+   it is the next endpoint's turn then. Without a ring it ends the process when
+   nothing will help, or after `until`. */
+static void etcd_look(struct node *node, struct etcd *e, uint64_t until) {
+    const struct endpoint *at = &e->endpoints[e->at];
+    const char *told = e->trouble;
+    struct etcd_member m;
+    char where[300];
+    enum look step = LOOK_TROUBLE;
+
+    e->trouble = "gives answers that make no sense";
+    if (e->lease[0] == '\0' || etcd_beat(e))
+        do
+            step = etcd_step(node, e);
+        while (step == LOOK_AGAIN && !stop_requested);
+    if (step != LOOK_DONE && atomic_load(&node->loaded))
+        leaves_answer(node, e, NULL);
+    if (step == LOOK_DONE)
+        e->trouble = NULL;
+    else if (node->flags.etcd != NULL)
+        e->at = (e->at + 1) % e->count;
+    where_text(where, at->host, at->port);
+    if (e->trouble != NULL && atomic_load(&node->left) && node->guardian > 0 &&
+        etcd_member_find(e, node->flags.name, &m) == 0) {
+        guardian_stop(node); /* its etcd was removed with it, and has ended */
+        node->guardian = 0;
+        left_tell(e);
+    }
+    atomic_store(&node->etcd_lost, e->trouble != NULL);
+    if (e->trouble != NULL && node->view == NULL &&
+        (e->trouble == gateway_off || now_ms() >= until))
+        give_up(1, "etcd at %s %s; no ring was kept from before", where,
+                e->trouble);
+    if (e->trouble != told && !stop_requested)
+        say(e->trouble == NULL ? "info" : "warning", "etcd at %s %s", where,
+            e->trouble == NULL ? "answers" : e->trouble);
+}
+
+/* At start: has a ring in force, the one kept or etcd's first. Even with a ring
+   kept etcd is asked, but not for long: it may be another cluster's, or this
+   directory an older copy, and an etcd beside this node starts with it. */
+static void etcd_begin(struct node *node, struct etcd *e) {
+    uint64_t began = now_ms(), until = began + ETCD_PATIENCE * UINT64_C(1000);
+
+    ring_begin(node, e);
+    e->ms = LOST_MS;
+    e->begins = true;
+    do {
+        etcd_look(node, e, until);
+        rest_ms(e->trouble == NULL ? 0 : node->view == NULL ? 100 : TICK_MS);
+    } while (!stop_requested &&
+             (node->view == NULL ||
+              (e->trouble != NULL && now_ms() < began + LOST_MS)));
+    e->begins = false;
+    e->ms = ETCD_MS;
+}
+
+/* The etcd thread: looks at etcd, and looks again when the watch says
+   something, when a peer knows of a newer ring, when the lease wants a beat. */
+static void *etcd_run(void *arg) {
+    struct node *node = arg;
+    struct etcd *e = node->etcd;
+
+    while (!stop_requested) {
+        struct pollfd fds[2] = {{node->etcd_wake[0], POLLIN, 0},
+                                {-1, POLLIN, 0}};
+
+        etcd_look(node, e, 0);
+        if (e->trouble == NULL && e->watch.fd < 0)
+            etcd_watch(e);
+        fds[1].fd = e->watch.fd;
+        poll(fds, 2, (int)jitter(e->watch.fd < 0 ? 1000 : LOOK_MS));
+        wake_drain(node->etcd_wake[0]);
+        if (fds[1].revents != 0)
+            etcd_heard(e);
+    }
+    return NULL;
+}
+
+/* ---- The way of a sidecar into an etcd that exists (-add).
+ *
+ * It is added as a learner, begins with the members that there are, and is
+ * promoted to one that votes when it has caught up: so a sidecar that is slow,
+ * or never starts, takes nothing from the majority. etcd has one learner at a
+ * time; who finds another one waits for it, and takes it out if it is dead.
+ *
+ * A process may end at any point of this. Whoever comes next goes by what etcd
+ * says, and by whether the sidecar has begun here. Every list is read behind a
+ * read of a key, which only a member that votes and has a leader answers, and
+ * only when it knows all that was changed before. */
+
+#define JOIN_LEARNER_MS 30000 /* for another learner to start */
+#define JOIN_CALL_MS    2000  /* for one call */
+
+/* What is due, by etcd's list. Of several members the highest decides. */
+enum join_step {
+    JOIN_ADD,   /* this node is to be added */
+    JOIN_WAIT,  /* for another one, which is on its way in */
+    JOIN_TAKEN, /* another member has the URL of this node's */
+    JOIN_START, /* this node was added, and has not started */
+    JOIN_NAMED, /* a member has this node's name: it lives, or is to go */
+    JOIN_STALE, /* the other one has taken too long */
+    JOIN_FULL,
+};
+
+/* How far it has come. */
+struct join {
+    const char *name;   /* this node's */
+    char url[320];      /* its sidecar's, for peers */
+    unsigned at;        /* of the endpoints, the one here */
+    bool promote;       /* the sidecar may be a learner when it has started */
+    char other[24];     /* the id of the one that it waits for; "": none */
+    uint64_t since;     /* when it was first seen, or seen alive */
+    uint64_t sum;       /* of the list; another one is progress */
+    uint64_t until;     /* then it has failed */
+    char answered[700]; /* what was asked last and did not work, and why */
+};
+
+/* Notes that etcd would not do something, and what it said. */
+static void join_refused(struct etcd *e, struct join *j, const char *what) {
+    const struct endpoint *at = &e->endpoints[e->at];
+    struct slice reply = buf_slice(&e->call.reply);
+    char where[300], why[256];
+
+    where_text(where, at->host, at->port);
+    if (e->trouble == gateway_off || !json_text(&reply, "message", why, 256))
+        snprintf(why, sizeof why, "it %s", e->trouble);
+    snprintf(j->answered, sizeof j->answered, "etcd at %s was asked %s: %s",
+             where, what, why);
+}
+
+/* A call to the etcd at hand, as etcd_call(); the request has one word. */
+static bool join_call(struct etcd *e, struct join *j, const char *path,
+                      const char *request, const char *word,
+                      struct slice *reply) {
+    e->call.reply.n = 0;
+    e->trouble = "does not answer";
+    if (etcd_call(e, path, reply, request, word))
+        return true;
+    join_refused(e, j, path);
+    return false;
+}
+
+/* Finds an etcd that answers, and has its list of members. The one here is
+   asked, and first, if it may have started. A list has a member at least. */
+static bool join_list(struct etcd *e, struct join *j, bool here,
+                      struct slice *list) {
+    struct etcd_member m;
+
+    for (unsigned i = here ? 0 : 1; i < e->count && !stop_requested; i++) {
+        e->at = (j->at + i) % e->count;
+        if (join_call(e, j, "/v3/kv/range", "{\"key\":\"@\"}", "strj_ring",
+                      list) &&
+            join_call(e, j, "/v3/cluster/member/list", "{}", NULL, list)) {
+            struct slice rest = *list;
+
+            if (etcd_member_next(&rest, &m))
+                return true;
+        }
+    }
+    return false;
+}
+
+/* This node's member in the list; false: there is none. */
+static bool join_self(const struct join *j, struct slice list,
+                      struct etcd_member *m) {
+    while (etcd_member_next(&list, m))
+        if (etcd_member_at(m, j->url) || strcmp(m->name, j->name) == 0)
+            return true;
+    return false;
+}
+
+/* What to do by the list, and with which member. */
+static enum join_step join_decide(struct join *j, struct slice list,
+                                  uint64_t now, struct etcd_member *about) {
+    enum join_step step = JOIN_ADD, due;
+    struct etcd_member m;
+    unsigned count = 0;
+    uint64_t sum = 0;
+
+    for (; etcd_member_next(&list, &m); count++) {
+        bool at = etcd_member_at(&m, j->url);
+
+        due = m.started && strcmp(m.name, j->name) == 0 ? JOIN_NAMED
+              : at && !m.started                        ? JOIN_START
+              : at                                      ? JOIN_TAKEN
+              : !m.started || m.learner                 ? JOIN_WAIT
+                                                        : JOIN_ADD;
+        if (due > step) {
+            step = due;
+            *about = m;
+        }
+        sum = xxh64((uint8_t *)m.id, strlen(m.id),
+                    sum + m.started + 2 * (uint64_t)m.learner);
+    }
+    if (sum != j->sum)
+        j->until = now + ETCD_PATIENCE * UINT64_C(1000);
+    j->sum = sum;
+    if (step == JOIN_WAIT && strcmp(about->id, j->other) != 0) {
+        memcpy(j->other, about->id, sizeof j->other);
+        j->since = now;
+    }
+    if (step == JOIN_WAIT && now - j->since >= JOIN_LEARNER_MS)
+        step = JOIN_STALE;
+    return step == JOIN_ADD && count >= ETCDS_MAX ? JOIN_FULL : step;
+}
+
+/* Whether a member of etcd is there and answers; of one that cannot be asked
+   it is believed. */
+static bool etcd_member_lives(struct etcd *e, const struct etcd_member *m) {
+    struct endpoint to = {0};
+    struct slice reply, id;
+    int status;
+
+    if (!m->started)
+        return false;
+    if (!url_parse(slice_of(m->client), &to) || to.tls)
+        return true;
+    caller_aim(&e->call, to.host, to.port);
+    status = caller_call(&e->call, "/v3/maintenance/status", "", slice_of("{}"),
+                         ETCD_MS);
+    reply = buf_slice(&e->call.reply);
+    return status >= 0 && json_next(&reply, "member_id", &id) &&
+           slice_is(id, m->id);
+}
+
+/* What the sidecar is to begin with: all members, by the names that they have,
+   this one by its own. */
+static void join_peers(struct etcd *e, const struct join *j,
+                       struct slice list) {
+    struct etcd_member m;
+    struct slice url;
+
+    e->peers.n = 0;
+    while (etcd_member_next(&list, &m)) {
+        const char *name = etcd_member_at(&m, j->url) ? j->name : m.name;
+
+        while (etcd_url_next(&m.urls, &url))
+            buf_print(&e->peers, "%s%s=%.*s", e->peers.n > 0 ? "," : "", name,
+                      (int)url.n, (const char *)url.p);
+    }
+    buf_add(&e->peers, "", 1);
+}
+
+/* Takes the next step; true: the sidecar can start. What makes no sense to try
+   again ends the process. */
+static bool join_next(struct node *node, struct etcd *e, struct join *j) {
+    struct etcd_member m = {0};
+    struct slice list;
+
+    if (!join_list(e, j, false, &list))
+        return false;
+    switch (join_decide(j, list, now_ms(), &m)) {
+    case JOIN_ADD:
+        if (join_call(e, j, "/v3/cluster/member/add",
+                      "{\"peerURLs\":[\"$\"],\"isLearner\":true}", j->url,
+                      &list))
+            say("info", "added to etcd as a learner, at %s", j->url);
+        break;
+    case JOIN_START:
+        join_peers(e, j, list);
+        return true;
+    case JOIN_STALE:
+        if (etcd_member_lives(e, &m))
+            j->since = now_ms();
+        else if (join_call(e, j, "/v3/cluster/member/remove", "{\"ID\":\"$\"}",
+                           m.id, &list))
+            say("warning",
+                "etcd's member %s was added and does not run: it "
+                "is removed",
+                m.name);
+        break;
+    case JOIN_WAIT:
+        snprintf(j->answered, sizeof j->answered,
+                 "etcd's member %s is still on its way in", m.name);
+        break;
+    case JOIN_NAMED:
+        if (etcd_member_lives(e, &m))
+            give_up(1,
+                    "the name %s is already live: etcd's member of that "
+                    "name answers at %s; choose another -name",
+                    j->name, m.client);
+        if (etcd_member_remove(node, e, j->name))
+            say("warning", "etcd's dead member of this name, %s, is removed",
+                m.id);
+        else
+            join_refused(e, j, "to remove the dead member of this name");
+        break;
+    case JOIN_TAKEN:
+        give_up(1,
+                "etcd's member %s is at %s already: choose another port in "
+                "-initialCluster, or remove that member",
+                m.name, j->url);
+    case JOIN_FULL:
+        give_up(1,
+                "etcd has %d members already, which is the most: join with "
+                "-etcd, without an etcd here",
+                ETCDS_MAX);
+    }
+    return false;
+}
+
+/* Rests between two tries, unless it is too late or the process is to end. */
+static void join_rest(const struct join *j) {
+    if (stop_requested)
+        exit(0);
+    if (now_ms() >= j->until)
+        give_up(1,
+                "cannot join: %s; see that a majority of etcd's members run "
+                "and reach each other, then start this node again",
+                j->answered);
+    rest_ms(jitter(400));
+}
+
+/* Sets the sidecar's data aside: the log of a member that is none any more, as
+   it was long in starting, is of no use. */
+static void sidecar_discard(const struct node *node) {
+    char to[64];
+
+    snprintf(to, sizeof to, "trash/etcd-%" PRIu64, now_us());
+    if ((mkdirat(node->dir_fd, "trash", 0777) != 0 && errno != EEXIST) ||
+        renameat(node->dir_fd, "etcd", node->dir_fd, to) != 0 ||
+        fsync(node->dir_fd) != 0)
+        give_up(1, "cannot move %s/etcd away: %s", node->flags.data,
+                strerror(errno));
+    say("warning",
+        "etcd has removed its member here: it joins anew, and its "
+        "old data is in %s/%s",
+        node->flags.data, to);
+}
+
+/* Before the sidecar starts: it has begun and is still a member of etcd, or is
+   added to it. If nobody can tell it may start as it is, since all nodes may
+   have been started at once. */
+static void join_begin(struct node *node, struct join *j) {
+    struct etcd *e = node->etcd;
+    const struct endpoint *me = &e->endpoints[e->at];
+    bool begun = faccessat(node->dir_fd, "etcd/member/wal", F_OK, 0) == 0;
+    struct etcd_member m;
+    struct slice list;
+    char where[300];
+
+    *j = (struct join){.name = me->name, .at = e->at, .promote = true};
+    where_text(where, me->host, me->port + 1);
+    snprintf(j->url, sizeof j->url, "%s://%s", me->tls ? "https" : "http",
+             where);
+    e->ms = JOIN_CALL_MS;
+    if (begun && !join_list(e, j, false, &list)) {
+        j->promote = faccessat(node->dir_fd, "ring", F_OK, 0) != 0;
+    } else if (begun && join_self(j, list, &m)) {
+        j->promote = m.learner;
+    } else {
+        if (begun)
+            sidecar_discard(node);
+        j->until = now_ms() + ETCD_PATIENCE * UINT64_C(1000);
+        while (!join_next(node, e, j))
+            join_rest(j);
+    }
+    caller_close(&e->call); /* the guardian must not keep it */
+    e->trouble = NULL;
+    e->at = j->at;
+}
+
+/* When the sidecar has started: it is promoted, as soon as etcd agrees. */
+static void join_end(struct node *node, struct join *j) {
+    struct etcd *e = node->etcd;
+    struct etcd_member m;
+    struct slice list;
+
+    j->until = now_ms() + ETCD_PATIENCE * UINT64_C(1000);
+    for (; j->promote; join_rest(j)) {
+        if (!join_list(e, j, true, &list))
+            continue;
+        if (!join_self(j, list, &m))
+            give_up(1, "etcd has removed its member here, which was long in "
+                       "starting: start this node again");
+        if (!m.learner)
+            break;
+        join_call(e, j, "/v3/cluster/member/promote", "{\"ID\":\"$\"}", m.id,
+                  &list);
+    }
+    if (j->promote)
+        say("info", "etcd here is a full member");
+    e->trouble = NULL;
+    e->at = j->at;
+}
+
 /* --------------------------------------------------------------- Listing
  *
  * A listing goes through all keys in the order of their fingerprints, which is
@@ -10776,6 +11204,7 @@ static const char *route_request(struct op *op, const struct http *h) {
         intro_take(op, h->estoraje);
         op->body = peer_body;
         op->act = r->body;
+        op->forwarded = r->body == consistent_body;
         op->body_most = RECORD_MAX;
         refusal = peer_check(op);
     }
@@ -10926,16 +11355,6 @@ static void flags_parse(struct flags *flags, char **argv) {
     }
 }
 
-/* Whether a text is made of letters, digits and .:-_%: it can stand in JSON as
-   it is. */
-static bool text_plain(const char *text, size_t most) {
-    size_t n = strlen(text);
-
-    return n <= most && strspn(text, "abcdefghijklmnopqrstuvwxyz"
-                                     "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-                                     "0123456789.:-_%") == n;
-}
-
 /* Looks at what the flags say together; fills in what was not given. */
 static void flags_check(struct node *node) {
     static const char *const syncs[] = {"always", "second", "none"};
@@ -11005,28 +11424,6 @@ static bool etcd_found(void) {
     return false;
 }
 
-/* Splits http://host:port; false: malformed. */
-static bool url_parse(struct slice url, struct endpoint *to) {
-    struct slice scheme, host, gap = {0};
-    uint64_t port = 0;
-    bool v6;
-
-    url.n -= url.n > 0 && url.p[url.n - 1] == '/';
-    if (!slice_cut(&url, ':', &scheme) || !slice_begins(url, "//"))
-        return false;
-    v6 = slice_begins(url, "//[");
-    url = slice_skip(url, v6 ? 3 : 2);
-    if (!slice_cut(&url, v6 ? ']' : ':', &host) ||
-        (v6 && !slice_cut(&url, ':', &gap)) || !slice_digits(url, 10, &port) ||
-        port < 2 || port > 65535)
-        return false;
-    to->port = (unsigned)port;
-    to->tls = slice_is(scheme, "https");
-    return (to->tls || slice_is(scheme, "http")) && gap.n == 0 && host.n > 0 &&
-           slice_copy(host, to->host, sizeof to->host) &&
-           text_plain(to->host, 255);
-}
-
 /* Parses a list of URLs: of -initialCluster, each behind its name=, or of
    -etcd. false: malformed, or too long, at *bad. */
 static bool endpoints_parse(struct etcd *e, const char *text, bool named,
@@ -11091,314 +11488,6 @@ static int socket_bound(const char *host, unsigned port,
         return fd;
     close(fd);
     return -1;
-}
-
-/* ---- The way of a sidecar into an etcd that exists (-add).
- *
- * It is added as a learner, begins with the members that there are, and is
- * promoted to one that votes when it has caught up: so a sidecar that is slow,
- * or never starts, takes nothing from the majority. etcd has one learner at a
- * time; who finds another one waits for it, and takes it out if it is dead.
- *
- * A process may end at any point of this. Whoever comes next goes by what etcd
- * says, and by whether the sidecar has begun here. Every list is read behind a
- * read of a key, which only a member that votes and has a leader answers, and
- * only when it knows all that was changed before. */
-
-#define JOIN_LEARNER_MS 30000 /* for another learner to start */
-#define JOIN_CALL_MS    2000  /* for one call */
-
-/* What is due, by etcd's list. Of several members the highest decides. */
-enum join_step {
-    JOIN_ADD,   /* this node is to be added */
-    JOIN_WAIT,  /* for another one, which is on its way in */
-    JOIN_TAKEN, /* another member has the URL of this node's */
-    JOIN_START, /* this node was added, and has not started */
-    JOIN_NAMED, /* a member has this node's name: it lives, or is to go */
-    JOIN_STALE, /* the other one has taken too long */
-    JOIN_FULL,
-};
-
-/* How far it has come. */
-struct join {
-    const char *name;   /* this node's */
-    char url[320];      /* its sidecar's, for peers */
-    unsigned at;        /* of the endpoints, the one here */
-    bool promote;       /* the sidecar may be a learner when it has started */
-    char other[24];     /* the id of the one that it waits for; "": none */
-    uint64_t since;     /* when it was first seen, or seen alive */
-    uint64_t sum;       /* of the list; another one is progress */
-    uint64_t until;     /* then it has failed */
-    char answered[700]; /* what was asked last and did not work, and why */
-};
-
-/* Notes that etcd would not do something, and what it said. */
-static void join_refused(struct etcd *e, struct join *j, const char *what) {
-    const struct endpoint *at = &e->endpoints[e->at];
-    struct slice reply = buf_slice(&e->call.reply);
-    char where[300], why[256];
-
-    where_text(where, at->host, at->port);
-    if (e->trouble == gateway_off || !json_text(&reply, "message", why, 256))
-        snprintf(why, sizeof why, "it %s", e->trouble);
-    snprintf(j->answered, sizeof j->answered, "etcd at %s was asked %s: %s",
-             where, what, why);
-}
-
-/* A call to the etcd at hand, as etcd_call(); the request has one word. */
-static bool join_call(struct etcd *e, struct join *j, const char *path,
-                      const char *request, const char *word,
-                      struct slice *reply) {
-    e->call.reply.n = 0;
-    e->trouble = "does not answer";
-    if (etcd_call(e, path, reply, request, word))
-        return true;
-    join_refused(e, j, path);
-    return false;
-}
-
-/* Finds an etcd that answers, and has its list of members. The one here is
-   asked, and first, if it may have started. A list has a member at least. */
-static bool join_list(struct etcd *e, struct join *j, bool here,
-                      struct slice *list) {
-    struct etcd_member m;
-
-    for (unsigned i = here ? 0 : 1; i < e->count && !stop_requested; i++) {
-        e->at = (j->at + i) % e->count;
-        if (join_call(e, j, "/v3/kv/range", "{\"key\":\"@\"}", "strj_ring",
-                      list) &&
-            join_call(e, j, "/v3/cluster/member/list", "{}", NULL, list)) {
-            struct slice rest = *list;
-
-            if (etcd_member_next(&rest, &m))
-                return true;
-        }
-    }
-    return false;
-}
-
-/* This node's member in the list; false: there is none. */
-static bool join_self(const struct join *j, struct slice list,
-                      struct etcd_member *m) {
-    while (etcd_member_next(&list, m))
-        if (etcd_member_at(m, j->url) || strcmp(m->name, j->name) == 0)
-            return true;
-    return false;
-}
-
-/* What to do by the list, and with which member. */
-static enum join_step join_decide(struct join *j, struct slice list,
-                                  uint64_t now, struct etcd_member *about) {
-    enum join_step step = JOIN_ADD, due;
-    struct etcd_member m;
-    unsigned count = 0;
-    uint64_t sum = 0;
-
-    for (; etcd_member_next(&list, &m); count++) {
-        bool at = etcd_member_at(&m, j->url);
-
-        due = m.started && strcmp(m.name, j->name) == 0 ? JOIN_NAMED
-              : at && !m.started                        ? JOIN_START
-              : at                                      ? JOIN_TAKEN
-              : !m.started || m.learner                 ? JOIN_WAIT
-                                                        : JOIN_ADD;
-        if (due > step) {
-            step = due;
-            *about = m;
-        }
-        sum = xxh64((uint8_t *)m.id, strlen(m.id),
-                    sum + m.started + 2 * (uint64_t)m.learner);
-    }
-    if (sum != j->sum)
-        j->until = now + ETCD_PATIENCE * UINT64_C(1000);
-    j->sum = sum;
-    if (step == JOIN_WAIT && strcmp(about->id, j->other) != 0) {
-        memcpy(j->other, about->id, sizeof j->other);
-        j->since = now;
-    }
-    if (step == JOIN_WAIT && now - j->since >= JOIN_LEARNER_MS)
-        step = JOIN_STALE;
-    return step == JOIN_ADD && count >= ETCDS_MAX ? JOIN_FULL : step;
-}
-
-/* Whether a member of etcd is there and answers; of one that cannot be asked
-   it is believed. */
-static bool etcd_member_lives(struct etcd *e, const struct etcd_member *m) {
-    struct endpoint to = {0};
-    struct slice reply, id;
-    int status;
-
-    if (!m->started)
-        return false;
-    if (!url_parse(slice_of(m->client), &to) || to.tls)
-        return true;
-    caller_aim(&e->call, to.host, to.port);
-    status = caller_call(&e->call, "/v3/maintenance/status", "", slice_of("{}"),
-                         ETCD_MS);
-    reply = buf_slice(&e->call.reply);
-    return status >= 0 && json_next(&reply, "member_id", &id) &&
-           slice_is(id, m->id);
-}
-
-/* What the sidecar is to begin with: all members, by the names that they have,
-   this one by its own. */
-static void join_peers(struct etcd *e, const struct join *j,
-                       struct slice list) {
-    struct etcd_member m;
-    struct slice url;
-
-    e->peers.n = 0;
-    while (etcd_member_next(&list, &m)) {
-        const char *name = etcd_member_at(&m, j->url) ? j->name : m.name;
-
-        while (etcd_url_next(&m.urls, &url))
-            buf_print(&e->peers, "%s%s=%.*s", e->peers.n > 0 ? "," : "", name,
-                      (int)url.n, (const char *)url.p);
-    }
-    buf_add(&e->peers, "", 1);
-}
-
-/* Takes the next step; true: the sidecar can start. What makes no sense to try
-   again ends the process. */
-static bool join_next(struct node *node, struct etcd *e, struct join *j) {
-    struct etcd_member m = {0};
-    struct slice list;
-
-    if (!join_list(e, j, false, &list))
-        return false;
-    switch (join_decide(j, list, now_ms(), &m)) {
-    case JOIN_ADD:
-        if (join_call(e, j, "/v3/cluster/member/add",
-                      "{\"peerURLs\":[\"$\"],\"isLearner\":true}", j->url,
-                      &list))
-            say("info", "added to etcd as a learner, at %s", j->url);
-        break;
-    case JOIN_START:
-        join_peers(e, j, list);
-        return true;
-    case JOIN_STALE:
-        if (etcd_member_lives(e, &m))
-            j->since = now_ms();
-        else if (join_call(e, j, "/v3/cluster/member/remove", "{\"ID\":\"$\"}",
-                           m.id, &list))
-            say("warning",
-                "etcd's member %s was added and does not run: it "
-                "is removed",
-                m.name);
-        break;
-    case JOIN_WAIT:
-        snprintf(j->answered, sizeof j->answered,
-                 "etcd's member %s is still on its way in", m.name);
-        break;
-    case JOIN_NAMED:
-        if (etcd_member_lives(e, &m))
-            give_up(1,
-                    "the name %s is already live: etcd's member of that "
-                    "name answers at %s; choose another -name",
-                    j->name, m.client);
-        if (etcd_member_remove(node, e, j->name))
-            say("warning", "etcd's dead member of this name, %s, is removed",
-                m.id);
-        else
-            join_refused(e, j, "to remove the dead member of this name");
-        break;
-    case JOIN_TAKEN:
-        give_up(1,
-                "etcd's member %s is at %s already: choose another port in "
-                "-initialCluster, or remove that member",
-                m.name, j->url);
-    case JOIN_FULL:
-        give_up(1,
-                "etcd has %d members already, which is the most: join with "
-                "-etcd, without an etcd here",
-                ETCDS_MAX);
-    }
-    return false;
-}
-
-/* Rests between two tries, unless it is too late or the process is to end. */
-static void join_rest(const struct join *j) {
-    if (stop_requested)
-        exit(0);
-    if (now_ms() >= j->until)
-        give_up(1,
-                "cannot join: %s; see that a majority of etcd's members run "
-                "and reach each other, then start this node again",
-                j->answered);
-    rest_ms(jitter(400));
-}
-
-/* Sets the sidecar's data aside: the log of a member that is none any more, as
-   it was long in starting, is of no use. */
-static void sidecar_discard(const struct node *node) {
-    char to[64];
-
-    snprintf(to, sizeof to, "trash/etcd-%" PRIu64, now_us());
-    if ((mkdirat(node->dir_fd, "trash", 0777) != 0 && errno != EEXIST) ||
-        renameat(node->dir_fd, "etcd", node->dir_fd, to) != 0 ||
-        fsync(node->dir_fd) != 0)
-        give_up(1, "cannot move %s/etcd away: %s", node->flags.data,
-                strerror(errno));
-    say("warning",
-        "etcd has removed its member here: it joins anew, and its "
-        "old data is in %s/%s",
-        node->flags.data, to);
-}
-
-/* Before the sidecar starts: it has begun and is still a member of etcd, or is
-   added to it. If nobody can tell it may start as it is, since all nodes may
-   have been started at once. */
-static void join_begin(struct node *node, struct join *j) {
-    struct etcd *e = node->etcd;
-    const struct endpoint *me = &e->endpoints[e->at];
-    bool begun = faccessat(node->dir_fd, "etcd/member/wal", F_OK, 0) == 0;
-    struct etcd_member m;
-    struct slice list;
-    char where[300];
-
-    *j = (struct join){.name = me->name, .at = e->at, .promote = true};
-    where_text(where, me->host, me->port + 1);
-    snprintf(j->url, sizeof j->url, "%s://%s", me->tls ? "https" : "http",
-             where);
-    e->ms = JOIN_CALL_MS;
-    if (begun && !join_list(e, j, false, &list)) {
-        j->promote = faccessat(node->dir_fd, "ring", F_OK, 0) != 0;
-    } else if (begun && join_self(j, list, &m)) {
-        j->promote = m.learner;
-    } else {
-        if (begun)
-            sidecar_discard(node);
-        j->until = now_ms() + ETCD_PATIENCE * UINT64_C(1000);
-        while (!join_next(node, e, j))
-            join_rest(j);
-    }
-    caller_close(&e->call); /* the guardian must not keep it */
-    e->trouble = NULL;
-    e->at = j->at;
-}
-
-/* When the sidecar has started: it is promoted, as soon as etcd agrees. */
-static void join_end(struct node *node, struct join *j) {
-    struct etcd *e = node->etcd;
-    struct etcd_member m;
-    struct slice list;
-
-    j->until = now_ms() + ETCD_PATIENCE * UINT64_C(1000);
-    for (; j->promote; join_rest(j)) {
-        if (!join_list(e, j, true, &list))
-            continue;
-        if (!join_self(j, list, &m))
-            give_up(1, "etcd has removed its member here, which was long in "
-                       "starting: start this node again");
-        if (!m.learner)
-            break;
-        join_call(e, j, "/v3/cluster/member/promote", "{\"ID\":\"$\"}", m.id,
-                  &list);
-    }
-    if (j->promote)
-        say("info", "etcd here is a full member");
-    e->trouble = NULL;
-    e->at = j->at;
 }
 
 /* Starts the sidecar, once its ports are free: those of the process before may

@@ -362,9 +362,9 @@ static atomic_long change_at, change_until; /* of the last change of the ring */
 /*
  * What has failed, and by the design may:
  * there    at a node that is down, starts, or has left;
- * leaving  at a node that leaves, in flight when it did: no owner takes anything
- *          from who is no member, so that it cannot end what it was at: one a
- *          client and cycle at most;
+ * leaving  a consistent write that a node was doing when it left, and that some
+ *          owners may have: no owner takes a vote from who is no member. All
+ *          else it passes on to one;
  * flying   a consistent operation that another node was doing when it was
  *          killed or stopped still: whether it was done nobody can say;
  * late     the client did not wait for long;
@@ -393,7 +393,7 @@ static void blame_note(int node, const struct client *c, const struct asked *q,
         (c != NULL && c->status == 503 &&
          strstr(c->body, "has left the cluster") != NULL))
         atomic_fetch_add(&blame.there, 1);
-    else if (c != NULL && c->status > 0 && node == leaver)
+    else if (consistent && c->status == 504 && node == leaver)
         atomic_fetch_add(&blame.leaving, 1);
     else if (c != NULL && c->status <= 0 && now - begun >= c->limit_ms)
         atomic_fetch_add(&blame.late, 1);

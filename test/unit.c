@@ -5367,6 +5367,39 @@ static void test_view_skipped(void **state) {
     node->peers = NULL;
 }
 
+/* What a member that is gone wrote last may have missed this node, and its word
+   of that is refused: all is in doubt. Nobody is gone when one joins. */
+static void test_view_gone(void **state) {
+    static const struct {
+        const char *now, *next;
+        bool doubts;
+    } rows[] = {
+        {RING("5", "16", "3", MEMBER_A "," MEMBER_B) "\n",
+         RING_NEXT("6", "16", "3", MEMBER_A, MEMBER_A "," MEMBER_B) "\n",
+         false},
+        {RING_NEXT("6", "16", "3", MEMBER_A, MEMBER_A "," MEMBER_B) "\n",
+         RING("7", "16", "3", MEMBER_A "," MEMBER_B) "\n", false},
+        {RING("5", "16", "3",
+              MEMBER_A "," MEMBER_B "," MEMBER("c", "9", "3d", "north")) "\n",
+         RING("7", "16", "3", MEMBER_A "," MEMBER_B) "\n", true},
+    };
+    struct node *node = *state;
+
+    node->peers = memory(MEMBERS_MAX + 1, sizeof *node->peers);
+    atomic_store(&node->loaded, true);
+    for (size_t i = 0; i < COUNT(rows); i++) {
+        uint64_t before;
+
+        view_adopt(node, view_parse(node, slice_of(rows[i].now)));
+        before = node->parts[0].doubts;
+        view_adopt(node, view_parse(node, slice_of(rows[i].next)));
+        if ((node->parts[0].doubts > before) != rows[i].doubts)
+            fail_msg("row %zu: doubt %d", i, !rows[i].doubts);
+    }
+    free(node->peers);
+    node->peers = NULL;
+}
+
 /* Which view may follow which: epochs never go back, nor do ids. */
 static void test_view_newer(void **state) {
     static const struct {
@@ -6586,6 +6619,7 @@ static const struct CMUnitTest all_tests[] = {
     NODE(test_view_wide),
     NODE(test_view_newer),
     NODE(test_view_skipped),
+    NODE(test_view_gone),
     NODE(test_view_kept),
     NODE(test_change_due),
     NODE(test_view_foreign),
