@@ -6572,7 +6572,7 @@ static void read_answer(struct op *op, const struct record *r, bool stale,
         body = slice_skip(body, (size_t)first);
         body.n = (size_t)(end - first);
     }
-    if (present) {
+    if (present && status != 304) { /* RFC 9110, 15.4.5 */
         buf_text(out, "\r\nX-Content-Type-Options: nosniff\r\nContent-Type: ");
         if (r->type.n > 0)
             buf_add(out, r->type.p, r->type.n);
@@ -10598,9 +10598,15 @@ static const char *help_text(struct op *op, struct buf *b) {
         "  curl -X POST -d hello @/greeting   stores a value (PUT too)\n"
         "  curl @/greeting   reads it\n"
         "  curl -I @/greeting   its ETag and size\n"
+        "  curl '@/greeting?consistent'   linearizable, as is any request "
+        "with it\n"
+        "  curl -X PUT -d 1 -H 'If-None-Match: *' @/counter   only if it is "
+        "absent;\n"
+        "                    with If-Match: and its ETag, if it is unchanged\n"
         "  curl -X DELETE @/greeting   deletes it\n"
         "  curl -T FILE @/path/of/file   stores a file\n"
         "  curl -C - -O @/path/of/file   reads it, from where it was cut off\n"
+        "  curl -r 0-99 @/path/of/file   reads a part of it\n"
         "  curl '@/?list&prefix=path/&limit=100'   keys, a line each; Link has "
         "the next page\n"
         "  curl @/_cluster_status   the nodes, as JSON\n"

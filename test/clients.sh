@@ -110,7 +110,15 @@ clean() {
         kill -9 "$(cat "$file")" 2>/dev/null
         wait "$(cat "$file")" 2>/dev/null
     done
-    within 10 "all processes gone" nothing_left
+    limit=$(($(date +%s) + 10))
+    while [ -n "$(left)" ] && [ "$(date +%s)" -lt $limit ]; do
+        sleep 0.1
+    done
+    for p in $(left); do
+        echo "FAIL  left: $(tr '\0' ' ' <"/proc/$p/cmdline")"
+        kill -9 "$p"
+        code=1
+    done
     unmark
     if [ $code != 0 ] && [ -n "${KEEP-}" ]; then
         echo "kept: $dir"
@@ -119,7 +127,14 @@ clean() {
     fi
     exit $code
 }
-nothing_left() { ! grep -lsF "$dir/" /proc/[0-9]*/cmdline; }
+left() {
+    for p in $(grep -lsF "$dir/" /proc/[0-9]*/cmdline); do
+        case $(tr '\0' ' ' 2>/dev/null <"$p") in
+        '' | grep*) ;;
+        *) echo "$p" | cut -d / -f 3 ;;
+        esac
+    done
+}
 
 # ---------------------------------------------------------------------------
 # Clients
@@ -144,6 +159,15 @@ use_curl() {
     is_file "-C -" "$dir/got"
     curl -C - -o "$dir/got" "$url/big" || fail "-C - of all: $?"
     is_file "-C - of all" "$dir/got"
+
+    # What a node tells of itself is true: each line of its help can be run.
+    curl "$(api 1)/" | sed -n 's/^  \(curl .*\)   .*/\1/p' >"$dir/help"
+    is "lines of help" 17 "$(wc -l <"$dir/help" | xargs)"
+    cp "$dir/small" "$dir/FILE"
+    while read -r line; do
+        (cd "$dir" && eval "$line -f" >/dev/null) || fail "$line"
+    done <"$dir/help"
+    is_file "help's file" "$dir/file" "$dir/small"
 
     # 100 Continue comes; a client that does not wait for it is served, too.
     is "Expect" 201 "$(status -m 5 --expect100-timeout 30 -T "$dir/small" \

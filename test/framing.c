@@ -601,6 +601,8 @@ static const struct row {
     {"If-None-Match: * of one that is there",
      PUT END PUT "If-None-Match: *\r\n" LENGTH("1") END "1" BACK,
      "201 412 200= open", 0},
+    {"If-None-Match of a GET: no type of what is not sent (RFC 9110, 15.4.5)",
+     PUT END GET "If-None-Match: *\r\n" END, "201 304 open", "!Content-Type"},
     {"If-Match: * of a new key", PUT "If-Match: *\r\n" LENGTH("1") END "1" BACK,
      "412 404 open", 0},
     {"If-Match of another etag",
