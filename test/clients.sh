@@ -7,14 +7,14 @@
 # program that is not installed is skipped with a word. The balancers are those
 # of README.md, with our addresses in place of its own.
 #
-# The last part kills a node behind the balancers. No process and no file is
+# The last parts stop and kill a node behind them. No process and no file is
 # left; KEEP=1 keeps the directory of a run that failed, with all logs.
 #
 # shellcheck disable=SC2002,SC2013,SC2015,SC2046,SC2086,SC2317
 set -u
 cd "$(dirname "$0")/.." || exit 1
 PATH=$PATH:/usr/sbin:/sbin
-all="curl wget wrk ab h2load python3 node haproxy nginx caddy killed"
+all="curl wget wrk ab h2load python3 node haproxy nginx caddy stopped killed"
 
 # Proxies and the user's .curlrc are not for us.
 no_proxy='*'
@@ -447,11 +447,11 @@ snippet() {
     awk -v name="(^| )$1[:,]" '
         begun && /^    /        { print; next }
         begun && !/^$/          { exit }
-        $0 ~ name  { begun = 1 }' README.md |
+        /:$/ && $0 ~ name       { begun = 1 }' README.md |
         sed -e "s/10\.0\.0\.\([1-3]\):8000/$net.\1:18000/g" \
             -e "s/bind :80$/bind $(address 9):$2/" \
             -e "s/listen 80;/listen $(address 9):$2;/" \
-            -e "s,^ *:80 {,http://$(address 9):$2 {,"
+            -e "s/^ *:80 {/:$2 {/"
 }
 
 use_haproxy() {
@@ -482,7 +482,13 @@ END
 }
 
 use_caddy() {
-    { printf '{\n    admin off\n}\n'; snippet Caddy 18083; } >"$dir/Caddyfile"
+    cat >"$dir/Caddyfile" <<END
+{
+    admin off
+    default_bind $(address 9)
+}
+$(snippet Caddy 18083)
+END
     begin caddy env HOME="$dir" XDG_DATA_HOME="$dir" XDG_CONFIG_HOME="$dir" \
         caddy run --adapter caddyfile --config "$dir/Caddyfile"
     behind 18083
@@ -533,6 +539,25 @@ behind() {
         fail "$((after - before)) connections to nodes for 400 requests"
 }
 
+# A node ends behind them, while there are reads: not one of them fails.
+use_stopped() {
+    curl -T "$dir/small" -o /dev/null "$(api 1)/get-[000000-000019]"
+    for part in $balancers; do
+        begin "$part" wrk -t1 -c4 -d2s -s bench/load.lua \
+            "http://$(address 9):${part#*:}" -- get get 20 1000
+    done
+    sleep 0.7
+    kill "$(pid n2)"
+    wait "$(pid n2)" || fail "n2 ends with $?"
+    for part in $balancers; do
+        wait "$(pid "$part")"
+        is "failed" "0 0" \
+            "$(awk '/^result/ { print $6, $7 }' "$dir/$part.log")"
+    done
+    start 2
+    ready 2
+}
+
 # A node dies behind all of them: no read fails, even at first, and soon no
 # write. (Caddy does not send a body to a second node.)
 use_killed() {
@@ -576,7 +601,12 @@ done
 ready 1 2 3
 used=0 skipped=
 for part in "$@"; do
-    if [ "$part" = killed ] || command -v "$part" >/dev/null; then
+    case $part in
+    stopped) program=wrk ;;
+    killed) program='sh' ;;
+    *) program=$part ;;
+    esac
+    if command -v $program >/dev/null; then
         "use_$part"
         used=$((used + 1))
     else
