@@ -599,6 +599,7 @@ for n in 1 2 3; do
     start $n
 done
 ready 1 2 3
+: >"$dir/curl.log"
 used=0 skipped=
 for part in "$@"; do
     case $part in
