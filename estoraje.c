@@ -555,7 +555,7 @@ struct http {
     bool expect;
     uint64_t length;
     struct slice host, type, if_match, if_none_match, if_range, range, estoraje,
-        authorization, origin;
+        authorization, origin, part;
     struct slice content_length, encoding, connection, expectation;
 };
 
@@ -3357,7 +3357,7 @@ static const struct {
     FIELD("If-Match", if_match),  FIELD("If-None-Match", if_none_match),
     FIELD("Range", range),        FIELD("If-Range", if_range),
     FIELD("Estoraje", estoraje),  FIELD("Authorization", authorization),
-    FIELD("Origin", origin),
+    FIELD("Origin", origin),      FIELD("Content-Range", part),
 };
 
 /* Whether a line is free of control characters, tabs aside. */
@@ -11159,6 +11159,9 @@ static const char *key_begin(struct op *op, const struct http *h) {
     if (op->remove ||
         slice_is_nocase(type, "application/x-www-form-urlencoded"))
         type.n = 0;
+    if (h->part.p != NULL) /* RFC 9110, 9.3.4 */
+        return "400 Content-Range is of a part: send the whole value, without "
+               "it";
     if (type.n > TYPE_MAX)
         return "400 Content-Type is over 127 bytes: use a shorter one";
     op->body_most = op->w->node->flags.max_value;

@@ -160,6 +160,10 @@ use_curl() {
     curl -C - -o "$dir/got" "$url/big" || fail "-C - of all: $?"
     is_file "-C - of all" "$dir/got"
 
+    # An upload cannot be resumed: what is left must not replace the whole.
+    is "-C N -T" 400 "$(status -C 7654321 -T "$dir/big" "$url/big")"
+    got "$url/big"
+
     # What a node tells of itself is true: each line of its help can be run.
     curl "$(api 1)/" | sed -n 's/^  \(curl .*\)   .*/\1/p' >"$dir/help"
     is "lines of help" 17 "$(wc -l <"$dir/help" | xargs)"

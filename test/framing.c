@@ -596,6 +596,10 @@ static const struct row {
      "201 h200 open", "X-Content-Type-Options: nosniff"},
     {"a type of 128 bytes", PUT "Content-Type: {128*x}\r\n" LENGTH("1") END "1",
      "400 open", 0},
+    {"a part is not taken for the whole (RFC 9110, 9.3.4)",
+     PUT LENGTH("2") END "12" PUT "Content-Range: bytes 1-1/2\r\n" LENGTH("1")
+         END "3" BACK,
+     "201 400 200=12 open", 0},
     {"If-None-Match: * of a new key",
      PUT "If-None-Match: *\r\n" LENGTH("1") END "1" BACK, "201 200=1 open", 0},
     {"If-None-Match: * of one that is there",
