@@ -4214,6 +4214,8 @@ static void conn_flush(struct conn *c) {
 /* Goes on with a value that is sent block by block, each verified first. A
    turn does a little of it, however fast the client is. */
 static void conn_stream(struct conn *c) {
+    if (c->out.n == 0 && !buf_room(&c->out, OUT_MAX / 2 + BLOCK))
+        die("out of memory"); /* else it would grow each time */
     while (c->stream_at < c->stream_end && !conn_full(c, OUT_MAX / 2)) {
         size_t skip = c->stream_at % BLOCK;
         uint64_t block = c->stream_at - skip, left = c->stream_size - block;
