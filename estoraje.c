@@ -3773,16 +3773,17 @@ static struct conn *conn_new(struct worker *w, int fd, enum conn_kind kind) {
 #define BUSY "too many large values are under way at this node: try again later"
 
 /* Bytes that may be buffered: a write is with each of its owners' links. */
-static uint64_t buffer_most(const struct node *node) {
-    uint64_t least = 2 * (node->self.replicas + 1) * node->flags.max_value;
+static uint64_t buffer_most(const struct worker *w) {
+    uint64_t copies = w->view != NULL ? w->view->replicas + 1 : 0;
+    uint64_t least = 2 * copies * w->node->flags.max_value;
 
     return least > BUFFER_MAX ? least : BUFFER_MAX;
 }
 
 /* Whether what is to have `size` bytes in all may get so many more. */
-static bool buffer_room(const struct node *node, uint64_t size, uint64_t more) {
+static bool buffer_room(const struct worker *w, uint64_t size, uint64_t more) {
     return size <= READ_SIZE ||
-           atomic_load(&node->buffered) + more <= buffer_most(node);
+           atomic_load(&w->node->buffered) + more <= buffer_most(w);
 }
 
 /* Notes that memory has `now` bytes of which *counted were counted. */
@@ -3811,7 +3812,7 @@ static size_t conn_unsent(const struct conn *c) {
    used up that is anything. */
 static bool conn_full(const struct conn *c, size_t most) {
     return conn_unsent(c) > 0 &&
-           (conn_unsent(c) > most || !buffer_room(c->w->node, SIZE_MAX, 0));
+           (conn_unsent(c) > most || !buffer_room(c->w, SIZE_MAX, 0));
 }
 
 /* Whether more input is wanted: a client's next request waits for the one
@@ -4056,7 +4057,7 @@ static const char *op_take(struct op *op, struct slice data,
 
     if (left > op->body_most || n - op->value_at > op->body_most - left)
         return "413 the body is larger than -maxValue allows";
-    if (!buffer_room(op->w->node, n + left, data.n + left) ||
+    if (!buffer_room(op->w, n + left, data.n + left) ||
         !buf_room(&op->rec, data.n))
         return "503 " BUSY;
     buf_add(&op->rec, data.p, data.n);
@@ -5892,7 +5893,7 @@ static bool link_room(struct conn *c, size_t n) {
 
     if (n <= READ_SIZE || c->in.cap - c->in.at >= n + READ_SIZE)
         return true;
-    if (buffer_room(c->w->node, n, 2 * n) &&
+    if (buffer_room(c->w, n, 2 * n) &&
         buf_room(&c->in, n + READ_SIZE)) { /* conn_input() has some to spare */
         conn_count_memory(c);
         return true;
@@ -6202,13 +6203,12 @@ static void read_blocks(const struct op *op, const struct record *r,
 static unsigned replica_record(struct op *op, const struct record *r,
                                const struct file *file,
                                const struct entry *entry, struct buf *answer) {
-    struct node *node = op->w->node;
     uint8_t *p = op->w->record.p;
     size_t meta = record_meta(p), first, end, n;
 
     read_blocks(op, r, &first, &end);
     n = end - first;
-    if (!buffer_room(node, n, 2 * n)) /* it is copied for the connection */
+    if (!buffer_room(op->w, n, 2 * n)) /* it is copied for the connection */
         return 503;
     record_seal(p, 0);
     buf_add(answer, p, meta);
@@ -6221,7 +6221,7 @@ static unsigned replica_record(struct op *op, const struct record *r,
                            entry_offset(entry) + meta + first) == (ssize_t)n &&
                    blocks_intact(r, p, first, end)))
         return 200;
-    part_damaged(node, op->part, entry);
+    part_damaged(op->w->node, op->part, entry);
     return 500;
 }
 
@@ -6557,7 +6557,7 @@ static bool write_room(struct op *op) {
 
     op_owners(op);
     others = op->count - (op->mine < op->count);
-    return buffer_room(op->w->node, op->rec.n, others * op->rec.n);
+    return buffer_room(op->w, op->rec.n, others * op->rec.n);
 }
 
 /* Begins a write to the owners of the view. */
@@ -6926,8 +6926,7 @@ static struct prepared replica_prepare(struct op *op, uint64_t version,
     p.above = a.above;
     if (*file == NULL)
         return p;
-    if (whole &&
-        !buffer_room(w->node, entry_size(entry), 2 * entry_size(entry))) {
+    if (whole && !buffer_room(w, entry_size(entry), 2 * entry_size(entry))) {
         p.verdict = ACCEPT_DEAD; /* a promise that nobody hears of */
         return p;
     }
@@ -7135,7 +7134,7 @@ static bool consistent_here(struct op *op) {
     size_t size = entry_size(&op->entry);
     struct record r;
 
-    if (most == SIZE_MAX && !buffer_room(w->node, size, 2 * size)) {
+    if (most == SIZE_MAX && !buffer_room(w, size, 2 * size)) {
         consistent_error(op, 503, BUSY);
         return true;
     }
