@@ -5771,7 +5771,7 @@ static bool part_restart(struct node *node, struct part *part, uint64_t epoch,
  * copy of its directory must not count, either.
  */
 
-#define INTRO_VERSION 3 /* of the protocol */
+#define INTRO_VERSION 4 /* of the protocol */
 
 /* The field, words of 16 hexadecimal digits with a blank between, and the others that every call to a peer has. id and boot: of the
    member that is called, as etcd said, 0: not known; the member may have said
@@ -6021,7 +6021,7 @@ static const char *peer_check(struct op *op) {
     const struct member *m = view_member(view, (unsigned)x[3]);
 
     if (x[0] != INTRO_VERSION)
-        return "403 no Estoraje field of protocol version 3: this port is for "
+        return "403 no Estoraje field of protocol version 4: this port is for "
                "the cluster's own nodes";
     if (x[6] != 0 && x[6] != op->w->node->self.id)
         return CALLED_WRONG;
