@@ -5824,7 +5824,8 @@ static void link_open(struct worker *w, struct link *l) {
 }
 
 /* Calls a member, as an owner for an op or (NULL) with a heartbeat. false:
-   nothing was sent, and no answer will come. */
+   nothing was sent, and no answer will come. What is large is not kept for one
+   that is not heard: repair brings it. */
 static bool link_call(struct worker *w, struct link *links, unsigned number,
                       const char *path, struct slice body, struct op *op,
                       unsigned owner) {
@@ -5835,7 +5836,8 @@ static bool link_call(struct worker *w, struct link *links, unsigned number,
     l->number = number;
     if (l->conn == NULL)
         link_open(w, l);
-    if (l->conn == NULL || l->conn->dead || conn_unsent(l->conn) > PEER_QUEUE)
+    if (l->conn == NULL || l->conn->dead || conn_unsent(l->conn) > PEER_QUEUE ||
+        (body.n > READ_SIZE && !member_alive(w->node, number)))
         return false;
     out = &l->conn->out;
     buf_text(out, "POST /_peer/");

@@ -779,6 +779,40 @@ static void test_large_elsewhere(void **state) {
 
 /* ---- Trouble --------------------------------------------------------- */
 
+/* Large values do not pile up for a node that hangs; it gets them later. */
+static void test_large_paused(void **state) {
+    enum { SIZE = 16 << 20, VALUES = 4 };
+    static char value[SIZE];
+    struct server *paused = nodes[2];
+    struct client c = client_make(nodes[0]->port);
+    struct client late = client_make(paused->port);
+    char target[32];
+
+    (void)state;
+    random_bytes(value, SIZE, 12);
+    kill(paused->pid, SIGSTOP);
+    wait_until(figure(c.port, "estoraje_peers{state=\"down\"}") == 1, LIMIT_MS,
+               "it is still heard");
+    for (int i = 0; i < VALUES; i++) {
+        snprintf(target, sizeof target, "/paused/%d", i);
+        check(client_ask(&c, "PUT", target, NULL, value, SIZE) == 201, "%d",
+              c.status);
+    }
+    check(figure(c.port, "estoraje_buffered_bytes") < SIZE,
+          "%.0f bytes are buffered", figure(c.port, "estoraje_buffered_bytes"));
+    kill(paused->pid, SIGCONT);
+    for (int i = 0; i < VALUES; i++) {
+        snprintf(target, sizeof target, "/paused/%d", i);
+        wait_until(client_text(&late, "GET", target, NULL) == 200, LIMIT_MS,
+                   "%s: %d", target, late.status);
+        check(late.body_len == SIZE && memcmp(late.body, value, SIZE) == 0,
+              "%s: %zu bytes", target, late.body_len);
+        check(client_text(&c, "DELETE", target, NULL) == 204, "%d", c.status);
+    }
+    client_end(&late);
+    client_end(&c);
+}
+
 /* A node stopped for 3 s: the others go on; when it goes on, it serves what
    was written meanwhile, and never 404 for what was there all along. */
 static void test_pause(void **state) {
@@ -1522,7 +1556,7 @@ int main(void) {
         TEST(test_minority),     TEST(test_ten_restarts),
         TEST(test_real_input),   TEST(test_storm),
         TEST(test_metrics),      TEST(test_large),
-        TEST(test_stop_all),
+        TEST(test_large_paused), TEST(test_stop_all),
     };
     const struct CMUnitTest others[] = {
         cmocka_unit_test_teardown(test_list_elsewhere, servers_end),
