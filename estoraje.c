@@ -710,7 +710,8 @@ struct op {
     uint64_t if_range; /* but only of the value with this etag; 0: of any */
     uint64_t intro[INTRO_WORDS]; /* a peer's: who asks; see intro_text() */
     uint64_t fingerprint;
-    size_t value_at; /* where the value in rec begins */
+    size_t value_at;   /* where the value in rec begins */
+    size_t value_from; /* of a read: how much of the value before is left out */
 
     /* As coordinator. */
     unsigned partition;
@@ -745,7 +746,7 @@ struct op {
     bool tried;      /* the client's record was sent */
     bool turn;       /* it is this one's: in part->turns, under its lock */
     bool jumped;     /* it got its turn before older ones */
-    bool brief;      /* a forwarded HEAD: the value is not wanted */
+    bool brief;      /* HEAD: the value is not wanted */
     uint64_t promised;         /* bit i: owner i has answered in this round */
     uint64_t held[OWNERS_MAX]; /* version that it held then */
     uint64_t began;            /* ms: when it got in line for its turn */
@@ -1388,12 +1389,21 @@ static bool record_parse(const uint8_t *p, size_t n, uint64_t salt,
     return true;
 }
 
-/* Whether the value of a parsed record, all of which is there, is intact. */
-static bool record_intact(const struct record *r) {
-    for (size_t at = 0; at < r->value.n; at += BLOCK)
-        if (get64(r->sums + at / BLOCK * 8) != block_sum(r->value, at))
+/* Whether a part of the value of a parsed record is intact: the blocks from
+   `at` to `end`, which are at p. */
+static bool blocks_intact(const struct record *r, const uint8_t *p, size_t at,
+                          size_t end) {
+    struct slice part = {p, end - at};
+
+    for (size_t i = 0; i < part.n; i += BLOCK)
+        if (get64(r->sums + (at + i) / BLOCK * 8) != block_sum(part, i))
             return false;
     return true;
+}
+
+/* Whether the value of a parsed record, all of which is there, is intact. */
+static bool record_intact(const struct record *r) {
+    return blocks_intact(r, r->value.p, 0, r->value.n);
 }
 
 /* Whether the value of a parsed record is intact in its file, where it begins
@@ -3763,16 +3773,17 @@ static struct conn *conn_new(struct worker *w, int fd, enum conn_kind kind) {
 #define BUSY "too many large values are under way at this node: try again later"
 
 /* Bytes that may be buffered: a write is with each of its owners' links. */
-static uint64_t buffer_most(const struct node *node) {
-    uint64_t least = 2 * (node->self.replicas + 1) * node->flags.max_value;
+static uint64_t buffer_most(const struct worker *w) {
+    uint64_t copies = w->view != NULL ? w->view->replicas + 1 : 0;
+    uint64_t least = 2 * copies * w->node->flags.max_value;
 
     return least > BUFFER_MAX ? least : BUFFER_MAX;
 }
 
 /* Whether what is to have `size` bytes in all may get so many more. */
-static bool buffer_room(const struct node *node, uint64_t size, uint64_t more) {
+static bool buffer_room(const struct worker *w, uint64_t size, uint64_t more) {
     return size <= READ_SIZE ||
-           atomic_load(&node->buffered) + more <= buffer_most(node);
+           atomic_load(&w->node->buffered) + more <= buffer_most(w);
 }
 
 /* Notes that memory has `now` bytes of which *counted were counted. */
@@ -3801,7 +3812,7 @@ static size_t conn_unsent(const struct conn *c) {
    used up that is anything. */
 static bool conn_full(const struct conn *c, size_t most) {
     return conn_unsent(c) > 0 &&
-           (conn_unsent(c) > most || !buffer_room(c->w->node, SIZE_MAX, 0));
+           (conn_unsent(c) > most || !buffer_room(c->w, SIZE_MAX, 0));
 }
 
 /* Whether more input is wanted: a client's next request waits for the one
@@ -4046,7 +4057,7 @@ static const char *op_take(struct op *op, struct slice data,
 
     if (left > op->body_most || n - op->value_at > op->body_most - left)
         return "413 the body is larger than -maxValue allows";
-    if (!buffer_room(op->w->node, n + left, data.n + left) ||
+    if (!buffer_room(op->w, n + left, data.n + left) ||
         !buf_room(&op->rec, data.n))
         return "503 " BUSY;
     buf_add(&op->rec, data.p, data.n);
@@ -4214,6 +4225,8 @@ static void conn_flush(struct conn *c) {
 /* Goes on with a value that is sent block by block, each verified first. A
    turn does a little of it, however fast the client is. */
 static void conn_stream(struct conn *c) {
+    if (c->out.n == 0 && !buf_room(&c->out, OUT_MAX / 2 + BLOCK))
+        die("out of memory"); /* else it would grow each time */
     while (c->stream_at < c->stream_end && !conn_full(c, OUT_MAX / 2)) {
         size_t skip = c->stream_at % BLOCK;
         uint64_t block = c->stream_at - skip, left = c->stream_size - block;
@@ -5741,7 +5754,8 @@ static bool part_restart(struct node *node, struct part *part, uint64_t epoch,
  * with many calls under way in each; answers come in the order of the calls.
  *
  *     POST /_peer/accept     a record; the answer is a vote
- *     POST /_peer/read       a key; the answer is a record, or none
+ *     POST /_peer/read       a key; the answer is a record, or what is wanted
+ *                            of it, or none
  *     POST /_peer/prepare    see "Consistent operations" below
  *     POST /_peer/promised   a record; like accept, but only as promised
  *     POST /_peer/consistent a whole operation
@@ -5757,7 +5771,7 @@ static bool part_restart(struct node *node, struct part *part, uint64_t epoch,
  * copy of its directory must not count, either.
  */
 
-#define INTRO_VERSION 3 /* of the protocol */
+#define INTRO_VERSION 4 /* of the protocol */
 
 /* The field, words of 16 hexadecimal digits with a blank between, and the others that every call to a peer has. id and boot: of the
    member that is called, as etcd said, 0: not known; the member may have said
@@ -5810,7 +5824,8 @@ static void link_open(struct worker *w, struct link *l) {
 }
 
 /* Calls a member, as an owner for an op or (NULL) with a heartbeat. false:
-   nothing was sent, and no answer will come. */
+   nothing was sent, and no answer will come. What is large is not kept for one
+   that is not heard: repair brings it. */
 static bool link_call(struct worker *w, struct link *links, unsigned number,
                       const char *path, struct slice body, struct op *op,
                       unsigned owner) {
@@ -5821,7 +5836,8 @@ static bool link_call(struct worker *w, struct link *links, unsigned number,
     l->number = number;
     if (l->conn == NULL)
         link_open(w, l);
-    if (l->conn == NULL || l->conn->dead || conn_unsent(l->conn) > PEER_QUEUE)
+    if (l->conn == NULL || l->conn->dead || conn_unsent(l->conn) > PEER_QUEUE ||
+        (body.n > READ_SIZE && !member_alive(w->node, number)))
         return false;
     out = &l->conn->out;
     buf_text(out, "POST /_peer/");
@@ -5879,7 +5895,7 @@ static bool link_room(struct conn *c, size_t n) {
 
     if (n <= READ_SIZE || c->in.cap - c->in.at >= n + READ_SIZE)
         return true;
-    if (buffer_room(c->w->node, n, 2 * n) &&
+    if (buffer_room(c->w, n, 2 * n) &&
         buf_room(&c->in, n + READ_SIZE)) { /* conn_input() has some to spare */
         conn_count_memory(c);
         return true;
@@ -6007,7 +6023,7 @@ static const char *peer_check(struct op *op) {
     const struct member *m = view_member(view, (unsigned)x[3]);
 
     if (x[0] != INTRO_VERSION)
-        return "403 no Estoraje field of protocol version 3: this port is for "
+        return "403 no Estoraje field of protocol version 4: this port is for "
                "the cluster's own nodes";
     if (x[6] != 0 && x[6] != op->w->node->self.id)
         return CALLED_WRONG;
@@ -6157,36 +6173,105 @@ static void promised_body(struct op *op) {
     accept_body(op);
 }
 
+/* What a read gets of a value, 416: nothing, since the range begins behind its
+   end; 206: a part of it, from *first to before *end; or 200: all. */
+static unsigned read_part(const struct op *op, const struct record *r,
+                          uint64_t *first, uint64_t *end) {
+    bool wanted = op->ranged && (op->if_range == 0 || op->if_range == r->etag);
+    bool fits = wanted && range_fits(&op->range, r->value.n, first, end);
+
+    if (fits && *first < *end)
+        return 206;
+    *first = 0;
+    *end = r->value.n;
+    return wanted && !fits ? 416 : 200; /* an empty value has no last bytes,
+                                           but is all of them */
+}
+
+/* The blocks of a value that are needed for what a read gets of it. */
+static void read_blocks(const struct op *op, const struct record *r,
+                        size_t *first, size_t *end) {
+    uint64_t from, to;
+    bool none = read_part(op, r, &from, &to) == 416 || op->brief;
+
+    to += BLOCK - 1;
+    *first = none ? 0 : (size_t)(from - from % BLOCK);
+    *end = none ? 0 : to < r->value.n ? (size_t)(to - to % BLOCK) : r->value.n;
+}
+
+/* Appends what a peer's read needs of a record: all before the value, which is
+   in w->record, and blocks of the value, which may be there or in its file.
+   500: they are damaged; 503: there is no memory for them. */
+static unsigned replica_record(struct op *op, const struct record *r,
+                               const struct file *file,
+                               const struct entry *entry, struct buf *answer) {
+    uint8_t *p = op->w->record.p;
+    size_t meta = record_meta(p), first, end, n;
+
+    read_blocks(op, r, &first, &end);
+    n = end - first;
+    if (!buffer_room(op->w, n, 2 * n)) /* it is copied for the connection */
+        return 503;
+    record_seal(p, 0);
+    buf_add(answer, p, meta);
+    if (op->w->record.n >= r->size) { /* then it was verified */
+        buf_add(answer, r->value.p + first, n);
+        return 200;
+    }
+    p = n > 0 ? buf_grow(answer, n) : NULL;
+    if (n == 0 || (read_at(file->fd, p, n,
+                           entry_offset(entry) + meta + first) == (ssize_t)n &&
+                   blocks_intact(r, p, first, end)))
+        return 200;
+    part_damaged(op->w->node, op->part, entry);
+    return 500;
+}
+
 /* Says what this replica holds of a key: what its word is worth, 8 bytes, and
-   the record if there is one. 500: damage, it cannot say. */
+   what is wanted of the record if there is one. 500: damage, it cannot say. */
 static void replica_read(struct op *op, struct slice key) {
     struct worker *w = op->w;
     enum answer worth = part_worth(w->node, op->part); /* before it looks */
     struct buf answer = {0};
+    struct file *file = NULL;
+    struct entry entry;
     struct record r;
     enum found found = store_read(w->node, op->part, op->fingerprint, key,
-                                  SIZE_MAX, &w->record, &r, NULL, NULL);
-    bool good = found == FOUND || found == ABSENT;
+                                  READ_SIZE, &w->record, &r, &file, &entry);
+    unsigned status = found == FOUND || found == ABSENT ? 200 : 500;
 
     buf_zero(&answer, 8);
     answer.p[0] = (uint8_t)worth;
-    if (found == FOUND) {
-        record_seal(w->record.p, 0);
-        buf_add(&answer, w->record.p, r.size);
-    }
-    buf_reset(&w->record, 2 * READ_SIZE);
-    replica_says(op, good ? 200 : 500, answer.p, answer.n);
+    if (found == FOUND)
+        status = replica_record(op, &r, file, &entry, &answer);
+    file_release(file);
+    replica_says(op, status, answer.p, status == 200 ? answer.n : 0);
     buf_free(&answer);
 }
 
+/* What a peer asks: a byte of these flags, 7 of 0; the two numbers of the
+   range, and If-Range, 8 bytes each; the key. */
+#define READ_BRIEF  1 /* HEAD: nothing of the value */
+#define READ_RANGE  2 /* a part of it, if If-Range allows */
+#define READ_SUFFIX 4 /* its last bytes */
+#define READ_ASK    32
+
 /* A peer asks for a key. */
 static void read_body(struct op *op) {
-    struct slice key = buf_slice(&op->rec);
+    struct slice ask = buf_slice(&op->rec), key;
 
-    if (key.n > 0 && key.n <= KEY_MAX && op_part(op, key))
-        replica_read(op, key);
-    else
+    key = slice_skip(ask, ask.n < READ_ASK ? ask.n : READ_ASK);
+    if (key.n == 0 || key.n > KEY_MAX || !op_part(op, key)) {
         answer_error(op, 400, "not a key of a partition owned here");
+        return;
+    }
+    op->brief = (ask.p[0] & READ_BRIEF) != 0;
+    op->ranged = (ask.p[0] & READ_RANGE) != 0;
+    op->range.suffix = (ask.p[0] & READ_SUFFIX) != 0;
+    op->range.first = get64(ask.p + 8);
+    op->range.last = get64(ask.p + 16);
+    op->if_range = get64(ask.p + 24);
+    replica_read(op, key);
 }
 
 /* ---- The coordinator */
@@ -6474,7 +6559,7 @@ static bool write_room(struct op *op) {
 
     op_owners(op);
     others = op->count - (op->mine < op->count);
-    return buffer_room(op->w->node, op->rec.n, others * op->rec.n);
+    return buffer_room(op->w, op->rec.n, others * op->rec.n);
 }
 
 /* Begins a write to the owners of the view. */
@@ -6508,21 +6593,6 @@ static void write_begin(struct op *op) {
 #define REFUSED                                                              \
     "the condition of If-Match or If-None-Match does not hold: nothing was " \
     "done; read the key for its ETag"
-
-/* What a read gets of a value, 416: nothing, since the range begins behind its
-   end; 206: a part of it, from *first to before *end; or 200: all. */
-static unsigned read_part(const struct op *op, const struct record *r,
-                          uint64_t *first, uint64_t *end) {
-    bool wanted = op->ranged && (op->if_range == 0 || op->if_range == r->etag);
-    bool fits = wanted && range_fits(&op->range, r->value.n, first, end);
-
-    if (fits && *first < *end)
-        return 206;
-    *first = 0;
-    *end = r->value.n;
-    return wanted && !fits ? 416 : 200; /* an empty value has no last bytes,
-                                           but is all of them */
-}
 
 /* Answers a read with a record; a version of 0: there is none. The value is in
    r, or, if file is not NULL, is sent from that: c->stream_... says what. The
@@ -6569,7 +6639,7 @@ static void read_answer(struct op *op, const struct record *r, bool stale,
     if (status == 206) {
         buf_print(out, "\r\nContent-Range: bytes %" PRIu64 "-%" PRIu64 "/%zu",
                   first, end - 1, r->value.n);
-        body = slice_skip(body, (size_t)first);
+        body = slice_skip(body, (size_t)first - op->value_from);
         body.n = (size_t)(end - first);
     }
     if (present && status != 304) { /* RFC 9110, 15.4.5 */
@@ -6651,9 +6721,13 @@ static bool read_sure(struct op *op) {
    than a majority, whose word is not enough for "absent". */
 static void read_newest(struct op *op, bool stale) {
     struct record r = {0};
+    size_t end;
 
-    if (op->version != 0 && !record_parse(op->rec.p, op->rec.n, 0, &r))
-        die("a record that was verified does not verify");
+    if (op->version != 0) {
+        if (!record_parse(op->rec.p, op->rec.n, 0, &r))
+            die("a record that was verified does not verify");
+        read_blocks(op, &r, &op->value_from, &end);
+    }
     if (stale && (op->version == 0 || r.tombstone))
         answer_error(op, 503,
                      "the key is not on the replicas that can be "
@@ -6662,6 +6736,20 @@ static void read_newest(struct op *op, bool stale) {
                      op->count);
     else
         read_answer(op, &r, stale, NULL);
+}
+
+/* Asks an owner for what is wanted of a key. */
+static void read_send(struct op *op, unsigned owner) {
+    uint8_t ask[READ_ASK + KEY_MAX] = {0};
+
+    ask[0] =
+        (uint8_t)((op->brief ? READ_BRIEF : 0) | (op->ranged ? READ_RANGE : 0) |
+                  (op->range.suffix ? READ_SUFFIX : 0));
+    put64(ask + 8, op->range.first);
+    put64(ask + 16, op->range.last);
+    put64(ask + 24, op->if_range);
+    memcpy(ask + READ_ASK, op->key.p, op->key.n);
+    op_call(op, owner, "read", (struct slice){ask, READ_ASK + op->key.n});
 }
 
 /* Asks one more owner, of those that live as long as there are any: values may
@@ -6676,7 +6764,7 @@ static bool read_ask(struct op *op) {
             (k < op->count && !member_alive(op->w->node, op->owners[i])))
             continue;
         op->attempt_since = op->w->now;
-        op_call(op, i, "read", op->key);
+        read_send(op, i);
         return true;
     }
     return false;
@@ -6725,13 +6813,18 @@ static void read_answered(struct op *op, unsigned i, unsigned status,
     bool good = status == 200 && body.n >= 8;
     enum answer worth = good ? body.p[0] : ANSWER_FAILED;
     struct record r;
+    size_t first, end;
 
     op->damaged = op->damaged || status == 500;
     op->refused = op->refused || status == 409;
     if (good && body.n > 8) {
         body = slice_skip(body, 8);
-        good = record_parse(body.p, body.n, 0, &r) && r.size == body.n &&
-               record_intact(&r) && slice_equal(r.key, op->key);
+        good =
+            record_parse(body.p, body.n, 0, &r) && slice_equal(r.key, op->key);
+        if (good)
+            read_blocks(op, &r, &first, &end);
+        good = good && body.n == record_meta(body.p) + (end - first) &&
+               blocks_intact(&r, r.value.p, first, end);
         if (good && r.version > op->version) {
             op->version = r.version;
             op->rec.n = 0;
@@ -6748,6 +6841,7 @@ static void read_answered(struct op *op, unsigned i, unsigned status,
 static void read_begin(struct op *op) {
     bool mine = (op_part(op, op->key) & OWNS_OLD) != 0;
 
+    op->brief = op->head;
     op->began = op->began != 0 ? op->began : op->w->now;
     op->attempt++; /* answers of owners by an older ring are void */
     op->refused = false;
@@ -6834,8 +6928,7 @@ static struct prepared replica_prepare(struct op *op, uint64_t version,
     p.above = a.above;
     if (*file == NULL)
         return p;
-    if (whole &&
-        !buffer_room(w->node, entry_size(entry), 2 * entry_size(entry))) {
+    if (whole && !buffer_room(w, entry_size(entry), 2 * entry_size(entry))) {
         p.verdict = ACCEPT_DEAD; /* a promise that nobody hears of */
         return p;
     }
@@ -7043,7 +7136,7 @@ static bool consistent_here(struct op *op) {
     size_t size = entry_size(&op->entry);
     struct record r;
 
-    if (most == SIZE_MAX && !buffer_room(w->node, size, 2 * size)) {
+    if (most == SIZE_MAX && !buffer_room(w, size, 2 * size)) {
         consistent_error(op, 503, BUSY);
         return true;
     }

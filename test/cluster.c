@@ -633,7 +633,185 @@ static void test_list_elsewhere(void **state) {
     client_end(&c);
 }
 
+/* A figure of a node. */
+static double figure(int port, const char *series) {
+    struct client c = client_make(port);
+    double n;
+
+    metrics_get(&c);
+    n = metric(&c, series);
+    check(n >= 0, "no %s", series);
+    client_end(&c);
+    return n;
+}
+
+/* The node that does not own a key, of three with two replicas. */
+static struct server *stranger_of(const char *key) {
+    struct client c = client_make(nodes[0]->port);
+    char target[64], port[16];
+    struct server *found = NULL;
+
+    snprintf(target, sizeof target, "/_nodes%s", key);
+    check(client_text(&c, "GET", target, NULL) == 200, "%d", c.status);
+    for (int i = 0; i < NODES; i++) {
+        snprintf(port, sizeof port, ":%d\"", nodes[i]->port);
+        if (strstr(c.body, port) == NULL)
+            found = nodes[i];
+    }
+    check(found != NULL, "%s", c.body);
+    client_end(&c);
+    return found;
+}
+
+/* Uses up the memory that a node has for requests, all but a few MiB, with
+   bodies that do not end; how many. */
+static size_t memory_fill(int port, struct client *c, size_t most) {
+    enum { SIZE = 64 << 20 };
+    char head[100], *body = calloc(1, SIZE);
+    size_t n = 0;
+
+    for (size_t size = SIZE; size >= 4 << 20; n++) {
+        check(body != NULL && n < most, "%zu bodies are not enough", n);
+        c[n] = client_make(port);
+        snprintf(head, sizeof head,
+                 "PUT /body HTTP/1.1\r\nHost: x\r\nContent-Length: %zu\r\n\r\n",
+                 size);
+        if (client_connect(&c[n]) && client_send(&c[n], head, strlen(head)) &&
+            client_send(&c[n], body, size - 1) &&
+            !client_poll(&c[n], POLLIN, now_ms() + 20))
+            continue;
+        check(client_read(&c[n], false) == 503, "%d", c[n].status);
+        size /= 2;
+    }
+    free(body);
+    return n;
+}
+
+/* Of a value on other nodes only the blocks come here that are asked for, and
+   nothing large when there is no memory for it. */
+static void test_large_elsewhere(void **state) {
+    enum { SIZE = (8 << 20) + 5, BODIES = 64 };
+    static char value[SIZE];
+    static const struct {
+        size_t first, n;
+        const char *range;
+    } rows[] = {
+        {0, 1, "0-0"},
+        {65535, 2, "65535-65536"},
+        {65536, 65536, "65536-131071"},
+        {70000, 100001, "70000-170000"},
+        {SIZE - 7, 7, "-7"},
+        {SIZE - 5, 5, "8388608-9999999"},
+        {SIZE - 1, 1, "8388612-"},
+    };
+    static const char peer[] = "estoraje_received_bytes_total{port=\"peer\"}";
+    struct client c, bodies[BODIES];
+    struct server *s;
+    char field[200], etag[64], text[64];
+    double before;
+    size_t n;
+
+    cluster_make("large", "-replicas 2 -partitions 32");
+    cluster_mend(state);
+    s = stranger_of("/large");
+    c = client_make(s->port);
+    random_bytes(value, SIZE, 11);
+    check(client_ask(&c, "PUT", "/large", NULL, value, SIZE) == 201 &&
+              client_text(&c, "PUT", "/small", "0123456789") == 201,
+          "%d", c.status);
+    before = figure(s->port, peer);
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        snprintf(field, sizeof field, "Range: bytes=%s\r\n", rows[i].range);
+        check(client_ask(&c, "GET", "/large", field, NULL, 0) == 206 &&
+                  c.body_len == rows[i].n &&
+                  memcmp(c.body, value + rows[i].first, rows[i].n) == 0,
+              "%s: %d, %zu bytes", rows[i].range, c.status, c.body_len);
+    }
+    check(client_ask(&c, "HEAD", "/large", NULL, NULL, 0) == 200 &&
+              client_header(&c, "ETag", etag, sizeof etag) &&
+              client_header(&c, "Content-Length", text, sizeof text) &&
+              strtol(text, NULL, 10) == SIZE,
+          "%s", c.head);
+    check(client_ask(&c, "GET", "/large", "Range: bytes=8388613-\r\n", NULL,
+                     0) == 416,
+          "%d", c.status);
+    snprintf(field, sizeof field, "Range: bytes=1-2\r\nIf-Range: %s\r\n", etag);
+    check(client_ask(&c, "GET", "/large", field, NULL, 0) == 206 &&
+              c.body_len == 2 && memcmp(c.body, value + 1, 2) == 0,
+          "%d", c.status);
+    check(figure(s->port, peer) - before < 4 << 20, "%.0f bytes have come",
+          figure(s->port, peer) - before);
+    check(client_ask(&c, "GET", "/large",
+                     "Range: bytes=1-2\r\nIf-Range: \"0123456789abcdef\"\r\n",
+                     NULL, 0) == 200 &&
+              c.body_len == SIZE && memcmp(c.body, value, SIZE) == 0,
+          "%d", c.status);
+    for (int i = 0; i < NODES; i++) {
+        struct client o = client_make(nodes[i]->port);
+
+        check(client_ask(&o, "GET", "/small", "Range: bytes=3-5\r\n", NULL,
+                         0) == 206 &&
+                  strcmp(o.body, "345") == 0,
+              "%d", o.status);
+        client_end(&o);
+    }
+    part("no memory is left");
+    n = memory_fill(s->port, bodies, BODIES);
+    for (int i = 0; i < 2; i++)
+        check(client_text(&c, "GET", i == 0 ? "/large" : "/large?consistent",
+                          NULL) == 503 &&
+                  strstr(c.body, "too many large values") != NULL,
+              "%d %s", c.status, c.body);
+    check(client_text(&c, "GET", "/small", NULL) == 200 &&
+              client_text(&c, "PUT", "/small", "9") == 204 &&
+              client_ask(&c, "GET", "/large", "Range: bytes=1-2\r\n", NULL,
+                         0) == 206,
+          "%d", c.status);
+    while (n > 0)
+        client_end(&bodies[--n]);
+    for (int i = 0; i < NODES; i++)
+        wait_until(figure(nodes[i]->port, "estoraje_buffered_bytes") < 1 << 20,
+                   LIMIT_MS, "it is still buffered");
+    check(client_text(&c, "GET", "/large", NULL) == 200 && c.body_len == SIZE,
+          "%d", c.status);
+    client_end(&c);
+}
+
 /* ---- Trouble --------------------------------------------------------- */
+
+/* Large values do not pile up for a node that hangs; it gets them later. */
+static void test_large_paused(void **state) {
+    enum { SIZE = 16 << 20, VALUES = 4 };
+    static char value[SIZE];
+    struct server *paused = nodes[2];
+    struct client c = client_make(nodes[0]->port);
+    struct client late = client_make(paused->port);
+    char target[32];
+
+    (void)state;
+    random_bytes(value, SIZE, 12);
+    kill(paused->pid, SIGSTOP);
+    wait_until(figure(c.port, "estoraje_peers{state=\"down\"}") == 1, LIMIT_MS,
+               "it is still heard");
+    for (int i = 0; i < VALUES; i++) {
+        snprintf(target, sizeof target, "/paused/%d", i);
+        check(client_ask(&c, "PUT", target, NULL, value, SIZE) == 201, "%d",
+              c.status);
+    }
+    check(figure(c.port, "estoraje_buffered_bytes") < SIZE,
+          "%.0f bytes are buffered", figure(c.port, "estoraje_buffered_bytes"));
+    kill(paused->pid, SIGCONT);
+    for (int i = 0; i < VALUES; i++) {
+        snprintf(target, sizeof target, "/paused/%d", i);
+        wait_until(client_text(&late, "GET", target, NULL) == 200, LIMIT_MS,
+                   "%s: %d", target, late.status);
+        check(late.body_len == SIZE && memcmp(late.body, value, SIZE) == 0,
+              "%s: %zu bytes", target, late.body_len);
+        check(client_text(&c, "DELETE", target, NULL) == 204, "%d", c.status);
+    }
+    client_end(&late);
+    client_end(&c);
+}
 
 /* A node stopped for 3 s: the others go on; when it goes on, it serves what
    was written meanwhile, and never 404 for what was there all along. */
@@ -1378,10 +1556,11 @@ int main(void) {
         TEST(test_minority),     TEST(test_ten_restarts),
         TEST(test_real_input),   TEST(test_storm),
         TEST(test_metrics),      TEST(test_large),
-        TEST(test_stop_all),
+        TEST(test_large_paused), TEST(test_stop_all),
     };
     const struct CMUnitTest others[] = {
         cmocka_unit_test_teardown(test_list_elsewhere, servers_end),
+        cmocka_unit_test_teardown(test_large_elsewhere, servers_end),
         cmocka_unit_test_teardown(test_gateway_off, servers_end),
         cmocka_unit_test_teardown(test_etcd_mode, servers_end),
         cmocka_unit_test_teardown(test_etcd_unreachable, servers_end),
