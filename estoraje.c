@@ -9671,7 +9671,8 @@ static int leave_ask(struct node *node, struct etcd *e, const struct view *view,
             "a node is forced out: what was written last may be lost node=%s "
             "partitions=%.*s",
             name, (int)said->n, (char *)said->p);
-        buf_text(said, ": what was written last there may be lost; ");
+        if (lost > 0)
+            buf_text(said, ": what was written last there may be lost; ");
     } else {
         say("info", "a node is to leave node=%s", name);
         said->n = 0;
