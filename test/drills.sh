@@ -689,17 +689,28 @@ join() {
 
 leave() {
     does "one of four nodes is told to leave by way of another, under load"
-    should "no request on the others fails; its log says that it may be" \
-        "stopped; another cannot leave, since three replicas need three nodes"
+    should "no request fails on the others, nor on it until it says that it has" \
+        "left; its log says that it may be stopped; another cannot leave," \
+        "since three replicas need three nodes"
     shared_trio
     start 4 -add
     ready 4
     within 60 "two changes of the ring done" status_has 1 '"epoch":7,'
     none "not written" "$(fill 1)"
     load 1 3 4
+    while [ ! -e "$dir/left" ]; do
+        curl -X PUT -d x -w '%{http_code}\n' "$(api 2)/leaver[1-20]"
+    done | sed -e '/^--_curl_--/d' -e '/has left the cluster/{N;d;}' |
+        grep -v '^20[14]$' >"$dir/leaver" &
+    echo $! >"$dir/leaver.pid"
     rest 1
     [ "$(delete 1 n2)" = 202 ] || fail "DELETE is not answered 202"
     within 60 "told to be stopped" said 2 'may be stopped'
+    rest 1
+    : >"$dir/left"
+    wait "$(cat "$dir/leaver.pid")"
+    rm -f "$dir/leaver.pid"
+    none "refused by n2" "$(cat "$dir/leaver")"
     kill "$(pid 2)"
     wait "$(pid 2)" || fail "n2 ends with $?"
     within 30 "two changes of the ring done" status_has 1 '"epoch":9,'
