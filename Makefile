@@ -240,7 +240,7 @@ ETCD_CURL = etcd:etcd-server curl:curl
 need-curl: ; @test/need.sh curl:curl
 need-cluster: ; @test/need.sh $(ETCD_CURL)
 need-drills: ; @test/need.sh $(ETCD_CURL) etcdctl:etcd-client faketime:faketime \
-    ip:iproute2 unshare:util-linux
+    ip:iproute2 unshare:util-linux strace:strace
 need-bench: ; @test/need.sh $(ETCD_CURL) wrk:wrk
 # Without promtool what it would check is not checked, and the tests say so.
 need-test:

@@ -7626,15 +7626,16 @@ static void forward_answered(struct op *op, unsigned i, unsigned status,
    like this; or a change of the ring has made this node leave while it was at
    it: then what was done of it counts for nothing, and it is done once more. Of
    a plain write that some owners have this is another attempt, as it is where
-   one has met a higher version. */
+   one has met a higher version: above all that it had, and under its etag. */
 static void hand_over(struct op *op) {
     op->phase = PHASE_ROUTE;
     op->began = op->w->now;
     op->attempt++; /* answers that are still to come are void */
     op->due = NULL;
     op->refused = false;
-    if (!op->reads)
-        record_stamp(op->rec.p, 1, 1); /* for the way; it gets its own later */
+    if (!op->reads) /* for the way: it gets a higher version there */
+        record_stamp(op->rec.p, op->tried ? op->version : 1,
+                     op->tried ? op->etag : 1);
     if (write_room(op) || op->reads || op->reached)
         consistent_route(op);
     else
@@ -7675,6 +7676,10 @@ static void consistent_body(struct op *op) {
         good = record_parse(op->rec.p, op->rec.n, 0, &r) &&
                r.size == op->rec.n && record_intact(&r);
         ask = r.key;
+        if (good && r.version > 1) { /* some owners may have it */
+            op->etag = r.etag;
+            op->highest = r.version;
+        }
     } else if (good) {
         ask = slice_skip(ask, skip);
     }
@@ -9759,7 +9764,8 @@ static int leave_ask(struct node *node, struct etcd *e, const struct view *view,
             "a node is forced out: what was written last may be lost node=%s "
             "partitions=%.*s",
             name, (int)said->n, (char *)said->p);
-        buf_text(said, ": what was written last there may be lost; ");
+        if (lost > 0)
+            buf_text(said, ": what was written last there may be lost; ");
     } else {
         say("info", "a node is to leave node=%s", name);
         said->n = 0;
