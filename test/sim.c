@@ -22,7 +22,8 @@
  * million; DARK=1 has all of them about losses of power under -sync always,
  * CHANGES=1 has the ring change in all, and with POINTED=1 all of these are
  * about one key that gets other owners. MISSED=1 is about repair, LAGS=1 about
- * answers that come late.
+ * answers that come late, STALE=1, of pointed changes, about an owner that goes
+ * by the ring before.
  *
  * Chapters: Random numbers and memory - Time - Files - The network - The
  * system as the program sees it - A node - etcd - Clients - Faults - A history.
@@ -1625,14 +1626,16 @@ static enum duty duty_of(void *(*run)(void *)) {
    which its first two owners do consistent operations against each other; in a
    dark one all lose their power now and then, and are left with their disks, in
    a missed one they repair all the time. In one with changes the ring is
-   another one now and then. */
+   another one now and then; in a stale one it changes once, and an owner of the
+   key that is to be none hears nothing of that. */
 static struct {
     enum sync_mode sync;
-    bool pointed, dark, missed, changes;
+    bool pointed, dark, missed, changes, stale;
     unsigned members;       /* at first */
     unsigned owners[NODES]; /* of the key */
     unsigned partition;     /* its own */
     unsigned turn[2];       /* who has it before and after a change, as bits */
+    unsigned hidden;        /* the owner that hears nothing of it; 0: none */
 } setting;
 
 /* Owners of each key, in a cluster of so many. */
@@ -2791,6 +2794,19 @@ static void turn_note(const struct view *view) {
                     1u << host_named(view->member[owners[i]].name)->number;
 }
 
+/* An owner that is to be none goes by the ring before until the faults end: it
+   does not reach etcd. */
+static void change_hide_stale(void) {
+    unsigned leaver = setting.turn[GROUP_OLD] & ~setting.turn[GROUP_NEW];
+
+    while (leaver >> (setting.hidden + 1) != 0)
+        setting.hidden++;
+    if (setting.hidden == 0)
+        return;
+    host_of(setting.hidden)->away_until = UINT64_MAX;
+    trace("node %u does not reach etcd any more", setting.hidden);
+}
+
 /* Some of the owners go by the ring before for a while: they do not reach
    etcd. */
 static void change_hide(void) {
@@ -2827,7 +2843,9 @@ static void change_seen(const struct view *before) {
         return;
     if (view->next != NULL)
         turn_note(view);
-    if (!once_in(4))
+    if (setting.stale && view->next != NULL)
+        change_hide_stale();
+    else if (!setting.stale && !once_in(4))
         change_hide();
 }
 
@@ -2905,8 +2923,19 @@ static void changes_unstick(void) {
     }
 }
 
+/* An event: the last node joins, who was none. */
+static void change_stale(void *thing, uint64_t life) {
+    (void)life;
+    change_join_by(thing);
+}
+
 /* Chooses how often the ring is to change in the next so many us. */
 static void changes_choose(uint64_t span) {
+    if (setting.stale) {
+        event_add(world.now + below(50000), change_stale,
+                  host_of(world.host_count), 0);
+        return;
+    }
     if (once_in(3))
         weather.etcd_lost = between(5, 50);
     if (once_in(3))
@@ -2925,10 +2954,23 @@ static unsigned side_add(unsigned side, unsigned of) {
 }
 
 /* Chooses a side: a majority of the key's owners by the ring before the change
-   or after it, even when that is over: some may not know. Or of both. */
+   or after it, even when that is over: some may not know. Or of both. If one
+   does not know it is with another one, and then the others are a side. */
 static unsigned side_choose(void) {
     unsigned dice = (unsigned)below(3), side = 0;
 
+    if (setting.stale) {
+        unsigned hidden = 1u << setting.hidden;
+
+        if (etcd.view->next != NULL || setting.hidden == 0)
+            return 0;
+        if ((weather.side & hidden) != 0)
+            return ((2u << world.host_count) - 2) & ~weather.side;
+        while (bits_count(side) < 2)
+            side = hidden | (setting.turn[GROUP_OLD] &
+                             1u << between(1, world.host_count));
+        return side;
+    }
     if (dice != 1)
         side = side_add(side, setting.turn[GROUP_OLD]);
     if (dice != 0)
@@ -2941,9 +2983,7 @@ static unsigned side_choose(void) {
 static void fault_side(void *thing, uint64_t life) {
     (void)life;
     memset(weather.cut, 0, sizeof weather.cut);
-    weather.side = 0;
-    if (once_in(2))
-        weather.side = side_choose();
+    weather.side = setting.stale || once_in(2) ? side_choose() : 0;
     for (unsigned i = 1; i <= world.host_count; i++)
         for (unsigned j = 1; j <= world.host_count; j++) {
             struct node *node = host_of(i)->node;
@@ -2956,7 +2996,9 @@ static void fault_side(void *thing, uint64_t life) {
                 if (host_named(node->view->member[k].name) == host_of(j))
                     atomic_store(
                         &node->peers[node->view->member[k].number].heard,
-                        cut || !host_of(j)->up ? 0 : world.now / 1000);
+                        cut || !host_of(j)->up || i == setting.hidden
+                            ? 0
+                            : world.now / 1000);
         }
     trace("side %x", weather.side);
     event_add(world.now + between(5000, 150000), fault_side, thing, 0);
@@ -3002,6 +3044,7 @@ static void faults_end(void) {
             world.queue[i].fn == fault_part ||
             world.queue[i].fn == fault_side ||
             world.queue[i].fn == change_next ||
+            world.queue[i].fn == change_stale ||
             world.queue[i].fn == change_kill ||
             world.queue[i].fn == fault_missed ||
             world.queue[i].fn == fault_deaf || world.queue[i].fn == fault_cut)
@@ -3056,6 +3099,9 @@ static void world_begin(uint64_t seed) {
         setting.dark = setting.missed = false;
         setting.pointed = getenv("POINTED") != NULL || once_in(2);
     }
+    setting.stale = setting.changes && setting.pointed &&
+                    (getenv("STALE") != NULL || once_in(8));
+    setting.hidden = 0;
     if (setting.changes)
         world.host_count = (unsigned)between(4, NODES);
     else if (setting.pointed)
@@ -3065,7 +3111,9 @@ static void world_begin(uint64_t seed) {
     setting.members = world.host_count;
     memset(&weather, 0, sizeof weather);
     if (setting.changes) {
-        setting.members = (unsigned)between(3, world.host_count);
+        setting.members = setting.stale
+                              ? world.host_count - 1
+                              : (unsigned)between(3, world.host_count);
         etcd_new(setting.members);
     }
     setting.sync = setting.dark || once_in(4) ? SYNC_ALWAYS : SYNC_SECOND;
