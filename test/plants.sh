@@ -143,7 +143,9 @@ run() {
     change_*) export CHANGES=1 POINTED=1 ;;
     esac
     [ "$1" != repair_below_floor ] || export MISSED=1 # and it much repair
-    [ "$1" != change_epoch_unchecked ] || export STALE=1 # and it such an owner
+    case $1 in # and they such an owner
+    change_epoch_unchecked | change_refused_held) export STALE=1 ;;
+    esac
     PLANT=$2 "$out/sim" >"$out/$1.log" 2>&1 || code=$?
     echo "$code" >"$out/$1.code"
 }

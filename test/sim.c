@@ -2959,10 +2959,10 @@ static unsigned side_add(unsigned side, unsigned of) {
 static unsigned side_choose(void) {
     unsigned dice = (unsigned)below(3), side = 0;
 
-    if (setting.stale) {
+    if (setting.hidden != 0) {
         unsigned hidden = 1u << setting.hidden;
 
-        if (etcd.view->next != NULL || setting.hidden == 0)
+        if (etcd.view->next != NULL)
             return 0;
         if ((weather.side & hidden) != 0)
             return ((2u << world.host_count) - 2) & ~weather.side;
@@ -2983,7 +2983,7 @@ static unsigned side_choose(void) {
 static void fault_side(void *thing, uint64_t life) {
     (void)life;
     memset(weather.cut, 0, sizeof weather.cut);
-    weather.side = setting.stale || once_in(2) ? side_choose() : 0;
+    weather.side = setting.hidden != 0 || once_in(2) ? side_choose() : 0;
     for (unsigned i = 1; i <= world.host_count; i++)
         for (unsigned j = 1; j <= world.host_count; j++) {
             struct node *node = host_of(i)->node;
