@@ -68,6 +68,9 @@ table() {
         view_owns(view, i, number) == OWNS_OLD &&
         part->log.end != LOG_HEADER &&
         part_restart(node, part, view->epoch, true))'
+    # what an owner was and is again has from before, it keeps
+    row change_kept parts_clear \
+        '(of == OWNS_NEW && view->epoch != now->epoch)' false
     # a report that outlives a loss of power, and is believed: that alone would
     # do no harm, as a new owner recovers like any other
     row change_report_stays record_text \
@@ -143,8 +146,9 @@ run() {
     change_*) export CHANGES=1 POINTED=1 ;;
     esac
     [ "$1" != repair_below_floor ] || export MISSED=1 # and it much repair
-    case $1 in # and they such an owner
+    case $1 in # and these such an owner
     change_epoch_unchecked | change_refused_held) export STALE=1 ;;
+    change_kept) export AWAY=1 ;;
     esac
     PLANT=$2 "$out/sim" >"$out/$1.log" 2>&1 || code=$?
     echo "$code" >"$out/$1.code"

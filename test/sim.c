@@ -23,7 +23,7 @@
  * CHANGES=1 has the ring change in all, and with POINTED=1 all of these are
  * about one key that gets other owners. MISSED=1 is about repair, LAGS=1 about
  * answers that come late, STALE=1, of pointed changes, about an owner that goes
- * by the ring before.
+ * by the ring before, and AWAY=1 about one that is away while keys are deleted.
  *
  * Chapters: Random numbers and memory - Time - Files - The network - The
  * system as the program sees it - A node - etcd - Clients - Faults - A history.
@@ -1627,10 +1627,11 @@ static enum duty duty_of(void *(*run)(void *)) {
    dark one all lose their power now and then, and are left with their disks, in
    a missed one they repair all the time. In one with changes the ring is
    another one now and then; in a stale one it changes once, and an owner of the
-   key that is to be none hears nothing of that. */
+   key that is to be none hears nothing of that. In one about a node that is
+   away there are two such changes, and time for tombstones to go. */
 static struct {
     enum sync_mode sync;
-    bool pointed, dark, missed, changes, stale;
+    bool pointed, dark, missed, changes, stale, away;
     unsigned members;       /* at first */
     unsigned owners[NODES]; /* of the key */
     unsigned partition;     /* its own */
@@ -2390,9 +2391,9 @@ static void client_choose(struct client *c) {
 
     *op = (struct history_op){.client = c->number, .begin = world.now};
     op->key = (unsigned)below(show.keys);
-    op->kind = dice < 6    ? HISTORY_READ
-               : dice < 14 ? HISTORY_WRITE
-                           : HISTORY_DELETE;
+    op->kind = dice < 6                          ? HISTORY_READ
+               : dice < (setting.away ? 11 : 14) ? HISTORY_WRITE
+                                                 : HISTORY_DELETE;
     op->consistent =
         show.mix == MIX_CONSISTENT || (show.mix == MIX_BOTH && once_in(2));
     if (op->consistent && op->kind != HISTORY_READ &&
@@ -3099,11 +3100,13 @@ static void world_begin(uint64_t seed) {
         setting.dark = setting.missed = false;
         setting.pointed = getenv("POINTED") != NULL || once_in(2);
     }
-    setting.stale = setting.changes && setting.pointed &&
+    setting.away = setting.changes && setting.pointed &&
+                   (getenv("AWAY") != NULL || once_in(16));
+    setting.stale = setting.changes && setting.pointed && !setting.away &&
                     (getenv("STALE") != NULL || once_in(8));
     setting.hidden = 0;
     if (setting.changes)
-        world.host_count = (unsigned)between(4, NODES);
+        world.host_count = setting.away ? NODES : (unsigned)between(4, NODES);
     else if (setting.pointed)
         world.host_count = once_in(4) ? NODES : 3;
     else
@@ -3111,7 +3114,7 @@ static void world_begin(uint64_t seed) {
     setting.members = world.host_count;
     memset(&weather, 0, sizeof weather);
     if (setting.changes) {
-        setting.members = setting.stale
+        setting.members = setting.stale || setting.away
                               ? world.host_count - 1
                               : (unsigned)between(3, world.host_count);
         etcd_new(setting.members);
@@ -3198,14 +3201,69 @@ static void show_audit(bool consistent) {
 
 #define STALE_US (5 * SECOND / 2) /* the 2 s, and until they are noticed */
 
-static void history_run(uint64_t seed) {
-    uint64_t span = UINT64_C(0);
-    const char *wrong;
+/* The clients begin, or go on with so many operations more. */
+static void show_go(unsigned more) {
+    show.left += more;
+    for (unsigned i = 0; i < show.clients; i++)
+        event_add(world.now + below(show.pause_us), client_next,
+                  &show.client[i], show.client[i].life);
+}
 
-    world_begin(seed);
-    show_begin();
-    if (setting.pointed || !once_in(4))
-        time_until(all_rest, 5 * SECOND);
+/* So many us are over in which all stood still. */
+static void time_jump(uint64_t us) {
+    trace("all stand still");
+    world.now += us;
+    for (size_t i = 0; i < world.queued; i++)
+        world.queue[i].at += us;
+}
+
+/* Whether the ring is not the first one, and no change runs; or one runs. */
+static bool ring_changed(void) {
+    return etcd.view->epoch > 1 && etcd.view->next == NULL;
+}
+
+static bool ring_changes(void) {
+    return etcd.view->next != NULL;
+}
+
+/*
+ * An owner of the key is away while a change takes the key from it, the key is
+ * deleted, and tombstones go; and comes back when the next change is to make it
+ * an owner again. What it has is out of date then, and nothing tells but that.
+ */
+static void history_away(void) {
+    struct host *joiner = host_of(world.host_count), *h = NULL;
+    const struct view *later = view_of(world.host_count, 1);
+
+    owners_find();
+    for (unsigned i = 0; i < replicas_of(world.host_count); i++)
+        if (view_owns(later, setting.partition, setting.owners[i]) == 0)
+            h = host_of(setting.owners[i]);
+    must(h != NULL, "an owner that is none by the later ring");
+    show.pause_us = 100000;
+    show_go(0);
+    time_pass(world.now + between(50000, SECOND));
+    host_end(h, false);
+    h->off = true;
+    time_pass(world.now + below(500000));
+    change_join_by(joiner);
+    time_until(ring_changed, 60 * SECOND);
+    time_until(clients_rest, 60 * SECOND);
+    time_jump(between(TOMBSTONE_OLD / 2, 2 * TOMBSTONE_OLD) * SECOND);
+    time_pass(world.now + between(SECOND, 30 * SECOND));
+    change_leave(joiner);
+    if (!once_in(4))
+        time_until(ring_changes, 60 * SECOND);
+    h->off = false;
+    host_start(h);
+    show_go((unsigned)between(4, 20));
+    time_pass(world.now + between(SECOND, 5 * SECOND));
+}
+
+/* Things go wrong while the clients are at work. */
+static void history_faults(void) {
+    uint64_t span;
+
     span = once_in(4) ? between(SECOND, 5 * SECOND) : between(30000, SECOND);
     if (setting.changes && setting.pointed)
         span = between(SECOND, 3 * SECOND);
@@ -3220,10 +3278,21 @@ static void history_run(uint64_t seed) {
         faults_choose(span);
     if (setting.changes)
         changes_choose(span);
-    for (unsigned i = 0; i < show.clients; i++)
-        event_add(world.now + below(show.pause_us), client_next,
-                  &show.client[i], 0);
+    show_go(0);
     time_pass(world.now + span);
+}
+
+static void history_run(uint64_t seed) {
+    const char *wrong;
+
+    world_begin(seed);
+    show_begin();
+    if (setting.pointed || !once_in(4))
+        time_until(all_rest, 5 * SECOND);
+    if (setting.away)
+        history_away();
+    else
+        history_faults();
     faults_end();
     time_pass(world.now + 250000); /* until broken links are gone */
     time_until(clients_rest, 60 * SECOND);
