@@ -173,7 +173,7 @@ mkdir -p "$out"
 cp "${SOURCE:-estoraje.c}" "$copy"
 number=0
 table
-for name in $*; do
+for name; do
     case " $names " in *" $name="*) ;; *) miss "$name" "no such row" ;; esac
 done
 [ $failed = 0 ] || exit 1 # the table is stale: nothing would be shown

@@ -23,7 +23,8 @@
  * CHANGES=1 has the ring change in all, and with POINTED=1 all of these are
  * about one key that gets other owners. MISSED=1 is about repair, LAGS=1 about
  * answers that come late, STALE=1, of pointed changes, about an owner that goes
- * by the ring before, and AWAY=1 about one that is away while keys are deleted.
+ * by the ring before, AWAY=1 about one that is away while keys are deleted, and
+ * FORCED=1 about a majority of the owners that is lost.
  *
  * Chapters: Random numbers and memory - Time - Files - The network - The
  * system as the program sees it - A node - etcd - Clients - Faults - A history.
@@ -1628,10 +1629,11 @@ static enum duty duty_of(void *(*run)(void *)) {
    a missed one they repair all the time. In one with changes the ring is
    another one now and then; in a stale one it changes once, and an owner of the
    key that is to be none hears nothing of that. In one about a node that is
-   away there are two such changes, and time for tombstones to go. */
+   away there are two such changes, and time for tombstones to go; in a forced
+   one most owners are lost for good. */
 static struct {
     enum sync_mode sync;
-    bool pointed, dark, missed, changes, stale, away;
+    bool pointed, dark, missed, changes, stale, away, forced;
     unsigned members;       /* at first */
     unsigned owners[NODES]; /* of the key */
     unsigned partition;     /* its own */
@@ -2727,16 +2729,20 @@ static unsigned members_stay(void) {
     return n;
 }
 
-/* A node is to be removed. */
-static void change_leave(struct host *h) {
+/* A node is to be removed; forced: at once. */
+static void change_leave_how(struct host *h, bool forced) {
     char key[32], value[60];
 
     trace("node %u is to leave", h->number);
     h->wanted = false;
     snprintf(key, sizeof key, "strj_leave_n%u", h->number);
-    snprintf(value, sizeof value, "{\"leave\":\"n%u\",\"force\":\"0\"}",
-             h->number);
+    snprintf(value, sizeof value, "{\"leave\":\"n%u\",\"force\":\"%d\"}",
+             h->number, forced);
     etcd_set_text(key, slice_of(value));
+}
+
+static void change_leave(struct host *h) {
+    change_leave_how(h, false);
 }
 
 /* A node's disk is lost. gone: so is the machine; or it starts anew, and is to
@@ -3102,11 +3108,15 @@ static void world_begin(uint64_t seed) {
     }
     setting.away = setting.changes && setting.pointed &&
                    (getenv("AWAY") != NULL || once_in(16));
+    setting.forced = setting.changes && setting.pointed && !setting.away &&
+                     (getenv("FORCED") != NULL || once_in(16));
     setting.stale = setting.changes && setting.pointed && !setting.away &&
-                    (getenv("STALE") != NULL || once_in(8));
+                    !setting.forced && (getenv("STALE") != NULL || once_in(8));
     setting.hidden = 0;
     if (setting.changes)
-        world.host_count = setting.away ? NODES : (unsigned)between(4, NODES);
+        world.host_count = setting.away || setting.forced
+                               ? NODES
+                               : (unsigned)between(4, NODES);
     else if (setting.pointed)
         world.host_count = once_in(4) ? NODES : 3;
     else
@@ -3114,8 +3124,9 @@ static void world_begin(uint64_t seed) {
     setting.members = world.host_count;
     memset(&weather, 0, sizeof weather);
     if (setting.changes) {
-        setting.members = setting.stale || setting.away
-                              ? world.host_count - 1
+        setting.members = setting.stale || setting.away ? world.host_count - 1
+                          : setting.forced
+                              ? world.host_count
                               : (unsigned)between(3, world.host_count);
         etcd_new(setting.members);
     }
@@ -3260,6 +3271,63 @@ static void history_away(void) {
     time_pass(world.now + between(SECOND, 5 * SECOND));
 }
 
+/* What the clients have seen so far must fit. It is forgotten: they begin anew
+   with what the key is now, if that is what they once wrote. */
+static void show_anew(void) {
+    const char *wrong = history_check_linear(show.history);
+    struct client *c = &show.client[AUDITOR];
+
+    if (wrong != NULL)
+        fail("%s", wrong);
+    show_audit(true); /* each node has the same, or it fails here */
+    wrong = history_check_linear(show.history);
+    c->op = (struct history_op){.kind = HISTORY_WRITE,
+                                .consistent = true,
+                                .client = AUDITOR,
+                                .value = c->seen[0],
+                                .begin = world.now};
+    trace("key0 is %" PRIu64 " now%s", c->seen[0],
+          wrong == NULL ? "" : ", and what was written last is lost");
+    history_free(show.history);
+    show.history = history_new();
+    if (c->seen[0] != 0)
+        history_end(show.history, history_begin(show.history, &c->op),
+                    HISTORY_OK, c->seen[0], false, world.now);
+}
+
+/*
+ * A majority of the key's owners is lost for good, with what they had, and the
+ * operator has them removed by force: what was written last may be lost then,
+ * and nothing else. The others must come to rest without them, and the clients
+ * find one value.
+ */
+static void history_forced(void) {
+    owners_find();
+    show.pause_us = 100000;
+    show_go(0);
+    time_pass(world.now + between(50000, SECOND));
+    for (unsigned i = 0; i < 2; i++) {
+        struct host *h = host_of(setting.owners[i]);
+
+        host_end(h, true);
+        while (h->file_count > 0)
+            file_remove(h, h->files[0]);
+        h->off = true;
+    }
+    time_pass(world.now + below(5 * SECOND));
+    show.left = 0;
+    time_until(clients_rest, 60 * SECOND);
+    for (unsigned i = 0; i < 2; i++) {
+        change_leave_how(host_of(setting.owners[i]), true);
+        time_pass(world.now + below(once_in(2) ? 2000 : SECOND));
+    }
+    if (!time_until(all_rest, 120 * SECOND))
+        fail("the cluster does not come to rest after a removal by force");
+    show_anew();
+    show_go((unsigned)between(4, 20));
+    time_pass(world.now + between(SECOND, 5 * SECOND));
+}
+
 /* Things go wrong while the clients are at work. */
 static void history_faults(void) {
     uint64_t span;
@@ -3291,6 +3359,8 @@ static void history_run(uint64_t seed) {
         time_until(all_rest, 5 * SECOND);
     if (setting.away)
         history_away();
+    else if (setting.forced)
+        history_forced();
     else
         history_faults();
     faults_end();
