@@ -3304,6 +3304,9 @@ static void show_anew(void) {
 static void history_forced(void) {
     owners_find();
     show.pause_us = 100000;
+    weather.slow = between(2, 20);
+    if (once_in(2))
+        weather.lost = between(5, 40);
     show_go(0);
     time_pass(world.now + between(50000, SECOND));
     for (unsigned i = 0; i < 2; i++) {
@@ -3316,6 +3319,7 @@ static void history_forced(void) {
     }
     time_pass(world.now + below(5 * SECOND));
     show.left = 0;
+    weather.slow = weather.lost = 0;
     time_until(clients_rest, 60 * SECOND);
     for (unsigned i = 0; i < 2; i++) {
         change_leave_how(host_of(setting.owners[i]), true);
