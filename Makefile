@@ -130,7 +130,7 @@ $(filter-out test-plants test-fuzz test-clients,$(SUITES:%=test-%)) test-join-ts
 test-clients: build/asan/estoraje
 	@$(FIXED) test/clients.sh
 
-# Each planted error is a compilation of its own, and runs until it is found.
+# All planted errors are in one compilation; each runs until it is found.
 test-plants: export COMPILE_FLAGS = $(ALWAYS) $(CPPFLAGS) -O1
 test-plants:
 	@CC="$(CC)" test/plants.sh

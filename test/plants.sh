@@ -68,6 +68,9 @@ table() {
         view_owns(view, i, number) == OWNS_OLD &&
         part->log.end != LOG_HEADER &&
         part_restart(node, part, view->epoch, true))'
+    # what an owner was and is again has from before, it keeps
+    row change_kept parts_clear \
+        '(of == OWNS_NEW && view->epoch != now->epoch)' false
     # a report that outlives a loss of power, and is believed: that alone would
     # do no harm, as a new owner recovers like any other
     row change_report_stays record_text \
@@ -113,7 +116,7 @@ plant() {
         /^}/ || /^[a-z].*;$/ { inside = 0 }
         { print }
         END { exit count != 1 }' "$copy" >"$copy.next" ||
-        { miss "$number" "its expression is not in $1() once"; return 0; }
+        { miss "$name" "'$2' is not once in $1()"; return 0; }
     mv "$copy.next" "$copy"
 }
 
@@ -125,10 +128,10 @@ also() {
 # An error gets the number that is next, and stands beside those before it.
 row() {
     number=$((number + 1))
+    name=$1
     plant "$2" "$3" "$4"
-    case $wanted in # one that takes very long is run by name only
-    "  ") case $1 in change_epoch_unchecked) return 0 ;; esac ;;
-    *" $1 "*) ;;
+    case $wanted in
+    "  " | *" $1 "*) ;;
     *) return 0 ;;
     esac
     names="$names $1=$number"
@@ -143,6 +146,10 @@ run() {
     change_*) export CHANGES=1 POINTED=1 ;;
     esac
     [ "$1" != repair_below_floor ] || export MISSED=1 # and it much repair
+    case $1 in # and these such an owner
+    change_epoch_unchecked | change_refused_held) export STALE=1 ;;
+    change_kept) export AWAY=1 ;;
+    esac
     PLANT=$2 "$out/sim" >"$out/$1.log" 2>&1 || code=$?
     echo "$code" >"$out/$1.code"
 }
@@ -166,6 +173,10 @@ mkdir -p "$out"
 cp "${SOURCE:-estoraje.c}" "$copy"
 number=0
 table
+for name; do
+    case " $names " in *" $name="*) ;; *) miss "$name" "no such row" ;; esac
+done
+[ $failed = 0 ] || exit 1 # the table is stale: nothing would be shown
 # shellcheck disable=SC2086 # flags are words
 ${CC:-cc} $COMPILE_FLAGS -I. -DPLANTS -DPROGRAM="\"../$copy\"" -o "$out/sim" \
     test/sim.c ring.c

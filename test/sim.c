@@ -22,7 +22,9 @@
  * million; DARK=1 has all of them about losses of power under -sync always,
  * CHANGES=1 has the ring change in all, and with POINTED=1 all of these are
  * about one key that gets other owners. MISSED=1 is about repair, LAGS=1 about
- * answers that come late.
+ * answers that come late, STALE=1, of pointed changes, about an owner that goes
+ * by the ring before, AWAY=1 about one that is away while keys are deleted, and
+ * FORCED=1 about a majority of the owners that is lost.
  *
  * Chapters: Random numbers and memory - Time - Files - The network - The
  * system as the program sees it - A node - etcd - Clients - Faults - A history.
@@ -1625,14 +1627,18 @@ static enum duty duty_of(void *(*run)(void *)) {
    which its first two owners do consistent operations against each other; in a
    dark one all lose their power now and then, and are left with their disks, in
    a missed one they repair all the time. In one with changes the ring is
-   another one now and then. */
+   another one now and then; in a stale one it changes once, and an owner of the
+   key that is to be none hears nothing of that. In one about a node that is
+   away there are two such changes, and time for tombstones to go; in a forced
+   one most owners are lost for good. */
 static struct {
     enum sync_mode sync;
-    bool pointed, dark, missed, changes;
+    bool pointed, dark, missed, changes, stale, away, forced;
     unsigned members;       /* at first */
     unsigned owners[NODES]; /* of the key */
     unsigned partition;     /* its own */
     unsigned turn[2];       /* who has it before and after a change, as bits */
+    unsigned hidden;        /* the owner that hears nothing of it; 0: none */
 } setting;
 
 /* Owners of each key, in a cluster of so many. */
@@ -2387,9 +2393,9 @@ static void client_choose(struct client *c) {
 
     *op = (struct history_op){.client = c->number, .begin = world.now};
     op->key = (unsigned)below(show.keys);
-    op->kind = dice < 6    ? HISTORY_READ
-               : dice < 14 ? HISTORY_WRITE
-                           : HISTORY_DELETE;
+    op->kind = dice < 6                          ? HISTORY_READ
+               : dice < (setting.away ? 11 : 14) ? HISTORY_WRITE
+                                                 : HISTORY_DELETE;
     op->consistent =
         show.mix == MIX_CONSISTENT || (show.mix == MIX_BOTH && once_in(2));
     if (op->consistent && op->kind != HISTORY_READ &&
@@ -2723,16 +2729,20 @@ static unsigned members_stay(void) {
     return n;
 }
 
-/* A node is to be removed. */
-static void change_leave(struct host *h) {
+/* A node is to be removed; forced: at once. */
+static void change_leave_how(struct host *h, bool forced) {
     char key[32], value[60];
 
     trace("node %u is to leave", h->number);
     h->wanted = false;
     snprintf(key, sizeof key, "strj_leave_n%u", h->number);
-    snprintf(value, sizeof value, "{\"leave\":\"n%u\",\"force\":\"0\"}",
-             h->number);
+    snprintf(value, sizeof value, "{\"leave\":\"n%u\",\"force\":\"%d\"}",
+             h->number, forced);
     etcd_set_text(key, slice_of(value));
+}
+
+static void change_leave(struct host *h) {
+    change_leave_how(h, false);
 }
 
 /* A node's disk is lost. gone: so is the machine; or it starts anew, and is to
@@ -2791,6 +2801,19 @@ static void turn_note(const struct view *view) {
                     1u << host_named(view->member[owners[i]].name)->number;
 }
 
+/* An owner that is to be none goes by the ring before until the faults end: it
+   does not reach etcd. */
+static void change_hide_stale(void) {
+    unsigned leaver = setting.turn[GROUP_OLD] & ~setting.turn[GROUP_NEW];
+
+    while (leaver >> (setting.hidden + 1) != 0)
+        setting.hidden++;
+    if (setting.hidden == 0)
+        return;
+    host_of(setting.hidden)->away_until = UINT64_MAX;
+    trace("node %u does not reach etcd any more", setting.hidden);
+}
+
 /* Some of the owners go by the ring before for a while: they do not reach
    etcd. */
 static void change_hide(void) {
@@ -2827,7 +2850,9 @@ static void change_seen(const struct view *before) {
         return;
     if (view->next != NULL)
         turn_note(view);
-    if (!once_in(4))
+    if (setting.stale && view->next != NULL)
+        change_hide_stale();
+    else if (!setting.stale && !once_in(4))
         change_hide();
 }
 
@@ -2905,8 +2930,19 @@ static void changes_unstick(void) {
     }
 }
 
+/* An event: the last node joins, who was none. */
+static void change_stale(void *thing, uint64_t life) {
+    (void)life;
+    change_join_by(thing);
+}
+
 /* Chooses how often the ring is to change in the next so many us. */
 static void changes_choose(uint64_t span) {
+    if (setting.stale) {
+        event_add(world.now + below(50000), change_stale,
+                  host_of(world.host_count), 0);
+        return;
+    }
     if (once_in(3))
         weather.etcd_lost = between(5, 50);
     if (once_in(3))
@@ -2925,10 +2961,23 @@ static unsigned side_add(unsigned side, unsigned of) {
 }
 
 /* Chooses a side: a majority of the key's owners by the ring before the change
-   or after it, even when that is over: some may not know. Or of both. */
+   or after it, even when that is over: some may not know. Or of both. If one
+   does not know it is with another one, and then the others are a side. */
 static unsigned side_choose(void) {
     unsigned dice = (unsigned)below(3), side = 0;
 
+    if (setting.hidden != 0) {
+        unsigned hidden = 1u << setting.hidden;
+
+        if (etcd.view->next != NULL)
+            return 0;
+        if ((weather.side & hidden) != 0)
+            return ((2u << world.host_count) - 2) & ~weather.side;
+        while (bits_count(side) < 2)
+            side = hidden | (setting.turn[GROUP_OLD] &
+                             1u << between(1, world.host_count));
+        return side;
+    }
     if (dice != 1)
         side = side_add(side, setting.turn[GROUP_OLD]);
     if (dice != 0)
@@ -2941,9 +2990,7 @@ static unsigned side_choose(void) {
 static void fault_side(void *thing, uint64_t life) {
     (void)life;
     memset(weather.cut, 0, sizeof weather.cut);
-    weather.side = 0;
-    if (once_in(2))
-        weather.side = side_choose();
+    weather.side = setting.hidden != 0 || once_in(2) ? side_choose() : 0;
     for (unsigned i = 1; i <= world.host_count; i++)
         for (unsigned j = 1; j <= world.host_count; j++) {
             struct node *node = host_of(i)->node;
@@ -2956,7 +3003,9 @@ static void fault_side(void *thing, uint64_t life) {
                 if (host_named(node->view->member[k].name) == host_of(j))
                     atomic_store(
                         &node->peers[node->view->member[k].number].heard,
-                        cut || !host_of(j)->up ? 0 : world.now / 1000);
+                        cut || !host_of(j)->up || i == setting.hidden
+                            ? 0
+                            : world.now / 1000);
         }
     trace("side %x", weather.side);
     event_add(world.now + between(5000, 150000), fault_side, thing, 0);
@@ -3002,6 +3051,7 @@ static void faults_end(void) {
             world.queue[i].fn == fault_part ||
             world.queue[i].fn == fault_side ||
             world.queue[i].fn == change_next ||
+            world.queue[i].fn == change_stale ||
             world.queue[i].fn == change_kill ||
             world.queue[i].fn == fault_missed ||
             world.queue[i].fn == fault_deaf || world.queue[i].fn == fault_cut)
@@ -3056,8 +3106,17 @@ static void world_begin(uint64_t seed) {
         setting.dark = setting.missed = false;
         setting.pointed = getenv("POINTED") != NULL || once_in(2);
     }
+    setting.away = setting.changes && setting.pointed &&
+                   (getenv("AWAY") != NULL || once_in(16));
+    setting.forced = setting.changes && setting.pointed && !setting.away &&
+                     (getenv("FORCED") != NULL || once_in(16));
+    setting.stale = setting.changes && setting.pointed && !setting.away &&
+                    !setting.forced && (getenv("STALE") != NULL || once_in(8));
+    setting.hidden = 0;
     if (setting.changes)
-        world.host_count = (unsigned)between(4, NODES);
+        world.host_count = setting.away || setting.forced
+                               ? NODES
+                               : (unsigned)between(4, NODES);
     else if (setting.pointed)
         world.host_count = once_in(4) ? NODES : 3;
     else
@@ -3065,7 +3124,10 @@ static void world_begin(uint64_t seed) {
     setting.members = world.host_count;
     memset(&weather, 0, sizeof weather);
     if (setting.changes) {
-        setting.members = (unsigned)between(3, world.host_count);
+        setting.members = setting.stale || setting.away ? world.host_count - 1
+                          : setting.forced
+                              ? world.host_count
+                              : (unsigned)between(3, world.host_count);
         etcd_new(setting.members);
     }
     setting.sync = setting.dark || once_in(4) ? SYNC_ALWAYS : SYNC_SECOND;
@@ -3150,14 +3212,130 @@ static void show_audit(bool consistent) {
 
 #define STALE_US (5 * SECOND / 2) /* the 2 s, and until they are noticed */
 
-static void history_run(uint64_t seed) {
-    uint64_t span = UINT64_C(0);
-    const char *wrong;
+/* The clients begin, or go on with so many operations more. */
+static void show_go(unsigned more) {
+    show.left += more;
+    for (unsigned i = 0; i < show.clients; i++)
+        event_add(world.now + below(show.pause_us), client_next,
+                  &show.client[i], show.client[i].life);
+}
 
-    world_begin(seed);
-    show_begin();
-    if (setting.pointed || !once_in(4))
-        time_until(all_rest, 5 * SECOND);
+/* So many us are over in which all stood still. */
+static void time_jump(uint64_t us) {
+    trace("all stand still");
+    world.now += us;
+    for (size_t i = 0; i < world.queued; i++)
+        world.queue[i].at += us;
+}
+
+/* Whether the ring is not the first one, and no change runs; or one runs. */
+static bool ring_changed(void) {
+    return etcd.view->epoch > 1 && etcd.view->next == NULL;
+}
+
+static bool ring_changes(void) {
+    return etcd.view->next != NULL;
+}
+
+/*
+ * An owner of the key is away while a change takes the key from it, the key is
+ * deleted, and tombstones go; and comes back when the next change is to make it
+ * an owner again. What it has is out of date then, and nothing tells but that.
+ */
+static void history_away(void) {
+    struct host *joiner = host_of(world.host_count), *h = NULL;
+    const struct view *later = view_of(world.host_count, 1);
+
+    owners_find();
+    for (unsigned i = 0; i < replicas_of(world.host_count); i++)
+        if (view_owns(later, setting.partition, setting.owners[i]) == 0)
+            h = host_of(setting.owners[i]);
+    must(h != NULL, "an owner that is none by the later ring");
+    show.pause_us = 100000;
+    show_go(0);
+    time_pass(world.now + between(50000, SECOND));
+    host_end(h, false);
+    h->off = true;
+    time_pass(world.now + below(500000));
+    change_join_by(joiner);
+    time_until(ring_changed, 60 * SECOND);
+    time_until(clients_rest, 60 * SECOND);
+    time_jump(between(TOMBSTONE_OLD / 2, 2 * TOMBSTONE_OLD) * SECOND);
+    time_pass(world.now + between(SECOND, 30 * SECOND));
+    change_leave(joiner);
+    if (!once_in(4))
+        time_until(ring_changes, 60 * SECOND);
+    h->off = false;
+    host_start(h);
+    show_go((unsigned)between(4, 20));
+    time_pass(world.now + between(SECOND, 5 * SECOND));
+}
+
+/* What the clients have seen so far must fit. It is forgotten: they begin anew
+   with what the key is now, if that is what they once wrote. */
+static void show_anew(void) {
+    const char *wrong = history_check_linear(show.history);
+    struct client *c = &show.client[AUDITOR];
+
+    if (wrong != NULL)
+        fail("%s", wrong);
+    show_audit(true); /* each node has the same, or it fails here */
+    wrong = history_check_linear(show.history);
+    c->op = (struct history_op){.kind = HISTORY_WRITE,
+                                .consistent = true,
+                                .client = AUDITOR,
+                                .value = c->seen[0],
+                                .begin = world.now};
+    trace("key0 is %" PRIu64 " now%s", c->seen[0],
+          wrong == NULL ? "" : ", and what was written last is lost");
+    history_free(show.history);
+    show.history = history_new();
+    if (c->seen[0] != 0)
+        history_end(show.history, history_begin(show.history, &c->op),
+                    HISTORY_OK, c->seen[0], false, world.now);
+}
+
+/*
+ * A majority of the key's owners is lost for good, with what they had, and the
+ * operator has them removed by force: what was written last may be lost then,
+ * and nothing else. The others must come to rest without them, and the clients
+ * find one value.
+ */
+static void history_forced(void) {
+    owners_find();
+    show.pause_us = 100000;
+    weather.slow = between(2, 20);
+    if (once_in(2))
+        weather.lost = between(5, 40);
+    show_go(0);
+    time_pass(world.now + between(50000, SECOND));
+    for (unsigned i = 0; i < 2; i++) {
+        struct host *h = host_of(setting.owners[i]);
+
+        host_end(h, true);
+        while (h->file_count > 0)
+            file_remove(h, h->files[0]);
+        h->off = true;
+    }
+    time_pass(world.now + below(5 * SECOND));
+    show.left = 0;
+    weather.slow = weather.lost = 0;
+    time_until(clients_rest, 60 * SECOND);
+    for (unsigned i = 0; i < 2; i++) {
+        change_leave_how(host_of(setting.owners[i]), true);
+        time_pass(world.now + below(once_in(2) ? 2000 : SECOND));
+    }
+    if (!time_until(all_rest, 120 * SECOND))
+        fail("the cluster does not come to rest after a removal by force");
+    show_anew();
+    show_go((unsigned)between(4, 20));
+    time_pass(world.now + between(SECOND, 5 * SECOND));
+}
+
+/* Things go wrong while the clients are at work. */
+static void history_faults(void) {
+    uint64_t span;
+
     span = once_in(4) ? between(SECOND, 5 * SECOND) : between(30000, SECOND);
     if (setting.changes && setting.pointed)
         span = between(SECOND, 3 * SECOND);
@@ -3172,10 +3350,23 @@ static void history_run(uint64_t seed) {
         faults_choose(span);
     if (setting.changes)
         changes_choose(span);
-    for (unsigned i = 0; i < show.clients; i++)
-        event_add(world.now + below(show.pause_us), client_next,
-                  &show.client[i], 0);
+    show_go(0);
     time_pass(world.now + span);
+}
+
+static void history_run(uint64_t seed) {
+    const char *wrong;
+
+    world_begin(seed);
+    show_begin();
+    if (setting.pointed || !once_in(4))
+        time_until(all_rest, 5 * SECOND);
+    if (setting.away)
+        history_away();
+    else if (setting.forced)
+        history_forced();
+    else
+        history_faults();
     faults_end();
     time_pass(world.now + 250000); /* until broken links are gone */
     time_until(clients_rest, 60 * SECOND);
