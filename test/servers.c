@@ -2291,6 +2291,38 @@ static void test_half_closed(void **state) {
     server_stop(s);
 }
 
+/* Who asks for a large value and does not read it is sent little of it: what
+   the node and the kernel keep for a connection is bounded. */
+static void test_deaf(void **state) {
+    enum { DEAF = 20 };
+    static const char text[] = "GET /large HTTP/1.1\r\nHost: x\r\n\r\n";
+    const char *series = "estoraje_sent_bytes_total{port=\"client\"}";
+    struct server *s = alone("deaf", "");
+    struct client c = client_make(s->port);
+    static char large[8 << 20];
+    double before, sent, now;
+    int fds[DEAF];
+
+    (void)state;
+    check(client_ask(&c, "PUT", "/large", NULL, large, sizeof large) == 201,
+          "%d", c.status);
+    metrics_get(&c);
+    before = sent = metric(&c, series);
+    many_open(s->port, fds, DEAF);
+    many_send(fds, DEAF, text);
+    do {
+        now = sent;
+        pause_ms(500);
+        metrics_get(&c);
+        sent = metric(&c, series);
+    } while (sent > now + 100000);
+    sent = (sent - before) / DEAF;
+    check(sent > 1000 && sent < 1 << 20, "%.0f bytes for each", sent);
+    many_close(fds, DEAF);
+    client_end(&c);
+    server_stop(s);
+}
+
 /* slowhttptest's three modes, with a thousand connections each: the others are
    served meanwhile, what a slow client takes is bounded, and what the first
    attack has left of memory (an allocator keeps some) serves the next. */
@@ -2923,6 +2955,7 @@ int main(void) {
         cmocka_unit_test_teardown(test_crowd, servers_end),
         cmocka_unit_test_teardown(test_idle, connections_end),
         cmocka_unit_test_teardown(test_half_closed, servers_end),
+        cmocka_unit_test_teardown(test_deaf, servers_end),
         cmocka_unit_test_teardown(test_slow, connections_end),
         cmocka_unit_test_teardown(test_secret, servers_end),
     };
