@@ -3737,10 +3737,12 @@ static void conn_kill(struct conn *c) {
 /* A new connection on a socket, which it owns from now on. */
 static struct conn *conn_new(struct worker *w, int fd, enum conn_kind kind) {
     struct conn *c = memory(1, sizeof *c);
-    int on = 1;
+    int on = 1, most = OUT_MAX / 2;
 
     fd_nonblocking(fd);
     setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
+    if (kind == CONN_CLIENT) /* or it takes megabytes for who does not read */
+        setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &most, sizeof most);
     c->w = w;
     c->fd = fd;
     c->kind = kind;

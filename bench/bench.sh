@@ -5,8 +5,8 @@
 # usage: make bench [SETTING=VALUE ...]    or: bench/bench.sh [SETTING=VALUE ...]
 #
 #   rows         "get absent put delete mixed get-consistent put-consistent cas
-#                repair join start100 start1k sync compact overwrite", or
-#                some of them
+#                repair join start100 start1k sync compact overwrite idle",
+#                or some of them
 #   servers      "one three nginx": one node, three, files by nginx, or some
 #   seconds      5: of one run
 #   runs         3: of each row; the table shows medians
@@ -17,6 +17,7 @@
 #   startkeys    10000000: keys, with values of 100 bytes, of start100
 #   startkeys1k  1000000: keys, with values of 1024 bytes, of start1k
 #   compactkeys  400000: keys, with values of 1024 bytes, of compact
+#   idlers       5000: connections that are idle, of idle
 #   overwrites   10000000: writes to 10000 keys, with values of 1024 bytes, of
 #                overwrite
 #   flags        (none): more flags for estoraje, as flags="-sync none"
@@ -55,6 +56,10 @@
 #   sync       writes a second with -sync always, 64 connections to one
 #   compact    p99 of GET while logs are compacted, to that while none is
 #   overwrite  bytes of logs after many overwrites, to what is live in them
+#   idle       GETs a second beside idle connections, to those without; how long
+#              one of these waits for an answer then (the median, and beside it
+#              the 99th percentile of all); p99 of GET beside slowhttptest's
+#              three modes, to that without, the worst of the three
 #
 # With the settings above they take up to 20 minutes, and 2.5 GB of disk.
 
@@ -64,17 +69,17 @@ export LC_ALL=C PATH="$PATH:/usr/sbin:/sbin"
 cd "$(dirname "$0")/.." || exit 2
 
 all="get absent put delete mixed get-consistent put-consistent cas repair \
-join start100 start1k sync compact overwrite"
+join start100 start1k sync compact overwrite idle"
 : "${rows:=$all}" "${servers:=one three nginx}"
 : "${seconds:=5}" "${runs:=3}" "${keys:=100000}" "${size:=1024}"
 : "${connections:=64}" "${flags:=}"
 : "${startkeys:=10000000}" "${startkeys1k:=1000000}" "${compactkeys:=400000}"
-: "${overwrites:=10000000}" "${repairkeys:=1000000}" "${joinkeys:=1000000}"
+: "${idlers:=5000}" "${overwrites:=10000000}" "${repairkeys:=1000000}" "${joinkeys:=1000000}"
 for setting; do
     case $setting in
     rows=* | servers=* | seconds=* | runs=* | keys=* | size=* | \
         connections=* | startkeys=* | startkeys1k=* | \
-        compactkeys=* | overwrites=* | repairkeys=* | joinkeys=* | flags=*)
+        compactkeys=* | idlers=* | overwrites=* | repairkeys=* | joinkeys=* | flags=*)
         printf -v "${setting%%=*}" %s "${setting#*=}" ;;
     *)
         echo "bench.sh: $setting: not one of the settings in its head" >&2
@@ -680,6 +685,74 @@ measure_overwrite() {
     rm -r "${dir:?}/overwrite"
 }
 
+# Reads keys of the row idle. Sets $phase to the GETs a second, and their p99 in
+# microseconds.
+measure_idle_phase() {
+    local answer result
+    answer=$(wrk -t2 -c"$connections" -d"${seconds}s" -s bench/load.lua \
+        "${urls[idle]}" -- get key 1000 "$size") || fail "wrk: $answer"
+    read -ra result <<<"$(sed -n 's/^result //p' <<<"$answer")"
+    ((result[4] + result[5] == 0)) || fail "idle: ${result[*]}"
+    phase=("$(calculate "${result[0]} * 1e6 / ${result[1]}")" "${result[3]}")
+}
+
+# Notes as idle how much of the throughput idle connections leave, as idle-ms
+# what one of them waits, and as slow what slow clients make of the p99.
+measure_idle() {
+    local run mode modes answer before phase waits worst
+    local ratios=() median_ms=() slow=()
+    "${CC:-cc}" -O2 -std=c11 -D_POSIX_C_SOURCE=200809L -o build/idle \
+        bench/idle.c || exit 1
+    start_node idle -sync none
+    fill idle key 1000 "$size"
+    head -c 4194304 /dev/zero | curl -s -T - "${urls[idle]}/large"
+    modes=("-H -i 1 -x 24 -u ${urls[idle]}/key-000000"
+        "-B -i 1 -t PUT -s 100000 -x 24 -u ${urls[idle]}/body"
+        "-X -n 1 -z 32 -w 512 -y 1024 -u ${urls[idle]}/large")
+    command -v slowhttptest >/dev/null || modes=()
+    echo "idle: GET with $connections connections beside $idlers idle ones," \
+        "and beside slowhttptest with 1000, $seconds s each"
+    for ((run = 1; run <= runs; run++)); do
+        measure_idle_phase
+        before=("${phase[@]}")
+        coproc IDLE { exec build/idle "${urls[idle]##*:}" "$idlers"; }
+        pids[idlers]=$IDLE_PID
+        read -r answer <&"${IDLE[0]}" || fail "idle: not open"
+        sleep 0.5
+        measure_idle_phase
+        exec {IDLE[1]}>&-
+        read -ra waits <&"${IDLE[0]}" || fail "idle: not answered"
+        wait "${pids[idlers]}"
+        unset "pids[idlers]"
+        ratios+=("$(calculate "${phase[0]} / ${before[0]}")")
+        median_ms+=("$(calculate "${waits[2]} / 1e3")")
+        echo "idle: run $run: ${before[0]} GETs/s, then ${phase[0]}," \
+            "${ratios[-1]} times; ${waits[1]} answers to idle ones, us:" \
+            "${waits[2]} (median), ${waits[3]} (p99), ${waits[4]} (greatest)"
+        worst=0
+        for mode in "${modes[@]}"; do
+            # shellcheck disable=SC2086
+            slowhttptest -c 1000 -r 1000 -l $((seconds + 2)) $mode \
+                >/dev/null 2>&1 &
+            pids[slow]=$!
+            sleep 1.5
+            measure_idle_phase
+            wait "${pids[slow]}"
+            unset "pids[slow]"
+            worst=$(calculate \
+                "((x = ${phase[1]} / ${before[1]}) > $worst ? x : $worst)")
+            echo "idle: run $run: p99 ${before[1]} us, ${phase[1]} beside" \
+                "slowhttptest ${mode%% *}"
+        done
+        slow+=("$worst")
+    done
+    note idle "$(median "${ratios[@]}")"
+    note idle-ms "$(median "${median_ms[@]}")"
+    ((${#modes[@]} == 0)) || note slow "$(median "${slow[@]}")"
+    stop_node idle
+    rm -r "${dir:?}/idle"
+}
+
 # --- what it was measured on ----------------------------------------------
 
 describe() {
@@ -739,7 +812,7 @@ for row in $rows; do
     case $row in
     start100) measure_start start100 "$startkeys" 100 ;;
     start1k) measure_start start1k "$startkeys1k" 1024 ;;
-    cas | repair | join | sync | compact | overwrite) "measure_$row" ;;
+    cas | repair | join | sync | compact | overwrite | idle) "measure_$row" ;;
     *)
         for ((run = 1; run <= runs; run++)); do
             for server in $(servers_of "$row"); do

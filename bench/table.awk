@@ -82,6 +82,9 @@ END {
     at_least("sync, 64 to 1", figure["sync"], 5, "times")
     at_most("p99 of GET, compact", figure["compact"], 2, "times")
     at_most("overwrite, to live", figure["overwrite"], 3, "times")
+    at_least("idle, to without", figure["idle"], 0.5, "times")
+    at_most("an idle one waits", figure["idle-ms"], 20, "ms")
+    at_most("p99 of GET, slow", figure["slow"], 2, "times")
     if (wrong)
         print "WRONG: " wrong " unexpected answers or socket errors"
     exit wrong > 0

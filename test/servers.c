@@ -42,6 +42,106 @@ static int peer_port(const struct server *s) {
     return port;
 }
 
+/* ---- Many connections ------------------------------------------------ */
+
+/* Lets this process have so many descriptors; false: it cannot. */
+static bool descriptors_allow(rlim_t n) {
+    struct rlimit limit;
+
+    if (getrlimit(RLIMIT_NOFILE, &limit) < 0 || limit.rlim_max < n)
+        return false;
+    limit.rlim_cur = limit.rlim_cur < n ? n : limit.rlim_cur;
+    return setrlimit(RLIMIT_NOFILE, &limit) == 0;
+}
+
+/* How many descriptors a server has. */
+static size_t descriptors_of(const struct server *s) {
+    char path[64];
+    size_t n = 0;
+    DIR *d;
+
+    snprintf(path, sizeof path, "/proc/%d/fd", (int)s->pid);
+    d = opendir(path);
+    check(d != NULL, "no %s", path);
+    while (readdir(d) != NULL)
+        n++;
+    closedir(d);
+    return n - 2;
+}
+
+/* Bytes of memory that a server has. */
+static long memory_of(const struct server *s) {
+    char path[64], *all, *at;
+    size_t len;
+    long kib;
+
+    snprintf(path, sizeof path, "/proc/%d/status", (int)s->pid);
+    all = file_read(path, &len);
+    at = all != NULL ? strstr(all, "VmRSS:") : NULL;
+    check(at != NULL, "no VmRSS in %s", path);
+    kib = strtol(at + 6, NULL, 10);
+    free(all);
+    return 1024 * kib;
+}
+
+/* Milliseconds of CPU time that a server has taken. */
+static long cpu_ms_of(const struct server *s) {
+    char path[64], *all, *at;
+    long user, system;
+    size_t len;
+
+    snprintf(path, sizeof path, "/proc/%d/stat", (int)s->pid);
+    all = file_read(path, &len);
+    at = all != NULL ? strrchr(all, ')') : NULL;
+    check(at != NULL && sscanf(at,
+                               ") %*c %*d %*d %*d %*d %*d %*u %*u %*u %*u "
+                               "%*u %ld %ld",
+                               &user, &system) == 2,
+          "%s: %s", path, all);
+    free(all);
+    return (user + system) * 1000 / sysconf(_SC_CLK_TCK);
+}
+
+static const char one_get[] = "GET /bystander HTTP/1.1\r\nHost: x\r\n\r\n";
+
+/* Opens n connections to a port. */
+static void many_open(int port, int *fds, size_t n) {
+    struct client c = client_make(port);
+
+    for (size_t i = 0; i < n; i++) {
+        check(client_connect(&c), "connection %zu: %s", i, strerror(errno));
+        fds[i] = c.fd;
+        c.fd = -1;
+    }
+}
+
+static void many_close(const int *fds, size_t n) {
+    for (size_t i = 0; i < n; i++)
+        close(fds[i]);
+}
+
+/* Sends a text on each of n connections. */
+static void many_send(const int *fds, size_t n, const char *text) {
+    for (size_t i = 0; i < n; i++)
+        check(send(fds[i], text, strlen(text), MSG_NOSIGNAL) ==
+                  (ssize_t)strlen(text),
+              "connection %zu: %s", i, strerror(errno));
+}
+
+/* Reads an answer to GET /bystander from each of n connections. */
+static void many_read(const int *fds, size_t n) {
+    struct client c = client_make(0);
+
+    for (size_t i = 0; i < n; i++) {
+        c.fd = fds[i];
+        check(client_read(&c, false) == 200 && strcmp(c.body, "served") == 0 &&
+                  c.from == c.len,
+              "connection %zu: %d %s", i, c.status, c.body);
+    }
+    c.fd = -1;
+    client_end(&c);
+}
+
 /* ---- The command line ------------------------------------------------ */
 
 static void test_flags_refused(void **state) {
@@ -329,12 +429,17 @@ static void test_foreign_log(void **state) {
 }
 
 /* Fewer descriptors than the partitions need: a line, and exit 1.  At the
-   limit the listener rests: who is connected is served, and once the crowd
-   has gone anybody is. */
+   limit the listener rests: who is connected is served, logs and peers have
+   the descriptors that they need, and once the crowd has gone anybody is
+   served. */
 static void test_descriptors(void **state) {
+    enum { CROWDED = 1000, SERVED = 300 };
     struct server *s = server_new("few");
-    struct client crowd[160], c;
-    int code;
+    int code, peer, fds[CROWDED];
+    static char large[100000];
+    struct client c;
+    size_t before;
+    long spent;
     char *log;
 
     (void)state;
@@ -347,25 +452,51 @@ static void test_descriptors(void **state) {
     log = server_log(s);
     check(code == 1 && strstr(log, "descriptor") != NULL, "%d: %s", code, log);
     free(log);
+    if (!descriptors_allow(CROWDED + 100)) {
+        part("not tested: %d connections, too few descriptors", CROWDED);
+        skip();
+    }
 
-    part("a crowd at the limit");
+    part("%d connections where 400 descriptors are allowed", CROWDED);
     s = server_new("crowded");
     server_args(s, "-port 0 -peerPort 0 -partitions 16");
-    s->descriptors = 128;
+    s->descriptors = 400;
     server_start(s);
     server_ready(s);
+    before = descriptors_of(s);
+    peer = peer_port(s);
     c = client_make(s->port);
-    check(client_text(&c, "PUT", "/k", "v") == 201, "status %d", c.status);
-    for (size_t i = 0; i < COUNT(crowd); i++) {
-        crowd[i] = client_make(s->port);
-        check(client_connect(&crowd[i]), "connection %zu refused", i);
-        check(client_text(&c, "GET", "/k", NULL) == 200,
-              "the first client gets %d with %zu more", c.status, i + 1);
-    }
-    for (size_t i = 0; i < COUNT(crowd); i++)
-        client_end(&crowd[i]);
-    check(status_of(s->port, "GET", "/k") == 200, "not served afterwards");
+    check(client_text(&c, "PUT", "/bystander", "served") == 201, "%d",
+          c.status);
+    many_open(s->port, fds, CROWDED);
+    many_send(fds, SERVED, one_get);
+    many_read(fds, SERVED);
+    check(descriptors_of(s) < 400, "all are taken");
+    spent = cpu_ms_of(s);
+    pause_ms(2000);
+    spent = cpu_ms_of(s) - spent;
+    check(spent < 400, "%ld ms of CPU time in two seconds", spent);
+    many_send(fds, SERVED, one_get);
+    many_read(fds, SERVED);
+
+    part("logs and peers beside them");
+    for (int i = 0; i < 100; i++)
+        check(client_ask(&c, "PUT", "/large", NULL, large, sizeof large) ==
+                  (i == 0 ? 201 : 204),
+              "%d", c.status);
+    wait_until((metrics_get(&c),
+                metric(&c, "estoraje_compactions_total{result=\"done\"}") > 0),
+               LIMIT_MS, "no compaction: %s", c.body);
+    check(metric(&c, "estoraje_compactions_total{result=\"failed\"}") == 0,
+          "a compaction failed");
+    check(status_of(peer, "GET", "/") > 0, "no answer to a peer");
+
+    part("afterwards");
+    many_close(fds, CROWDED);
+    check(status_of(s->port, "GET", "/bystander") == 200, "not served");
     client_end(&c);
+    wait_until(descriptors_of(s) <= before, LIMIT_MS,
+               "%zu descriptors, not %zu", descriptors_of(s), before);
     server_stop(s);
 }
 
@@ -1828,8 +1959,6 @@ static int bystander_end(void **state) {
     return 0;
 }
 
-static const char one_get[] = "GET /bystander HTTP/1.1\r\nHost: x\r\n\r\n";
-
 /* Sends n pipelined requests and reads the answers meanwhile; how many of
    them were right, and in order. */
 static size_t flood(struct client *c, size_t n) {
@@ -2085,6 +2214,172 @@ static void test_crowd(void **state) {
     for (int i = 0; i < CROWD; i++)
         check(members[i].error[0] == '\0', "%s", members[i].error);
     server_stop(s);
+}
+
+static int connections_end(void **state) {
+    bystander_end(state);
+    return servers_end(state);
+}
+
+/* Connections that are idle for long get their answers, in a burst and one by
+   one, beside a client that never rests. */
+static void test_idle(void **state) {
+    enum { IDLE = 5000 };
+    struct server *s;
+    static int fds[IDLE];
+
+    (void)state;
+    if (!descriptors_allow(IDLE + 100)) {
+        part("not tested: too few descriptors for %d connections", IDLE);
+        skip();
+    }
+    s = alone("idle", "-threads 2");
+    bystander_begin(s->port);
+    many_open(s->port, fds, IDLE);
+    for (int round = 0; round < (torture() ? 50 : 2); round++) {
+        pause_ms(500); /* none of them has been active of late */
+        many_send(fds, IDLE, one_get);
+        many_read(fds, IDLE);
+        pause_ms(500);
+        for (int i = 0; i < IDLE; i += 50) {
+            many_send(fds + i, 1, one_get);
+            many_read(fds + i, 1);
+        }
+    }
+    bystander_end(state);
+    check(bystander.errors == 0 && bystander.worst_ms < 5000,
+          "the other client: %ld errors, %ld ms once", bystander.errors,
+          bystander.worst_ms);
+    many_close(fds, IDLE);
+    server_stop(s);
+}
+
+/* The server closes what the other side has closed half of, though that never
+   closes the other half, and whatever was being said. */
+static void test_half_closed(void **state) {
+    static const char *const texts[] = {
+        "", "GET /bystander HT", one_get,
+        "PUT /half HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nhalf",
+        "PUT /half HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n4"};
+    enum { EACH = 20 };
+    struct server *s = alone("half", "-threads 2");
+    const struct linger reset = {1, 0};
+    int ports[] = {s->port, peer_port(s)}, fds[EACH];
+    size_t before;
+
+    (void)state;
+    wait_until(status_of(s->port, "PUT", "/bystander") > 0, LIMIT_MS, "gone");
+    pause_ms(100);
+    before = descriptors_of(s);
+    for (size_t i = 0; i < COUNT(ports) * COUNT(texts) * (torture() ? 50 : 2);
+         i++) {
+        many_open(ports[i % 2], fds, EACH);
+        many_send(fds, EACH, texts[i / 2 % COUNT(texts)]);
+        for (int k = 0; k < EACH; k++)
+            if (i / 2 / COUNT(texts) % 2 == 0)
+                shutdown(fds[k], SHUT_WR);
+            else
+                setsockopt(fds[k], SOL_SOCKET, SO_LINGER, &reset, sizeof reset);
+        if (i / 2 / COUNT(texts) % 2 != 0)
+            many_close(fds, EACH);
+        wait_until(descriptors_of(s) <= before, LIMIT_MS,
+                   "%zu descriptors, not %zu, after \"%s\"", descriptors_of(s),
+                   before, texts[i / 2 % COUNT(texts)]);
+        if (i / 2 / COUNT(texts) % 2 == 0)
+            many_close(fds, EACH);
+    }
+    server_stop(s);
+}
+
+/* Who asks for a large value and does not read it is sent little of it: what
+   the node and the kernel keep for a connection is bounded. */
+static void test_deaf(void **state) {
+    enum { DEAF = 20 };
+    static const char text[] = "GET /large HTTP/1.1\r\nHost: x\r\n\r\n";
+    const char *series = "estoraje_sent_bytes_total{port=\"client\"}";
+    struct server *s = alone("deaf", "");
+    struct client c = client_make(s->port);
+    static char large[8 << 20];
+    double before, sent, now;
+    int fds[DEAF];
+
+    (void)state;
+    check(client_ask(&c, "PUT", "/large", NULL, large, sizeof large) == 201,
+          "%d", c.status);
+    metrics_get(&c);
+    before = sent = metric(&c, series);
+    many_open(s->port, fds, DEAF);
+    many_send(fds, DEAF, text);
+    do {
+        now = sent;
+        pause_ms(500);
+        metrics_get(&c);
+        sent = metric(&c, series);
+    } while (sent > now + 100000);
+    sent = (sent - before) / DEAF;
+    check(sent > 1000 && sent < 1 << 20, "%.0f bytes for each", sent);
+    many_close(fds, DEAF);
+    client_end(&c);
+    server_stop(s);
+}
+
+/* slowhttptest's three modes, with a thousand connections each: the others are
+   served meanwhile, what a slow client takes is bounded, and what the first
+   attack has left of memory (an allocator keeps some) serves the next. */
+static void test_slow(void **state) {
+    static const struct {
+        const char *what, *flags;
+    } modes[] = {
+        {"headers", "-H -i 1 -x 24 -u http://127.0.0.1:%d/bystander"},
+        {"bodies", "-B -i 1 -t PUT -s 100000 -x 24 -u http://127.0.0.1:%d/b"},
+        {"reads", "-X -n 1 -z 32 -w 512 -y 1024 -u http://127.0.0.1:%d/large"},
+    };
+    const long mib = 1 << 20, bounds[] = {256 * mib, 16 * mib};
+    static char large[4 << 20];
+    char flags[200], *old = getenv("ASAN_OPTIONS");
+
+    old = strdup(old != NULL ? old : "");
+    snprintf(flags, sizeof flags, "%.100s:quarantine_size_mb=1", old);
+    for (size_t i = 0; i < 2 * COUNT(modes); i++) {
+        static struct server *s;
+        struct output o = {.limit_ms = 60000};
+        struct client c;
+        char line[200];
+        long before;
+
+        if (i % 2 == 0) {
+            setenv("ASAN_OPTIONS", flags, 1);
+            s = alone(modes[i / 2].what, "-threads 2");
+            setenv("ASAN_OPTIONS", old, 1);
+        }
+        c = client_make(s->port);
+        client_ask(&c, "PUT", "/large", NULL, large, sizeof large);
+        client_end(&c);
+        bystander_begin(s->port);
+        pause_ms(200);
+        before = memory_of(s);
+        snprintf(line, sizeof line, modes[i / 2].flags, s->port);
+        run(&o, "slowhttptest -c 1000 -r 1000 -p 3 -l %d %s",
+            torture() ? 15 : 2, line);
+        bystander_end(state);
+        output_free(&o);
+        if (o.code == 127) {
+            free(old);
+            part("not tested: there is no slowhttptest");
+            skip();
+        }
+        part("slow %s: %ld MiB of memory, then %ld", modes[i / 2].what,
+             before / mib, memory_of(s) / mib);
+        wait_until(memory_of(s) < before + bounds[i % 2], LIMIT_MS,
+                   "%ld bytes, not %ld", memory_of(s), before);
+        check(bystander.errors == 0 && bystander.worst_ms < 3000,
+              "the other client: %ld errors, %ld ms once", bystander.errors,
+              bystander.worst_ms);
+        i += i % 2 == 0 && !torture(); /* the second attack is left out */
+        if (i % 2 == 1)
+            server_stop(s);
+    }
+    free(old);
 }
 
 /* ---- What survives --------------------------------------------------- */
@@ -2658,11 +2953,17 @@ int main(void) {
         cmocka_unit_test_teardown(test_memory, servers_end),
         cmocka_unit_test_teardown(test_stop_in_flight, servers_end),
         cmocka_unit_test_teardown(test_crowd, servers_end),
+        cmocka_unit_test_teardown(test_idle, connections_end),
+        cmocka_unit_test_teardown(test_half_closed, servers_end),
+        cmocka_unit_test_teardown(test_deaf, servers_end),
+        cmocka_unit_test_teardown(test_slow, connections_end),
         cmocka_unit_test_teardown(test_secret, servers_end),
     };
     int failed;
 
     run_begin(torture() ? 3600 : 300);
+    if (getenv("ONLY") != NULL)
+        cmocka_set_test_filter(getenv("ONLY"));
     failed = cmocka_run_group_tests(flags, NULL, NULL);
     failed += cmocka_run_group_tests(requests, api_begin, api_end);
     failed += cmocka_run_group_tests(lives, NULL, NULL);
