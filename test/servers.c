@@ -2628,7 +2628,7 @@ static void test_metrics(void **state) {
     (void)state;
     part("bytes, exactly");
     check(client_connect(&c), "cannot connect");
-    pause_ms(100); /* another worker counts what it sent to whoever started this */
+    pause_ms(100); /* until another worker has counted what it sent before */
     metrics_get(&c);
     before[0] = metric(&c, "estoraje_received_bytes_total{port=\"client\"}");
     before[1] = metric(&c, "estoraje_sent_bytes_total{port=\"client\"}");
