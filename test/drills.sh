@@ -688,41 +688,45 @@ join() {
 }
 
 leave() {
-    does "one of four nodes is told to leave by way of another, under load"
+    does "one of four nodes, whose disk is slow (strace), is told to leave by" \
+        "way of another, under load"
     should "no request fails on the others, nor on it until it says that it has" \
         "left; its log says that it may be stopped; another cannot leave," \
         "since three replicas need three nodes"
     shared_trio
+    # It learns last that it has left, in the middle of requests.
+    command -v strace >/dev/null &&
+        before="strace -D -f -o /dev/null -e inject=fsync:delay_enter=100000"
     start 4 -add
+    before=
     ready 4
     within 60 "two changes of the ring done" status_has 1 '"epoch":7,'
     none "not written" "$(fill 1)"
-    load 1 3 4
+    load 1 2 3
     while [ ! -e "$dir/left" ]; do
-        curl -X PUT -d x -w '%{http_code}\n' "$(api 2)/leaver[1-20]"
+        curl -X PUT -d x -w '%{http_code}\n' "$(api 4)/leaver[1-20]"
     done | sed -e '/^--_curl_--/d' -e '/has left the cluster/{N;d;}' |
         grep -v '^20[14]$' >"$dir/leaver" &
     echo $! >"$dir/leaver.pid"
     rest 1
-    [ "$(delete 1 n2)" = 202 ] || fail "DELETE is not answered 202"
-    within 60 "told to be stopped" said 2 'may be stopped'
+    [ "$(delete 1 n4)" = 202 ] || fail "DELETE is not answered 202"
+    within 60 "told to be stopped" said 4 'may be stopped'
     rest 1
     : >"$dir/left"
     wait "$(cat "$dir/leaver.pid")"
     rm -f "$dir/leaver.pid"
-    none "refused by n2" "$(cat "$dir/leaver")"
-    kill "$(pid 2)"
-    wait "$(pid 2)" || fail "n2 ends with $?"
+    none "refused by n4" "$(cat "$dir/leaver")"
+    kill "$(pid 4)"
+    wait "$(pid 4)" || fail "n4 ends with $?"
     within 30 "two changes of the ring done" status_has 1 '"epoch":9,'
-    status_has 1 '"n2"' && fail "n2 is still in the status"
+    status_has 1 '"n4"' && fail "n4 is still in the status"
     rest 1
     load_end
-    for n in 1 3 4; do
+    for n in 1 2 3; do
         none "wrong on n$n" "$(get_all "$round" $n; filled $n)"
     done
     [ "$(delete 1 n3)" = 409 ] || fail "a third node may leave"
-    within 60 "n1 and n4 equal, by their logs," same 1 4
-    within 60 "n3 and n4 equal, by their logs," same 3 4
+    equal
 }
 delete() {
     curl -X DELETE -w '%{http_code}' -o /dev/null \
