@@ -3093,6 +3093,8 @@ static void world_end(void) {
 
 /* A new cluster. */
 static void world_begin(uint64_t seed) {
+    bool some;
+
     random_state = world.seed = seed;
     world.now = UINT64_C(1800000000) * SECOND;
     world.order = 0;
@@ -3106,12 +3108,12 @@ static void world_begin(uint64_t seed) {
         setting.dark = setting.missed = false;
         setting.pointed = getenv("POINTED") != NULL || once_in(2);
     }
-    setting.away = setting.changes && setting.pointed &&
-                   (getenv("AWAY") != NULL || once_in(16));
-    setting.forced = setting.changes && setting.pointed && !setting.away &&
-                     (getenv("FORCED") != NULL || once_in(16));
-    setting.stale = setting.changes && setting.pointed && !setting.away &&
-                    !setting.forced && (getenv("STALE") != NULL || once_in(8));
+    some = setting.changes && setting.pointed && getenv("POINTED") == NULL;
+    setting.away = getenv("AWAY") != NULL || (some && once_in(16));
+    setting.forced =
+        !setting.away && (getenv("FORCED") != NULL || (some && once_in(16)));
+    setting.stale = !setting.away && !setting.forced &&
+                    (getenv("STALE") != NULL || (some && once_in(8)));
     setting.hidden = 0;
     if (setting.changes)
         world.host_count = setting.away || setting.forced
