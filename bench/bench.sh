@@ -741,8 +741,8 @@ measure_idle() {
             unset "pids[slow]"
             worst=$(calculate \
                 "((x = ${phase[1]} / ${before[1]}) > $worst ? x : $worst)")
-            echo "idle: run $run: p99 ${before[1]} us, ${phase[1]} beside" \
-                "slowhttptest ${mode%% *}"
+            echo "idle: run $run: p99 ${before[1]} us (${before[0]} GETs/s)," \
+                "then ${phase[1]} (${phase[0]}) beside slowhttptest ${mode%% *}"
         done
         slow+=("$worst")
     done
