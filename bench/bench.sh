@@ -699,7 +699,7 @@ measure_idle_phase() {
 # Notes as idle how much of the throughput idle connections leave, as idle-ms
 # what one of them waits, and as slow what slow clients make of the p99.
 measure_idle() {
-    local run mode modes answer before phase waits worst
+    local i run mode modes answer before phase waits worst
     local ratios=() median_ms=() slow=()
     "${CC:-cc}" -O2 -std=c11 -D_POSIX_C_SOURCE=200809L -o build/idle \
         bench/idle.c || exit 1
@@ -732,17 +732,23 @@ measure_idle() {
         worst=0
         for mode in "${modes[@]}"; do
             # shellcheck disable=SC2086
-            slowhttptest -c 1000 -r 1000 -l $((seconds + 2)) $mode \
-                >/dev/null 2>&1 &
+            slowhttptest -c 1000 -r 1000 -l 3600 $mode >/dev/null 2>&1 &
             pids[slow]=$!
-            sleep 1.5
+            for ((i = 0; i < 100; i++)); do # until all are connected
+                sleep 0.1
+                (($(curl -s "${urls[idle]}/_metrics" | sed -n \
+                    's/^estoraje_connections{port="client"} //p') < 1000)) ||
+                    break
+            done
             measure_idle_phase
+            kill "${pids[slow]}"
             wait "${pids[slow]}"
             unset "pids[slow]"
+            sleep 1
             worst=$(calculate \
                 "((x = ${phase[1]} / ${before[1]}) > $worst ? x : $worst)")
-            echo "idle: run $run: p99 ${before[1]} us, ${phase[1]} beside" \
-                "slowhttptest ${mode%% *}"
+            echo "idle: run $run: p99 ${before[1]} us (${before[0]} GETs/s)," \
+                "then ${phase[1]} (${phase[0]}) beside slowhttptest ${mode%% *}"
         done
         slow+=("$worst")
     done
