@@ -9549,6 +9549,12 @@ static void change_waits(const struct node *node, struct etcd *e,
                 "a change of the ring waits for a node that is not heard: "
                 "start it, or remove it with DELETE /_nodes/delete/%s",
                 m->name);
+        else if (m->leaves && !member_alive(node, m->number))
+            say("warning",
+                "a node that is not heard is being removed: if that does not "
+                "end, an owner waits for it, which lost its power: start it, "
+                "or give it up with DELETE /_nodes/delete/%s?force",
+                m->name);
     }
 }
 
