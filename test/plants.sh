@@ -142,10 +142,12 @@ run() {
     code=0
     [ "$1" != told_unsynced ] || export DARK=1 # it takes a loss of power
     case $1 in
-    change_answers_added) export LAGS=1 ;; # it takes answers that come late
     change_*) export CHANGES=1 POINTED=1 ;;
+    repair_below_floor) export MISSED=1 ;; # and it much repair
     esac
-    [ "$1" != repair_below_floor ] || export MISSED=1 # and it much repair
+    case $1 in # and these that answers come late
+    change_answers_added | repair_below_floor) export LAGS=1 ;;
+    esac
     case $1 in # and these such an owner
     change_epoch_unchecked | change_refused_held) export STALE=1 ;;
     change_kept) export AWAY=1 ;;
