@@ -5902,7 +5902,7 @@ static bool link_room(struct conn *c, size_t n) {
         conn_count_memory(c);
         return true;
     }
-    if (op != NULL)
+    if (op != NULL && op->attempt == link_oldest(c->link)->attempt)
         op->busy = true;
     return false;
 }
@@ -5936,6 +5936,7 @@ static void link_input(struct conn *c) {
             link_answer(c->w, l, 503, (struct slice){NULL, 0});
             continue;
         }
+        data = buf_slice(&c->in); /* it may have moved */
         if (data.n - n < h.length)
             return;
         link_answer(c->w, l, h.status,
@@ -7088,7 +7089,7 @@ static void consistent_failed(struct op *op) {
                          "outcome unknown: some replicas may have the write, "
                          "and a majority has not said so; read the key");
     else if (op->busy)
-        consistent_error(op, 503, BUSY);
+        consistent_error(op, 503, op->reads ? BUSY : "not applied: " BUSY);
     else if (op->damaged)
         consistent_error(op, 500,
                          "damaged: the value fails its checksum, and no "
@@ -7817,13 +7818,13 @@ static void worker_beat(struct worker *w) {
         return;
     if (w->index == 0)
         peers_watch(w);
+    for (size_t i = 0; i < w->count; i++) /* to former members, too */
+        if (w->conns[i]->kind == CONN_LINK)
+            link_check(w, w->conns[i]->link);
     for (unsigned i = 0; i < w->view->count; i++) {
         unsigned number = w->view->member[i].number;
 
-        link_check(w, &w->links[number]);
-        link_check(w, &w->routes[number]);
         link_check_route(w, &w->routes[number]);
-        link_check(w, &w->beats[number]);
         if (w->index == 0 && i != w->view->me &&
             (due || (member_alive(node, number)
                          ? atomic_load(&node->peers[number].missed_any)

@@ -5992,6 +5992,46 @@ static void test_replica_floor(void **state) {
     turns_end(&t);
 }
 
+/* What test_link_moved() is answered. */
+static void moved_answered(struct op *op, unsigned i, unsigned status,
+                           struct slice body) {
+    assert_int_equal(i, 1);
+    assert_int_equal(status, 200);
+    assert_int_equal(body.n, READ_SIZE + 64);
+    for (size_t at = 0; at < body.n; at++)
+        assert_int_equal(body.p[at], 'v');
+    (void)op;
+}
+
+/* A large answer is all there before there is room for it: that moves it. */
+static void test_link_moved(void **state) {
+    struct node *node = *state;
+    struct turns t;
+    struct op op = {.calls = 2, .answered = moved_answered};
+    struct call call = {.op = &op, .owner = 1};
+    struct buf whole = {0};
+    struct conn c = {.kind = CONN_LINK, .fd = -1};
+
+    turns_begin(&t, node);
+    op.w = c.w = t.w;
+    c.link = &t.w->links[2];
+    c.link->conn = &c;
+    buf_add(&c.link->calls, &call, sizeof call);
+    buf_print(&whole, "HTTP/1.1 200 OK\r\nContent-Length: %u\r\n\r\n",
+              READ_SIZE + 64);
+    memset(buf_grow(&whole, READ_SIZE + 64), 'v', READ_SIZE + 64);
+    c.in = (struct buf){
+        .p = copy_of(whole.p, whole.n), .n = whole.n, .cap = whole.n};
+    link_input(&c);
+    assert_int_equal(c.in.at, whole.n);
+    assert_int_equal(op.calls, 1);
+    assert_false(c.dead);
+    buf_free(&whole);
+    buf_free(&c.in);
+    buf_free(&c.link->calls);
+    turns_end(&t);
+}
+
 /* A peer's requests are read while those before are at work, but none behind
    one that closes the connection (RFC 9112, 9.6). */
 static void test_replica_close(void **state) {
@@ -6630,6 +6670,7 @@ static const struct CMUnitTest all_tests[] = {
     NODE(test_turns_late),
     NODE(test_turns_random),
     NODE(test_replica_floor),
+    NODE(test_link_moved),
     NODE(test_replica_close),
     NODE(test_replica_prepare),
     NODE(test_replica_refusal),
