@@ -701,6 +701,7 @@ measure_idle_phase() {
 measure_idle() {
     local i run mode modes answer before phase waits worst
     local ratios=() median_ms=() slow=()
+    mkdir -p build
     "${CC:-cc}" -O2 -std=c11 -D_POSIX_C_SOURCE=200809L -o build/idle \
         bench/idle.c || exit 1
     start_node idle -sync none
