@@ -4199,60 +4199,54 @@ static void conn_input(struct conn *c) {
 
 /* ---- Output */
 
-/* Sends what there is. */
-static void conn_flush(struct conn *c) {
-    bool idle;
+/* Sends bytes: as many as the kernel takes, that is. Answers how many. */
+static size_t conn_send(struct conn *c, const uint8_t *p, size_t n) {
+    size_t sent = 0;
 
-    while (!c->dead && conn_unsent(c) > 0) {
-        ssize_t n =
-            send(c->fd, c->out.p + c->out.at, conn_unsent(c), MSG_NOSIGNAL);
+    while (!c->dead && sent < n) {
+        ssize_t some = send(c->fd, p + sent, n - sent, MSG_NOSIGNAL);
 
-        if (n < 0 && (errno == EAGAIN || errno == ENOTCONN))
+        if (some < 0 && (errno == EAGAIN || errno == ENOTCONN))
             break; /* a link is not connected yet: poll() will tell */
-        if (n < 0 && errno != EINTR)
+        if (some < 0 && errno != EINTR)
             conn_kill(c);
-        if (n > 0) {
-            c->out.at += (size_t)n;
-            figure_add(&c->w->figures.sent[c->kind != CONN_CLIENT],
-                       (uint64_t)n);
-        }
-        if (n > 0 && (c->kind != CONN_LINK || conn_unsent(c) > 0))
-            c->since = c->w->now; /* what the kernel takes of a call at once
-                                     says nothing about the peer */
+        if (some > 0)
+            sent += (size_t)some;
     }
-    idle = c->kind == CONN_CLIENT && c->stream == NULL;
-    buf_drop(&c->out, idle ? READ_SIZE / 4 : 4 * READ_SIZE);
+    figure_add(&c->w->figures.sent[c->kind != CONN_CLIENT], sent);
+    if (sent > 0 && (c->kind != CONN_LINK || sent < n))
+        c->since = c->w->now; /* what the kernel takes of a call at once says
+                                 nothing about the peer */
+    return sent;
 }
 
-/* Goes on with a value that is sent block by block, each verified first. A
-   turn does a little of it, however fast the client is. */
-static void conn_stream(struct conn *c) {
-    if (c->out.n == 0 && !buf_room(&c->out, OUT_MAX / 2 + BLOCK))
-        die("out of memory"); /* else it would grow each time */
-    while (c->stream_at < c->stream_end && !conn_full(c, OUT_MAX / 2)) {
-        size_t skip = c->stream_at % BLOCK;
-        uint64_t block = c->stream_at - skip, left = c->stream_size - block;
-        size_t n = left < BLOCK ? (size_t)left : BLOCK;
-        uint8_t *to = buf_grow(&c->out, n), *sums = c->first->rec.p;
+/* Sends what there is. */
+static void conn_flush(struct conn *c) {
+    if (conn_unsent(c) > 0)
+        c->out.at += conn_send(c, c->out.p + c->out.at, conn_unsent(c));
+    buf_drop(&c->out, c->kind == CONN_CLIENT ? READ_SIZE / 4 : 4 * READ_SIZE);
+}
 
-        if (read_at(c->stream->fd, to, n, c->stream_value + block) !=
-                (ssize_t)n ||
-            xxh64(to, n, 0) != get64(sums + 8 * (block / BLOCK))) {
-            part_damaged(c->w->node, c->first->part, &c->stream_entry);
-            c->out.n -= n;
-            conn_kill(c);
-            return;
-        }
-        c->stream_at = block + n;
-        if (c->stream_at > c->stream_end) {
-            c->out.n -= (size_t)(c->stream_at - c->stream_end);
-            c->stream_at = c->stream_end;
-        }
-        if (skip > 0) {
-            c->out.n -= skip;
-            memmove(to, to + skip, (size_t)(c->stream_at - block) - skip);
-        }
+/* Goes on with a value that is sent from its file, by a block a turn, verified
+   first. What the kernel does not take of it is read again when it does: a slow
+   reader costs no memory. */
+static void conn_stream(struct conn *c) {
+    size_t skip = c->stream_at % BLOCK, n = BLOCK;
+    uint64_t block = c->stream_at - skip;
+    uint8_t *bytes = c->w->scratch, *sums = c->first->rec.p;
+
+    if (c->stream_size - block < n)
+        n = (size_t)(c->stream_size - block);
+    if (read_at(c->stream->fd, bytes, n, c->stream_value + block) !=
+            (ssize_t)n ||
+        xxh64(bytes, n, 0) != get64(sums + 8 * (block / BLOCK))) {
+        part_damaged(c->w->node, c->first->part, &c->stream_entry);
+        conn_kill(c);
+        return;
     }
+    if (c->stream_end - block < n)
+        n = (size_t)(c->stream_end - block);
+    c->stream_at += conn_send(c, bytes + skip, n - skip);
     if (c->stream_at < c->stream_end)
         return;
     file_release(c->stream);
@@ -4271,7 +4265,7 @@ static void conn_serve(struct conn *c) {
 
     do {
         unread = buf_slice(&c->in).n;
-        if (c->stream != NULL)
+        if (c->stream != NULL && conn_unsent(c) == 0)
             conn_stream(c);
         conn_retire(c);
         conn_flush(c);

@@ -1589,9 +1589,9 @@ static void test_slow_readers(void **state) {
     check(client_text(&other, "GET", "/k", NULL) == 200 &&
               strcmp(other.body, "small") == 0,
           "%d", other.status);
-    check(buffered(s->port) < 32 << 20, "%.0f bytes are buffered",
+    check(buffered(s->port) < 1 << 20, "%.0f bytes are buffered",
           buffered(s->port));
-    check(resident(s->pid) - before < 48 << 10, "%ld KiB more",
+    check(resident(s->pid) - before < 4 << 10, "%ld KiB more",
           resident(s->pid) - before);
     check(client_read(&c[0], false) == 200 && c[0].body_len == SIZE &&
               memcmp(c[0].body, value, SIZE) == 0,
@@ -2324,8 +2324,8 @@ static void test_deaf(void **state) {
 }
 
 /* slowhttptest's three modes, with a thousand connections each: the others are
-   served meanwhile, what a slow client takes is bounded, and what the first
-   attack has left of memory (an allocator keeps some) serves the next. */
+   served meanwhile, and memory is what it was, but for a little that serves the
+   next attack. */
 static void test_slow(void **state) {
     static const struct {
         const char *what, *flags;
@@ -2334,7 +2334,7 @@ static void test_slow(void **state) {
         {"bodies", "-B -i 1 -t PUT -s 100000 -x 24 -u http://127.0.0.1:%d/b"},
         {"reads", "-X -n 1 -z 32 -w 512 -y 1024 -u http://127.0.0.1:%d/large"},
     };
-    const long mib = 1 << 20, bounds[] = {256 * mib, 16 * mib};
+    const long mib = 1 << 20, bounds[] = {48 * mib, 8 * mib};
     static char large[4 << 20];
     char flags[200], *old = getenv("ASAN_OPTIONS");
 
