@@ -46,9 +46,11 @@ cluster-status: status
 # Tests. Sanitizers watch the servers and the tests themselves.
 # ---------------------------------------------------------------------------
 
-SUITES = ring history unit grammar fuzz repair faults sim sim-asan sim-changes \
-         plants servers framing clients disk disk-tsan cluster cluster-tsan join \
-         histories churn churn-tsan
+SUITES = unit repair servers framing clients disk disk-tsan cluster cluster-tsan \
+         join histories churn churn-tsan
+# These need no clock, and run beside the others.
+BESIDE = ring history grammar fuzz faults sim sim-asan sim-changes plants
+SUITE_TARGETS = $(addprefix test-,$(SUITES) $(BESIDE) join-tsan)
 TESTED = build/asan/estoraje build/tsan/estoraje \
          $(addprefix build/test/,ring_test history_test unit grammar fuzz repair \
          faults sim sim-asan servers framing disk cluster join histories churn \
@@ -56,11 +58,8 @@ TESTED = build/asan/estoraje build/tsan/estoraje \
 
 test: need-test ## every suite, with ASan, UBSan and TSan (also all-tests)
 	@$(MAKE) --no-print-directory $(JOBS) $(TESTED)
-	@passed=0; failed=0; for suite in $(SUITES) $(if $(TORTURE),join-tsan); do \
-	    echo "== $$suite"; \
-	    if $(MAKE) --no-print-directory test-$$suite </dev/null; \
-	    then passed=$$((passed + 1)); else failed=$$((failed + 1)); fi; \
-	done; echo "suites: $$passed passed, $$failed failed"; [ $$failed = 0 ]
+	@MAKE="$(MAKE)" test/suites.sh "$(SUITES) $(if $(TORTURE),join-tsan)" \
+	    "$(BESIDE)"
 
 torture: export TORTURE = 1
 torture: test ## the same suites in their long forms
@@ -123,7 +122,7 @@ test-churn-tsan: build/test/churn build/tsan/estoraje
 # The other tests of this suite take a minute more.
 test-churn-tsan: export ONLY = $(if $(TORTURE),*,test_churn)
 
-$(filter-out test-plants test-fuzz test-clients,$(SUITES:%=test-%)) test-join-tsan:
+$(filter-out test-plants test-fuzz test-clients,$(SUITE_TARGETS)):
 	@$(FIXED) $<
 
 # The programs that people use, those of them that are installed.
@@ -270,7 +269,7 @@ help: ## this list
 .PHONY: build start run restart status stop clear run-alone add-samples \
     cluster-status test torture acceptance drills bench all-tests \
     acceptance-cluster \
-    $(SUITES:%=test-%) test-join-tsan check check-compilers \
+    $(SUITE_TARGETS) check check-compilers \
     check-tidy check-cppcheck check-format need-curl need-cluster need-drills \
     need-bench need-test need-fuzz need-check fuzz install uninstall clean help
 .DELETE_ON_ERROR:
