@@ -119,6 +119,7 @@ static void node_begin(void) {
                                   .number = 1};
     atomic_init(&node.ceiling, UINT64_MAX);
     atomic_init(&node.loaded, true);
+    wake_pipe(node.pool_queue);
     wake_pipe(node.repair_wake);
     wake_pipe(node.etcd_wake);
     mutex_init(&node.view_lock);
@@ -148,6 +149,15 @@ static struct conn *conn_begin(enum conn_kind kind) {
     return c;
 }
 
+/* Does what waits for the pool, and gives it back to its operations. */
+static void pool_turn(void) {
+    uint16_t number;
+
+    while (read(node.pool_queue[0], &number, sizeof number) > 0)
+        errands_run(&node.parts[0]);
+    worker_inbox(w);
+}
+
 /* Lets time pass until all that was begun is answered, and frees it. What the
    input has left in the store goes, too. */
 static void conn_over(struct conn *c) {
@@ -161,7 +171,7 @@ static void conn_over(struct conn *c) {
             conn_stream(c);
         else if (due != NULL)
             due(op);
-        worker_inbox(w);
+        pool_turn();
         w->now += 1000;
         c->out.n = c->out.at = 0;
         conn_retire(c);
@@ -210,7 +220,7 @@ static void fuzz_request(const uint8_t *p, size_t n) {
             conn_consume(c);
             if (c->stream != NULL)
                 conn_stream(c);
-            worker_inbox(w);
+            pool_turn();
             for (struct op *op = c->first; op != NULL; op = op->next)
                 if (op->due != NULL) {
                     void (*due)(struct op *) = op->due;
