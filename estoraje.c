@@ -4162,7 +4162,7 @@ static void conn_consume(struct conn *c) {
         buf_add(&left, c->in.p + c->in.at, c->in.n - c->in.at);
         buf_free(&w->input);
         w->input = c->in;
-        buf_reset(&w->input, SIZE_MAX);
+        buf_reset(&w->input, 4 * READ_SIZE);
         c->in = left;
     } else if (c->in.n == 0) {
         buf_free(&c->in);
@@ -4309,21 +4309,25 @@ static void conn_free(struct conn *c) {
 }
 
 /* The clock of a connection's state. A link's calls have clocks of their own,
-   as operations have, and a peer may be silent for long. */
+   as operations have. */
 static void conn_check_time(struct conn *c) {
     bool stopping = atomic_load(&c->w->node->stopping);
+    bool rests = c->kind == CONN_LINK ? buf_slice(&c->link->calls).n == 0
+                                      : c->first == NULL;
     uint64_t most = UINT64_MAX;
 
     if (c->kind == CONN_LINK)
-        return;
-    if (c->lingers)
+        most = rests ? IDLE_MS : most;
+    else if (c->lingers)
         most = LINGER_MS;
     else if (conn_unsent(c) > 0 || c->stream != NULL ||
              c->chunks.state != CHUNK_END)
         most = PROGRESS_MS;
-    else if (c->first == NULL && c->in.n > 0)
+    else if (rests && c->in.n > 0)
         most = HEAD_MS;
-    else if (c->first == NULL && c->kind == CONN_CLIENT)
+    else if (rests && c->kind == CONN_PEER)
+        most = 2 * IDLE_MS; /* it is the caller's to end it */
+    else if (rests)
         most = stopping ? 0 : IDLE_MS;
     if (c->w->now - c->since > most)
         conn_kill(c);
@@ -5769,10 +5773,11 @@ static bool part_restart(struct node *node, struct part *part, uint64_t epoch,
 
 #define INTRO_VERSION 4 /* of the protocol */
 
-/* The field, words of 16 hexadecimal digits with a blank between, and the others that every call to a peer has. id and boot: of the
-   member that is called, as etcd said, 0: not known; the member may have said
-   more since. While the ring has no id of it a boot is of nobody knows which
-   directory: it may have been lost, and another one be there. */
+/* The field, words of 16 hexadecimal digits with a blank between, and the others
+   that every call to a peer has. id and boot: of the member that is called, as
+   etcd said, 0: not known; the member may have said more since. While the ring
+   has no id of it a boot is of nobody knows which directory: it may have been
+   lost, and another one be there. */
 static void intro_text(struct buf *b, const struct node *node,
                        const struct view *view, unsigned number, uint64_t id,
                        uint64_t boot) {
@@ -5944,7 +5949,8 @@ static void link_lost(struct conn *c) {
     struct link *l = c->link;
 
     l->conn = NULL;
-    l->retry_at = c->w->now + jitter(RETRY_MS);
+    if (link_oldest(l) != NULL) /* else it was only idle */
+        l->retry_at = c->w->now + jitter(RETRY_MS);
     while (link_oldest(l) != NULL)
         link_answer(c->w, l, 0, (struct slice){NULL, 0});
     buf_free(&l->calls);
@@ -6289,13 +6295,18 @@ static void op_owners(struct op *op) {
     op->epoch = view->epoch;
 }
 
+/* The links that its calls go by: not those of writes and reads, if what it
+   asks for may take a while, as answers come in the order of the calls. */
+static struct link *op_links(const struct op *op) {
+    return op->phase == PHASE_ROUTE || op->limit > 0 ? op->w->routes
+                                                     : op->w->links;
+}
+
 /* Asks one of the owners, another node than this. */
 static void op_call(struct op *op, unsigned owner, const char *path,
                     struct slice body) {
-    struct link *links =
-        op->phase == PHASE_ROUTE ? op->w->routes : op->w->links;
-    bool sent =
-        link_call(op->w, links, op->owners[owner], path, body, op, owner);
+    bool sent = link_call(op->w, op_links(op), op->owners[owner], path, body,
+                          op, owner);
 
     op->answers[owner] = sent ? ANSWER_WAIT : ANSWER_FAILED;
     op->calls += sent;
@@ -6491,7 +6502,7 @@ static bool op_stalled(const struct op *op) {
     uint64_t moved = op->attempt_since;
 
     for (unsigned i = 0; i < op->count; i++) {
-        const struct conn *c = w->links[op->owners[i]].conn;
+        const struct conn *c = op_links(op)[op->owners[i]].conn;
 
         if (op->answers[i] == ANSWER_WAIT && c != NULL && c->since > moved)
             moved = c->since;

@@ -6036,6 +6036,65 @@ static void test_link_moved(void **state) {
     turns_end(&t);
 }
 
+/* A connection on which nothing happens for so long is ended: also one of a
+   peer, but later than by the peer itself, and none that waits for an answer. */
+static void test_conn_time(void **state) {
+    static const struct {
+        enum conn_kind kind;
+        bool busy; /* an operation, or a call, is under way */
+        bool head; /* a part of one is there */
+        uint64_t ms;
+    } rows[] = {
+        {CONN_CLIENT, false, false, IDLE_MS},
+        {CONN_CLIENT, false, true, HEAD_MS},
+        {CONN_CLIENT, true, false, UINT64_MAX},
+        {CONN_PEER, false, false, 2 * IDLE_MS},
+        {CONN_PEER, false, true, HEAD_MS},
+        {CONN_PEER, true, false, UINT64_MAX},
+        {CONN_LINK, false, false, IDLE_MS},
+        {CONN_LINK, true, false, UINT64_MAX},
+    };
+    struct node *node = *state;
+    struct turns t;
+
+    turns_begin(&t, node);
+    for (size_t i = 0; i < COUNT(rows); i++) {
+        struct op op = {0};
+        struct call call = {0};
+        struct conn c = {.kind = rows[i].kind, .w = t.w};
+
+        c.link = &t.w->links[2];
+        c.first = rows[i].busy && c.kind != CONN_LINK ? &op : NULL;
+        c.in.n = rows[i].head;
+        if (rows[i].busy)
+            buf_add(&c.link->calls, &call, sizeof call);
+        t.w->now = rows[i].ms == UINT64_MAX ? 100 * IDLE_MS : rows[i].ms;
+        conn_check_time(&c);
+        assert_false(c.dead);
+        t.w->now++;
+        conn_check_time(&c);
+        assert_int_equal(c.dead, rows[i].ms != UINT64_MAX);
+        buf_free(&c.link->calls);
+    }
+    turns_end(&t);
+}
+
+/* What a large answer of a peer took is not kept for who reads next. */
+static void test_input_kept(void **state) {
+    struct node *node = *state;
+    struct conn c = {.kind = CONN_PEER, .fd = -1};
+    struct turns t;
+
+    turns_begin(&t, node);
+    c.w = t.w;
+    buf_grow(&c.in, 1 << 20);
+    c.in.at = c.in.n;
+    conn_consume(&c);
+    assert_true(t.w->input.cap <= 4 * READ_SIZE);
+    assert_int_equal(c.in.cap, 0);
+    turns_end(&t);
+}
+
 /* A peer's requests are read while those before are at work, but none behind
    one that closes the connection (RFC 9112, 9.6). */
 static void test_replica_close(void **state) {
@@ -6675,6 +6734,8 @@ static const struct CMUnitTest all_tests[] = {
     NODE(test_turns_random),
     NODE(test_replica_floor),
     NODE(test_link_moved),
+    NODE(test_conn_time),
+    NODE(test_input_kept),
     NODE(test_replica_close),
     NODE(test_replica_prepare),
     NODE(test_replica_refusal),
