@@ -5773,8 +5773,8 @@ static bool part_restart(struct node *node, struct part *part, uint64_t epoch,
 
 #define INTRO_VERSION 4 /* of the protocol */
 
-/* The field, words of 16 hexadecimal digits with a blank between, and the others
-   that every call to a peer has. id and boot: of the member that is called, as
+/* The field, words of 16 hexadecimal digits with a blank between, and the
+   others that every call to a peer has. id and boot: of the member that is called, as
    etcd said, 0: not known; the member may have said more since. While the ring
    has no id of it a boot is of nobody knows which directory: it may have been
    lost, and another one be there. */
