@@ -1085,6 +1085,14 @@ static void buf_text(struct buf *b, const char *text) {
     buf_add(b, text, strlen(text));
 }
 
+/* What is in the buffer as a string: a NUL stands behind it, until more is
+   added. */
+static const char *buf_string(struct buf *b) {
+    *buf_grow(b, 1) = '\0';
+    b->n--;
+    return (const char *)b->p;
+}
+
 static void buf_number(struct buf *b, uint64_t x) {
     char digits[20];
     size_t at = sizeof digits;
@@ -4582,16 +4590,29 @@ static void worker_init(struct worker *w, struct node *node, unsigned index) {
  * names and hosts that were checked before they were written.
  */
 
-/* Goes behind the next member of that name, at whatever depth; its value is the
-   next string behind the name. false: there is none. */
-static bool json_next(struct slice *rest, const char *name,
-                      struct slice *value) {
+/* Goes behind the name of the next member that has it, at whatever depth.
+   false: there is none. */
+static bool json_find(struct slice *rest, const char *name) {
     struct slice word; /* what stands between two quotes */
 
     while (slice_cut(rest, '"', &word))
         if (slice_is(word, name) && slice_begins(*rest, ":"))
-            return slice_cut(rest, '"', &word) && slice_cut(rest, '"', value);
+            return true;
     return false;
+}
+
+/* Goes behind that member; its value is the next string behind the name. */
+static bool json_next(struct slice *rest, const char *name,
+                      struct slice *value) {
+    struct slice gap;
+
+    return json_find(rest, name) && slice_cut(rest, '"', &gap) &&
+           slice_cut(rest, '"', value);
+}
+
+/* Whether a member of that name is true, which is left out otherwise. */
+static bool json_true(struct slice rest, const char *name) {
+    return json_find(&rest, name) && slice_begins(rest, ":true");
 }
 
 /* The next member of that name as a string; false: there is none, or no room
@@ -4909,41 +4930,31 @@ static bool etcd_call(struct etcd *e, const char *path, struct slice *reply,
 /* Of a transaction: key, value, and lease or "0". */
 #define ETCD_PUT "{\"request_put\":{\"key\":\"@\",\"value\":\"@\",\"lease\":$}}"
 
-/* Whether a member of that name is true, which is left out otherwise. */
-static bool json_true(struct slice rest, const char *name) {
-    struct slice word;
-
-    while (slice_cut(&rest, '"', &word))
-        if (slice_is(word, name))
-            return slice_begins(rest, ":true");
-    return false;
-}
-
-/* Puts this node's record, and another key, unless the record has changed since
-   it was read: what a process has sent may arrive after its end, and must not
-   take the place of what the next one has said. false: no answer; *put: whether
-   they were put. */
+/* Puts this node's record and, leased, the sign that it lives, unless the record
+   has changed since it was read: what a process has sent may arrive after its
+   end, and must not take the place of what the next one has said. false: no
+   answer; *put: whether they were put. */
 static bool etcd_record(struct etcd *e, const char *name, const char *record,
-                        const char *other, const char *lease, bool *put) {
-    char node[NAME_MAX_BYTES + 16], key[NAME_MAX_BYTES + 16];
+                        const char *lease, bool *put) {
+    char node[NAME_MAX_BYTES + 16], alive[NAME_MAX_BYTES + 16];
     struct slice reply;
 
     snprintf(node, sizeof node, "strj_node_%s", name);
-    snprintf(key, sizeof key, "%s%s", other, name);
+    snprintf(alive, sizeof alive, "strj_alive_%s", name);
     if (!etcd_call(e, "/v3/kv/txn", &reply,
                    "{\"compare\":[{\"key\":\"@\",\"target\":\"MOD\","
                    "\"result\":\"EQUAL\",\"mod_revision\":$}],"
                    "\"success\":[" ETCD_PUT "," ETCD_PUT "]}",
-                   node, e->record_revision, node, record, "0", key, "1",
+                   node, e->record_revision, node, record, "0", alive, "1",
                    lease))
         return false;
     *put = json_true(reply, "succeeded");
     return true;
 }
 
-/* Takes a lease, and puts this node's record and, leased, the sign that it
-   lives. Without an answer, or if the record has changed since it was read,
-   there is no lease. false: no answer. */
+/* Takes a lease, and says by it that this node is there. Without an answer, or
+   if the record has changed since it was read, there is no lease. false: no
+   answer. */
 static bool etcd_announce(struct etcd *e, const char *name,
                           const char *record) {
     struct slice reply;
@@ -4952,7 +4963,7 @@ static bool etcd_announce(struct etcd *e, const char *name,
 
     if (!etcd_call(e, "/v3/lease/grant", &reply, "{\"TTL\":" LEASE_TTL "}") ||
         !json_text(&reply, "ID", lease, sizeof lease) ||
-        !etcd_record(e, name, record, "strj_alive_", lease, &put))
+        !etcd_record(e, name, record, lease, &put))
         return false;
     if (put)
         memcpy(e->lease, lease, sizeof lease);
@@ -5248,11 +5259,10 @@ static bool etcd_member_next(struct slice *list, struct etcd_member *m) {
         memcpy(m->name, m->id, sizeof m->id);
     rest = text;
     json_text(&rest, "clientURLs", m->client, sizeof m->client);
-    for (rest = text; slice_cut(&rest, '"', &word);)
-        if (slice_is(word, "peerURLs") && slice_begins(rest, ":"))
-            m->urls = rest;
-        else if (slice_is(word, "isLearner"))
-            m->learner = slice_begins(rest, ":true");
+    m->learner = json_true(text, "isLearner");
+    rest = text;
+    if (json_find(&rest, "peerURLs"))
+        m->urls = rest;
     return true;
 }
 
@@ -5355,6 +5365,20 @@ static uint64_t record_id(struct slice record) {
     return json_number(&record, "id", 16);
 }
 
+/* Takes the next line of what etcd holds whose first member is this: of a node's
+   record "name", of the wish that it leaves "leave". false: there is none. */
+static bool line_next(struct slice *text, const char *member, const char *name,
+                      struct slice *line) {
+    char begin[NAME_MAX_BYTES + 16];
+
+    snprintf(begin, sizeof begin, "{\"%s\":\"%.*s\"", member, NAME_MAX_BYTES,
+             name);
+    while (slice_cut(text, '\n', line))
+        if (slice_begins(*line, begin))
+            return true;
+    return false;
+}
+
 /* Builds the ring of some members of a view; at: their indexes, NULL: they are
    the first ones. NULL: it cannot be built. */
 static struct ring *view_ring(const struct view *view, unsigned count,
@@ -5371,16 +5395,11 @@ static struct ring *view_ring(const struct view *view, unsigned count,
 
 /* Whether a node is to be removed, by what etcd holds; forced: at once. */
 static bool leave_wished(struct slice text, const char *name, bool *forced) {
-    struct slice line, who;
+    struct slice line = {0};
+    bool wished = line_next(&text, "leave", name, &line);
 
-    *forced = false;
-    while (slice_cut(&text, '\n', &line))
-        if (slice_begins(line, "{\"leave\":") &&
-            json_next(&line, "leave", &who) && slice_is(who, name)) {
-            *forced = json_number(&line, "force", 10) != 0;
-            return true;
-        }
-    return false;
+    *forced = wished && json_number(&line, "force", 10) != 0;
+    return wished;
 }
 
 /* Completes a view from the nodes' records, a line each, and works out who owns
@@ -5391,11 +5410,10 @@ static bool view_complete(const struct node *node, struct view *view,
     view->me = view->count;
     for (unsigned i = 0; i < view->count; i++) {
         struct member *m = &view->member[i];
-        struct slice rest = records, line, name;
+        struct slice rest = records, line;
 
-        while (slice_cut(&rest, '\n', &line))
-            if (json_next(&line, "name", &name) && slice_is(name, m->name) &&
-                (m->id == 0 || record_id(line) == m->id))
+        while (line_next(&rest, "name", m->name, &line))
+            if (m->id == 0 || record_id(line) == m->id)
                 member_complete(m, line);
         m->leaves = leave_wished(records, m->name, &m->forced);
         if (m->zone[0] == '\0') /* as in a first ring */
@@ -8175,8 +8193,7 @@ static bool repair_call(struct repair *repair, const struct member *m,
     caller_aim(k, m->host, m->peer_port);
     repair->fields.n = 0;
     intro_text(&repair->fields, node, repair->view, m->number, m->id, m->boot);
-    buf_zero(&repair->fields, 1);
-    good = caller_call(k, path, (const char *)repair->fields.p,
+    good = caller_call(k, path, buf_string(&repair->fields),
                        buf_slice(&repair->ask), CALL_MS) == 200 &&
            k->reply.n >= least;
     atomic_fetch_add(node->figures.errors, !good);
@@ -8996,29 +9013,39 @@ static void *repair_run(void *arg) {
  * a live node, then this one must not start, or of one that is lost, whose
  * place it takes. */
 
+/* Asks a member, by its id and whatever its boot is: the status, or -1; *begins:
+   whether the answer begins with a text. */
+static int member_ask(const struct node *node, const struct view *view,
+                      const struct member *m, const char *path, uint64_t ms,
+                      const char *text, bool *begins) {
+    struct caller k = {.fd = -1};
+    struct buf fields = {0};
+    int status;
+
+    caller_aim(&k, m->host, m->peer_port);
+    intro_text(&fields, node, view, m->number, m->id, 0);
+    status =
+        caller_call(&k, path, buf_string(&fields), (struct slice){NULL, 0}, ms);
+    *begins = slice_begins(buf_slice(&k.reply), text);
+    caller_close(&k);
+    buf_free(&fields);
+    buf_free(&k.in);
+    buf_free(&k.reply);
+    return status;
+}
+
 /* Whether a member is there, as its address says: whoever answers there and
    does not mind being called by its id is. This node does not call itself,
    which has taken the address of the one that it replaces. */
 static bool member_answers(const struct node *node, const struct view *view,
                            const struct member *m) {
-    struct caller k = {.fd = -1};
-    struct buf fields = {0};
-    bool there = false, own = m->peer_port == node->peer_port &&
-                              strcmp(m->host, node->flags.host) == 0;
+    bool wrong, own = m->peer_port == node->peer_port &&
+                      strcmp(m->host, node->flags.host) == 0;
 
-    if (m->address_n != 0 && !own) {
-        caller_aim(&k, m->host, m->peer_port);
-        intro_text(&fields, node, view, m->number, m->id, 0);
-        buf_add(&fields, "", 1);
-        there = caller_call(&k, "/_peer/heartbeat", (char *)fields.p,
-                            (struct slice){NULL, 0}, LOST_MS) > 0 &&
-                !slice_begins(buf_slice(&k.reply), &CALLED_WRONG[4]);
-        buf_free(&fields);
-        buf_free(&k.in);
-        buf_free(&k.reply);
-        caller_close(&k);
-    }
-    return there;
+    return m->address_n != 0 && !own &&
+           member_ask(node, view, m, "/_peer/heartbeat", LOST_MS,
+                      &CALLED_WRONG[4], &wrong) > 0 &&
+           !wrong;
 }
 
 /* Whether this node may go by a view, from etcd or kept (NULL: it is none). If
@@ -9071,43 +9098,34 @@ static bool view_check(struct node *node, const struct view *view) {
     return false;
 }
 
-/* Moves all logs to trash/, to be begun anew. false: an errno tells why not. */
-static bool logs_discard(const struct node *node) {
+/* Moves all logs to trash/, to be begun anew, or ends the start. */
+static void logs_discard(struct node *node) {
     int trash = trash_open(node);
     bool good = trash >= 0;
     char name[16];
 
+    node->load_total = 0;
     for (unsigned i = 0; good && i < PARTITIONS_MAX; i++) {
         log_name(name, i, false);
         good =
             renameat(node->dir_fd, name, trash, name) == 0 || errno == ENOENT;
     }
-    good = good && fsync(trash) == 0 && fsync(node->dir_fd) == 0;
-    if (trash >= 0)
-        close(trash);
-    return good;
+    if (!good || fsync(trash) != 0 || fsync(node->dir_fd) != 0)
+        give_up(1, "cannot move the logs to %s/trash: %s", node->flags.data,
+                strerror(errno));
+    close(trash);
 }
 
 /* Asks a member whether its directory is an older copy, too. */
 static enum standing member_standing(const struct node *node,
                                      const struct view *view,
                                      const struct member *m) {
-    enum standing standing = STANDING_UNKNOWN;
-    struct caller k = {.fd = -1};
-    struct buf fields = {0};
+    bool older;
 
-    caller_aim(&k, m->host, m->peer_port);
-    intro_text(&fields, node, view, m->number, m->id, 0);
-    buf_zero(&fields, 1);
-    if (caller_call(&k, "/_peer/standing", (const char *)fields.p,
-                    (struct slice){NULL, 0}, BEAT_MS) == 200)
-        standing = slice_begins(buf_slice(&k.reply), "older") ? STANDING_OLDER
-                                                              : STANDING_SOUND;
-    caller_close(&k);
-    buf_free(&fields);
-    buf_free(&k.in);
-    buf_free(&k.reply);
-    return standing;
+    if (member_ask(node, view, m, "/_peer/standing", BEAT_MS, "older",
+                   &older) != 200)
+        return STANDING_UNKNOWN;
+    return older ? STANDING_OLDER : STANDING_SOUND;
 }
 
 /* Whether one of the others, at least, has a directory that is no older copy;
@@ -9183,10 +9201,7 @@ static bool copy_found(struct node *node, const struct view *view) {
     self->clean = 0;
     identity_save(node);
     if (self->logs == 0)
-        node->load_total = 0;
-    if (self->logs == 0 && !logs_discard(node))
-        give_up(1, "cannot move the logs to %s/trash: %s", node->flags.data,
-                strerror(errno));
+        logs_discard(node);
     if (view->member[view->me].boot > self->boot)
         self->boot = view->member[view->me].boot;
     if (self->older > self->boot)
@@ -9229,11 +9244,8 @@ static void joiner_begin(struct node *node, const struct view *view) {
     self->clean = 1;
     self->logs = self->older = 0;
     node->unclean = node->older = false;
-    node->load_total = 0;
     identity_save(node);
-    if (!logs_discard(node))
-        give_up(1, "cannot move the logs to %s/trash: %s", node->flags.data,
-                strerror(errno));
+    logs_discard(node);
 }
 
 /* ---- The ring in force */
@@ -9501,18 +9513,13 @@ static bool joiner_lost(const struct node *node, struct etcd *e,
     return now >= e->joiner_at + JOINER_MS;
 }
 
-/* Notes which members take partitions over. */
-static void view_gains(const struct view *view, bool gains[MEMBERS_MAX]) {
-    memset(gains, 0, MEMBERS_MAX * sizeof *gains);
-    for (unsigned p = 0; p < view->partitions; p++) {
-        unsigned owners[OWNERS_MAX];
-        uint64_t groups[GROUPS];
-        unsigned n = view_owners(view, p, owners, groups);
+/* Whether a member takes partitions over; number: its own. */
+static bool member_gains(const struct view *view, unsigned number) {
+    unsigned p = 0;
 
-        for (unsigned i = 0; i < n; i++)
-            if (groups_gain(groups) >> i & 1)
-                gains[owners[i]] = true;
-    }
+    while (p < view->partitions && !view_takes(view, p, number))
+        p++;
+    return p < view->partitions;
 }
 
 /* Whether a change cannot go on, or is not wanted any more: of the next ring
@@ -9521,17 +9528,14 @@ static void view_gains(const struct view *view, bool gains[MEMBERS_MAX]) {
    name. */
 static bool change_dropped(const struct node *node, struct etcd *e,
                            const struct view *view) {
-    bool gains[MEMBERS_MAX];
-
-    view_gains(view, gains);
     for (unsigned i = 0; i < view->count; i++) {
         const struct member *m = &view->member[i];
         bool lost = !member_alive(node, m->number);
 
         if (view_next_has(view, i) &&
-            (i >= view->old
-                 ? m->leaves || (lost && m->host[0] == '\0')
-                 : m->leaves && lost && gains[i] && m->report != view->epoch))
+            (i >= view->old ? m->leaves || (lost && m->host[0] == '\0')
+                            : m->leaves && lost && m->report != view->epoch &&
+                                  member_gains(view, m->number)))
             return true;
     }
     return joiner_lost(node, e, view);
@@ -9540,22 +9544,20 @@ static bool change_dropped(const struct node *node, struct etcd *e,
 /* Says now and then whom a change waits for who is not there. */
 static void change_waits(const struct node *node, struct etcd *e,
                          const struct view *view) {
-    bool gains[MEMBERS_MAX];
-
     if (view->next == NULL || now_ms() < e->waits_at)
         return;
     e->waits_at = now_ms() + JOINER_MS;
-    view_gains(view, gains);
     for (unsigned i = 0; i < view->count; i++) {
         const struct member *m = &view->member[i];
 
-        if (gains[i] && m->report != view->epoch &&
-            !member_alive(node, m->number))
+        if (member_alive(node, m->number))
+            continue;
+        if (m->report != view->epoch && member_gains(view, m->number))
             say("warning",
                 "a change of the ring waits for a node that is not heard: "
                 "start it, or remove it with DELETE /_nodes/delete/%s",
                 m->name);
-        else if (m->leaves && !member_alive(node, m->number))
+        else if (m->leaves)
             say("warning",
                 "a node that is not heard is being removed: if that does not "
                 "end, an owner waits for it, which lost its power: start it, "
@@ -9568,30 +9570,24 @@ static void change_waits(const struct node *node, struct etcd *e,
    step fails if one of them has started anew since. */
 static bool change_complete(const struct view *view, struct slice text,
                             struct buf *more) {
-    bool gains[MEMBERS_MAX];
-
-    view_gains(view, gains);
     for (unsigned i = 0; i < view->count; i++) {
         const struct member *m = &view->member[i];
-        struct slice rest = text, line, record, name;
+        struct slice rest = text, line;
         char key[NAME_MAX_BYTES + 16];
 
-        if (!gains[i])
+        if (!member_gains(view, m->number))
             continue;
         if (m->report != view->epoch)
             return false;
         snprintf(key, sizeof key, "strj_node_%s", m->name);
-        while (slice_cut(&rest, '\n', &line)) {
-            record = line;
-            if (!slice_begins(line, "{\"name\":") ||
-                !json_next(&line, "name", &name) || !slice_is(name, m->name) ||
-                record_id(line) != m->id)
+        while (line_next(&rest, "name", m->name, &line)) {
+            if (record_id(line) != m->id)
                 continue;
             buf_text(more, ",{\"key\":\"");
             base64_encode(more, slice_of(key));
             buf_text(more, "\",\"target\":\"VALUE\",\"result\":\"EQUAL\","
                            "\"value\":\"");
-            base64_encode(more, record);
+            base64_encode(more, line);
             buf_text(more, "\"}");
         }
     }
@@ -9704,13 +9700,11 @@ static unsigned parts_lost(const struct node *node, const struct view *view,
 
 /* Whether a node has an etcd beside it, as its record says. */
 static bool record_sidecar(struct slice text, const char *name) {
-    struct slice line, value;
+    struct slice line;
     bool sidecar = false;
 
-    while (slice_cut(&text, '\n', &line))
-        if (slice_begins(line, "{\"name\":") &&
-            json_next(&line, "name", &value) && slice_is(value, name))
-            sidecar = json_number(&line, "sidecar", 10) == 1;
+    while (line_next(&text, "name", name, &line))
+        sidecar = json_number(&line, "sidecar", 10) == 1;
     return sidecar;
 }
 
@@ -9874,17 +9868,14 @@ static enum look etcd_tend(struct node *node, struct etcd *e) {
     }
     if (e->reported != report) {
         record_text(&text, node);
-        buf_add(&text, "", 1);
-        step = etcd_record(e, node->flags.name, (char *)text.p, "strj_alive_",
-                           e->lease, &put)
-                   ? LOOK_AGAIN
-                   : LOOK_TROUBLE;
+        step =
+            etcd_record(e, node->flags.name, buf_string(&text), e->lease, &put)
+                ? LOOK_AGAIN
+                : LOOK_TROUBLE;
         if (put) /* else it is tried again */
             e->reported = report;
     } else if (change_due(node, e, view, &text, &more)) {
-        buf_add(&text, "", 1);
-        buf_add(&more, "", 1);
-        step = etcd_change_ring(e, (char *)text.p, (char *)more.p)
+        step = etcd_change_ring(e, buf_string(&text), buf_string(&more))
                    ? LOOK_AGAIN
                    : LOOK_TROUBLE;
         rest_ms(jitter(20)); /* others try the same */
@@ -9957,8 +9948,7 @@ static bool etcd_claim(struct node *node, struct etcd *e, struct view *view,
         ring_text(&text, view, view->epoch, view->old, NULL, view->next_count,
                   view->next_at);
     }
-    buf_add(&text, "", 1);
-    done = etcd_change_ring(e, (char *)text.p, "");
+    done = etcd_change_ring(e, buf_string(&text), "");
     buf_free(&text);
     return done;
 }
@@ -9972,8 +9962,7 @@ static bool etcd_tell(struct node *node, struct etcd *e) {
     node->known_boot = node->self.boot; /* first: it may be told unheard */
     e->reported = atomic_load(&node->report);
     record_text(&text, node);
-    buf_add(&text, "", 1);
-    done = etcd_announce(e, node->flags.name, (char *)text.p);
+    done = etcd_announce(e, node->flags.name, buf_string(&text));
     buf_free(&text);
     return done;
 }
@@ -10274,7 +10263,7 @@ static void join_peers(struct etcd *e, const struct join *j,
             buf_print(&e->peers, "%s%s=%.*s", e->peers.n > 0 ? "," : "", name,
                       (int)url.n, (const char *)url.p);
     }
-    buf_add(&e->peers, "", 1);
+    buf_string(&e->peers);
 }
 
 /* Takes the next step; true: the sidecar can start. What makes no sense to try
