@@ -8170,8 +8170,13 @@ struct repair {
     uint64_t sums[BUCKETS];
     struct buf mine; /* a list */
     bool whole;      /* all others took part, some maybe recovering */
-    bool failed;     /* something is still missing here */
-    bool needed;     /* some tombstone is, by another owner or here */
+    bool failed;    /* something is still missing here, or (leaves) elsewhere */
+    bool needed;    /* some tombstone is, by another owner or here */
+    bool leaves;    /* this node is no owner any more, and takes nothing: */
+    uint64_t alone; /* of so many keys no owner has what is here */
+    /* Partitions: to be taken over, and still left of these; in doubt, and
+       recovering. See repair_count(). */
+    unsigned gains, moving, doubted, recovering;
 };
 
 /* Calls a member, not faster than -moveRate: the rest that an answer costs is
@@ -8410,6 +8415,23 @@ static void repair_collide(struct repair *repair, uint64_t print,
     }
 }
 
+/* Decides whether a key may go from here: if all owners have that version of it
+   or a higher one. If some have, and some do not, none may. */
+static void leave_decide(struct repair *repair, const struct claim *mine,
+                         const struct claim *claims) {
+    unsigned have = 0;
+
+    for (unsigned i = 0; i < repair->count; i++)
+        have += mine->n > 1
+                    ? claims[i].sum == mine->sum && claims[i].n == mine->n
+                    : claims[i].version >= mine->version &&
+                          (claims[i].marks & LIST_BAD) == 0;
+    if (have == repair->count || claim_absent(repair, mine))
+        return;
+    repair->failed = repair->failed || have > 0;
+    repair->alone += have == 0;
+}
+
 /*
  * How a version may come that is newest. What a majority of the owners holds is
  * decided, and no promise stands in its way. A replica that recovers takes what
@@ -8452,8 +8474,11 @@ static void repair_decide(struct repair *repair, struct slice *list,
         }
         holders++;
     }
-    if (collide) {
-        repair_collide(repair, print, &mine, claims);
+    if (repair->leaves || collide) {
+        if (repair->leaves)
+            leave_decide(repair, &mine, claims);
+        else
+            repair_collide(repair, print, &mine, claims);
         return;
     }
     for (unsigned i = 0; i < repair->count; i++) {
@@ -8580,13 +8605,12 @@ static bool repair_promise(struct repair *repair) {
     return true;
 }
 
-/* Of how many buckets a list is not too long, where there are so many entries
-   in all. */
-static unsigned buckets_step(uint64_t entries) {
-    uint64_t step =
-        entries > LIST_MOST ? (uint64_t)BUCKETS * LIST_MOST / entries : BUCKETS;
-
-    return step > 0 ? (unsigned)step : 1;
+/* Whether all other owners take part in the round, and each is well. */
+static bool others_good(const struct repair *repair) {
+    for (unsigned i = 0; i < repair->count; i++)
+        if (repair->others[i].word != WORD_GOOD)
+            return false;
+    return true;
 }
 
 /* Compares the partition with its other owners, and takes over what is newer
@@ -8595,7 +8619,7 @@ static unsigned buckets_step(uint64_t entries) {
    mine: the sum of all buckets here. */
 static void repair_compare(struct repair *repair, uint64_t mine) {
     uint64_t most = repair->entries;
-    unsigned step;
+    unsigned step = 1;
     bool differs = false;
 
     for (unsigned i = 0; i < repair->count; i++) {
@@ -8606,9 +8630,11 @@ static void repair_compare(struct repair *repair, uint64_t mine) {
         differs = differs || other->differs;
         most = other->entries > most ? other->entries : most;
     }
-    if (repair->joins && !repair_promise(repair))
-        repair->failed = true;
-    step = buckets_step(most);
+    repair->failed = (repair->joins && !repair_promise(repair)) ||
+                     (repair->leaves && !others_good(repair));
+    if (most < BUCKETS * LIST_MOST)
+        step =
+            most > LIST_MOST ? BUCKETS * LIST_MOST / (unsigned)most : BUCKETS;
     for (unsigned first = 0; differs && first < BUCKETS && !repair->failed;
          first += step)
         repair_range(repair, first,
@@ -8639,24 +8665,24 @@ static bool repair_enough(const struct repair *repair) {
 static void repair_others(struct repair *repair, struct part *part) {
     const struct view *view = repair->view;
     unsigned owners[OWNERS_MAX];
+    unsigned of = view_owns(view, part->number, self_number(repair->node));
     uint64_t groups[GROUPS];
 
     view_owners(view, part->number, owners, groups);
     repair->part = part;
     repair->owners = bits_count(groups[GROUP_OLD]);
     repair->count = 0;
-    repair->joins = true;
-    repair->promised = 0;
+    repair->joins = of == OWNS_NEW;
+    repair->leaves = of == 0;
+    repair->promised = repair->alone = 0;
     repair->failed = repair->needed = false;
     repair->cutoff = VERSION_TIME(now_us() - TOMBSTONE_OLD * UINT64_C(1000000));
     for (unsigned i = 0; i < repair->owners; i++) {
         struct other *other = &repair->others[repair->count];
         struct buf wants = other->wants;
 
-        if (owners[i] == view->me) {
-            repair->joins = false;
+        if (owners[i] == view->me)
             continue;
-        }
         *other = (struct other){
             .m = &view->member[owners[i]], .word = WORD_GOOD, .wants = wants};
         if (!member_alive(repair->node, other->m->number))
@@ -8673,29 +8699,35 @@ static uint64_t again_ms(unsigned failures) {
     return failures < 14 ? UINT64_C(100) << (failures - 8) : 5000;
 }
 
-/* One round about one partition: it ends the doubt that there was before, if
-   enough owners took part in it, and nothing is missing here any more. Whether
-   that is so. */
-static bool repair_part(struct repair *repair, struct part *part) {
-    struct node *node = repair->node;
+/* One round about one partition. How many causes of doubt there were before. */
+static uint64_t repair_round(struct repair *repair, struct part *part) {
+    const struct node *node = repair->node;
     uint64_t doubts, mine;
-    bool good, all;
 
     repair_others(repair, part);
     pthread_mutex_lock(&part->lock);
     part_droppable(part, 0); /* this round may bring tombstones that others
                                 need, and only its end will tell */
     doubts = part->doubts;
-    repair->floor = part->recovering ? node->begin_ceiling + 1 : 0;
+    repair->floor =
+        part->recovering && !repair->leaves ? node->begin_ceiling + 1 : 0;
     repair->entries = part->log.used;
     mine = part_digest(node, part, repair->cutoff, repair->sums);
     pthread_mutex_unlock(&part->lock);
     repair_compare(repair, mine);
-    good = all = !repair->failed && repair_enough(repair);
-    for (unsigned i = 0; i < repair->count; i++)
-        all = all && repair->others[i].word == WORD_GOOD;
+    return doubts;
+}
+
+/* A round that ends the doubt which there was before, if enough owners took
+   part in it, and nothing is missing here any more. Whether that is so. */
+static bool repair_part(struct repair *repair, struct part *part) {
+    struct node *node = repair->node;
+    uint64_t doubts = repair_round(repair, part);
+    bool good = !repair->failed && repair_enough(repair);
+
     pthread_mutex_lock(&part->lock);
-    if (all && !repair->needed && part_word(part) == WORD_GOOD &&
+    if (good && others_good(repair) && !repair->needed &&
+        part_word(part) == WORD_GOOD &&
         repair->view->next == NULL) /* else a new owner may need them */
         part_droppable(part, repair->cutoff);
     part->round_at = now_ms() + jitter(ROUND_MS);
@@ -8717,95 +8749,6 @@ static bool repair_part(struct repair *repair, struct part *part) {
     return good;
 }
 
-/* What the heartbeats tell of this node, but for its doubts. How many of the
-   partitions that it owns are in doubt; of them as many are recovering. */
-static unsigned repair_count(struct repair *repair, unsigned *recovering) {
-    struct node *node = repair->node;
-    struct peer *me = &node->peers[self_number(node)];
-    unsigned doubted = 0, owned = 0;
-    uint64_t keys = 0, bytes = 0;
-
-    *recovering = 0;
-    for (unsigned i = 0; i < node->partitions; i++) {
-        struct part *part = &node->parts[i];
-
-        if (!view_owns(repair->view, i, self_number(node)))
-            continue;
-        pthread_mutex_lock(&part->lock);
-        doubted += part->doubts != part->cleared || part->recovering;
-        *recovering += part->recovering;
-        keys += part->log.keys;
-        bytes += part->log.bytes;
-        pthread_mutex_unlock(&part->lock);
-        owned++;
-    }
-    atomic_store(&me->said[SAID_OWNED], owned);
-    atomic_store(&me->said[SAID_KEYS], keys);
-    atomic_store(&me->said[SAID_BYTES], bytes);
-    return doubted;
-}
-
-/* Whether all owners have what this node has in a range of buckets; *alone: of
-   so many keys none of them has that version or a higher one. false: some have
-   it, some do not, or have not said. */
-static bool leave_range(struct repair *repair, unsigned first, unsigned last,
-                        uint64_t *alone) {
-    struct part *part = repair->part;
-    uint8_t map[BUCKETS / 8] = {0};
-    struct slice list;
-
-    for (unsigned i = 0; i < repair->count; i++) {
-        struct other *other = &repair->others[i];
-
-        other->differs = true; /* the digest was not asked for */
-        other_list(repair, other, first, last);
-        if (other->word != WORD_GOOD)
-            return false;
-        for (size_t k = 0; k < sizeof map; k++)
-            map[k] |= other->map[k];
-    }
-    repair->mine.n = 0;
-    pthread_mutex_lock(&part->lock);
-    list_add(repair->node, part, first, last, map, &repair->mine);
-    pthread_mutex_unlock(&part->lock);
-    for (list = buf_slice(&repair->mine); list.n > 0;) {
-        uint64_t print = get64(list.p);
-        struct claim mine = claim_take(&list, print);
-        unsigned bucket = bucket_of(repair->node, print), have = 0;
-
-        for (unsigned i = 0; i < repair->count; i++) {
-            struct other *other = &repair->others[i];
-            struct claim c = mine;
-
-            while (other->list.n > 0 && get64(other->list.p) < print)
-                other->list = slice_skip(other->list, LIST_ENTRY);
-            if (bucket_in(other->map, bucket))
-                c = claim_take(&other->list, print);
-            have += mine.n > 1 ? c.sum == mine.sum && c.n == mine.n
-                               : c.version >= mine.version &&
-                                     (c.marks & LIST_BAD) == 0;
-        }
-        if (have == repair->count || claim_absent(repair, &mine))
-            continue;
-        if (have > 0)
-            return false;
-        ++*alone;
-    }
-    return true;
-}
-
-/* The same of all buckets. */
-static bool leave_proven(struct repair *repair, uint64_t *alone) {
-    unsigned step = buckets_step(repair->entries);
-
-    for (unsigned first = 0; first < BUCKETS; first += step)
-        if (!leave_range(repair, first,
-                         (first + step < BUCKETS ? first + step : BUCKETS) - 1,
-                         alone))
-            return false;
-    return repair->count > 0;
-}
-
 #define LEAVE_MS 2000 /* until a partition that could not go is looked at */
 
 /*
@@ -8819,8 +8762,7 @@ static bool leave_proven(struct repair *repair, uint64_t *alone) {
  */
 static void repair_leave(struct repair *repair, struct part *part) {
     const struct view *view = repair->view;
-    uint64_t alone = 0, cutoff;
-    bool empty, proven;
+    bool empty;
 
     pthread_mutex_lock(&part->lock);
     empty = part->log.end == LOG_HEADER || now_ms() < part->again_at;
@@ -8828,62 +8770,64 @@ static void repair_leave(struct repair *repair, struct part *part) {
     if (empty || view->next != NULL || view->me == view->count)
         return;
     part->again_at = now_ms() + jitter(LEAVE_MS);
-    repair_others(repair, part);
-    repair->joins = false;
-    cutoff = repair->cutoff;
-    pthread_mutex_lock(&part->lock);
-    repair->entries = part->log.used;
-    part_digest(repair->node, part, cutoff, repair->sums);
-    pthread_mutex_unlock(&part->lock);
-    proven = leave_proven(repair, &alone);
-    if (!proven || !part_restart(repair->node, part, view->epoch, alone == 0))
-        return;
-    if (alone > 0)
+    repair_round(repair, part);
+    if (!repair->failed && others_good(repair) &&
+        part_restart(repair->node, part, view->epoch, repair->alone == 0) &&
+        repair->alone > 0)
         say("warning",
             "the log of a former partition stays in trash/: it has keys that "
             "no owner has, partition=%u keys=%" PRIu64,
-            part->number, alone);
+            part->number, repair->alone);
 }
 
 /* Has the heartbeats tell how far this node is with the partitions that the
    next ring gives it. */
-static void repair_progress(const struct repair *repair, unsigned gains,
-                            unsigned moving) {
+static void repair_progress(const struct repair *repair) {
     struct node *node = repair->node;
     struct peer *me = &node->peers[self_number(node)];
 
-    atomic_store(&me->said[SAID_MOVING], moving);
-    atomic_store(&me->said[SAID_GAINS], gains);
+    atomic_store(&me->said[SAID_MOVING], repair->moving);
+    atomic_store(&me->said[SAID_GAINS], repair->gains);
     atomic_store(&me->said[SAID_MOVED], repair->moved);
     atomic_store(&me->said[SAID_SECONDS],
                  (now_ms() - repair->change_at) / 1000);
 }
 
-/* How many partitions the next ring gives to this node; *moving: of how many it
-   has not yet all that it is to take over. */
-static unsigned repair_gains(struct repair *repair, unsigned *moving) {
-    const struct node *node = repair->node;
+/* Counts this node's partitions, and what is to be done about them; has the
+   heartbeats tell of it, but for the doubts. */
+static void repair_count(struct repair *repair) {
+    struct node *node = repair->node;
     const struct view *view = repair->view;
-    unsigned gains = 0;
+    unsigned number = self_number(node), owned = 0;
+    struct peer *me = &node->peers[number];
+    uint64_t keys = 0, bytes = 0;
 
     if (repair->change != view->epoch) {
         repair->change = view->epoch;
         repair->change_at = now_ms();
         repair->moved = 0;
     }
-    *moving = 0;
-    for (unsigned i = 0; view->next != NULL && i < node->partitions; i++) {
+    repair->gains = repair->moving = repair->doubted = repair->recovering = 0;
+    for (unsigned i = 0; i < node->partitions; i++) {
         struct part *part = &node->parts[i];
+        bool takes = view_takes(view, i, number);
 
-        if (!view_takes(view, i, self_number(node)))
+        if (!view_owns(view, i, number))
             continue;
         pthread_mutex_lock(&part->lock);
-        *moving += part->agreed != view->epoch || part->dead;
+        repair->doubted += part->doubts != part->cleared || part->recovering;
+        repair->recovering += part->recovering;
+        repair->moving += takes && (part->agreed != view->epoch || part->dead);
+        keys += part->log.keys;
+        bytes += part->log.bytes;
         pthread_mutex_unlock(&part->lock);
-        gains++;
+        repair->gains += takes;
+        owned++;
     }
-    repair_progress(repair, gains, *moving);
-    return gains;
+    atomic_store(&me->said[SAID_OWNED], owned);
+    atomic_store(&me->said[SAID_KEYS], keys);
+    atomic_store(&me->said[SAID_BYTES], bytes);
+    repair_progress(repair);
 }
 
 /* When this node has taken over all that the next ring gives it, and has it on
@@ -8892,9 +8836,10 @@ static unsigned repair_gains(struct repair *repair, unsigned *moving) {
 static void repair_report(struct repair *repair) {
     struct node *node = repair->node;
     const struct view *view = repair->view;
-    unsigned moving, gains = repair_gains(repair, &moving);
 
-    if (gains == 0 || moving > 0 || atomic_load(&node->report) == view->epoch)
+    repair_count(repair);
+    if (repair->gains == 0 || repair->moving > 0 ||
+        atomic_load(&node->report) == view->epoch)
         return;
     for (unsigned i = 0; i < node->partitions; i++)
         if (view_takes(view, i, self_number(node))) {
@@ -8902,7 +8847,8 @@ static void repair_report(struct repair *repair) {
             if (node->parts[i].dead)
                 return;
         }
-    say("info", "taken over partitions=%u epoch=%" PRIu64, gains, view->epoch);
+    say("info", "taken over partitions=%u epoch=%" PRIu64, repair->gains,
+        view->epoch);
     atomic_store(&node->report, view->epoch);
     wake_write(node->etcd_wake[1]);
 }
@@ -8911,18 +8857,17 @@ static void repair_report(struct repair *repair) {
    whose time has come. How many are left in doubt. */
 static unsigned repair_all(struct repair *repair) {
     struct node *node = repair->node;
-    struct peer *me = &node->peers[self_number(node)];
+    unsigned number = self_number(node), left = 0;
+    struct peer *me = &node->peers[number];
     const struct view *view = repair->view;
-    unsigned recovering, doubted = repair_count(repair, &recovering);
-    unsigned left = 0, moving, number = self_number(node);
-    unsigned gains = repair_gains(repair, &moving);
 
-    if (recovering == 0)
+    repair_count(repair);
+    if (repair->recovering == 0)
         atomic_store(&node->standing, STANDING_SOUND);
-    if (node->unclean && recovering == 0) {
+    if (node->unclean && repair->recovering == 0) {
         node->unclean = false; /* from now on a kill -9 is one */
         mark_make(node);
-    } else if (recovering > 0) {
+    } else if (repair->recovering > 0) {
         node->unclean = true; /* a partition may come that has to recover */
     }
     for (unsigned i = 0; i < node->partitions && !atomic_load(&node->ended);
@@ -8943,11 +8888,13 @@ static unsigned repair_all(struct repair *repair) {
         pthread_mutex_unlock(&part->lock);
         if (due)
             doubt = !repair_part(repair, part) && doubt;
-        if (takes && was && !doubt && moving > 0)
-            repair_progress(repair, gains, --moving);
+        if (takes && was && !doubt && repair->moving > 0) {
+            repair->moving--;
+            repair_progress(repair);
+        }
         left += doubt;
-        doubted -= was && doubted > 0;
-        atomic_store(&me->said[SAID_DOUBT], doubted + left);
+        repair->doubted -= was && repair->doubted > 0;
+        atomic_store(&me->said[SAID_DOUBT], repair->doubted + left);
     }
     atomic_store(&me->said[SAID_DOUBT], left);
     repair_report(repair);
