@@ -5976,22 +5976,18 @@ static void link_lost(struct conn *c) {
         atomic_store(&c->w->node->peers[l->number].heard, 0);
 }
 
-/* Ends a link whose oldest call has waited for too long. */
+/* Ends a link whose oldest call has waited for too long while nothing moved; a
+   route once the member is not heard any more: what was sent there has no other
+   clock, and a read can be asked of the next owner. (One that has left is not
+   heard, and hands over what it was sent.) */
 static void link_check(struct worker *w, const struct link *l) {
     const struct call *call = link_oldest(l);
+    uint64_t waited = call != NULL ? w->now - call->since : 0;
+    bool route = l == &w->routes[l->number];
 
-    if (call != NULL && w->now - call->since > CALL_MS &&
-        w->now - l->conn->since > CALL_MS) /* and nothing moves */
-        conn_kill(l->conn);
-}
-
-/* Ends a route to a member that is not heard any more: what was sent there
-   has no other clock, and a read can be asked of the next owner. */
-static void link_check_route(struct worker *w, const struct link *l) {
-    const struct call *call = link_oldest(l);
-
-    if (call != NULL && w->now - call->since > LOST_MS &&
-        !member_alive(w->node, l->number))
+    if ((waited > CALL_MS && w->now - l->conn->since > CALL_MS) ||
+        (waited > LOST_MS && route && view_member(w->view, l->number) != NULL &&
+         !member_alive(w->node, l->number)))
         conn_kill(l->conn);
 }
 
@@ -6384,33 +6380,6 @@ static void write_answer(struct op *op) {
     answer_body(op, NULL, 0);
 }
 
-/* Success: a majority has the write, and nobody alive was left out. */
-static void write_done(struct op *op) {
-    write_missed(op);
-    write_answer(op);
-}
-
-/* Failure, and what can be said of it. What some have stored the others are
-   told of: so that all are equal again, whichever it comes to. */
-static void write_failed(struct op *op) {
-    if (op->reached) {
-        write_missed(op); /* else the replicas differ until the next round */
-        answer_error(op, 504,
-                     "outcome unknown: some replicas have the write "
-                     "but not a majority of the %u owners; read the key, or "
-                     "write it again",
-                     op->count);
-    } else if (op->full)
-        answer_error(op, 507,
-                     "no room left on the disk: nothing was stored; "
-                     "delete something, or make room");
-    else
-        answer_error(op, 503,
-                     "not applied: a majority of the key's %u owners "
-                     "cannot be reached or cannot store it now",
-                     op->count);
-}
-
 /* An owner has refused a version: the next one has to be above this. */
 static void op_above(struct op *op, uint64_t above) {
     clock_see(op->w->node, above);
@@ -6435,7 +6404,9 @@ static void vote_take(struct op *op, unsigned i, unsigned status,
 }
 
 static void write_judge(struct op *op);
-static void hand_over(struct op *op); /* consistently: the next section */
+static void
+op_failed(struct op *op); /* the next section: consistent ones, too */
+static void hand_over(struct op *op); /* consistently: likewise */
 
 /* Whether this node has left the cluster: no member counts on it, and so takes
    anything from it, but whole operations. */
@@ -6490,7 +6461,7 @@ static void write_attempt(struct op *op) {
         if (op->w->now - op->attempt_since < CALL_MS)
             op_due(op, write_attempt);
         else
-            write_failed(op);
+            op_failed(op);
         return;
     }
     record_stamp(op->rec.p, op->version, op->etag);
@@ -6555,17 +6526,19 @@ static void write_judge(struct op *op) {
         if (op->majority_since == 0)
             op->majority_since = w->now;
         if (op_set(op, ANSWER_WAIT, true) == 0 ||
-            w->now - op->majority_since >= GRACE_MS)
-            write_done(op);
-        else
+            w->now - op->majority_since >= GRACE_MS) {
+            write_missed(op);
+            write_answer(op);
+        } else {
             op_due(op, write_judge);
+        }
     } else if (again) {
         write_attempt(op);
     } else if (hope) {
         op_due(op, write_judge);
     } else {
         op->reached = op->reached || waiting != 0;
-        write_failed(op);
+        op_failed(op);
     }
 }
 
@@ -6606,7 +6579,7 @@ static void write_start(struct op *op) {
     else if (wait)
         op_due(op, write_start);
     else
-        write_failed(op);
+        op_failed(op);
 }
 
 /* Begins a write, whose body has arrived. */
@@ -6923,49 +6896,41 @@ static void read_begin(struct op *op) {
 #define FORWARD_READ      1
 #define FORWARD_HEAD      2
 #define FORWARD_DELETE    4
-#define PREPARED_SIZE     32
+#define PREPARED_SIZE     32 /* of an answer without the record */
 
-/* What a replica answers to a prepare. */
-struct prepared {
-    uint8_t verdict; /* enum verdict */
-    bool tombstone;
-    uint8_t worth; /* enum answer */
-    bool unsynced; /* what is held */
-    uint64_t held, above, etag;
-};
-
-/* Has this node's replica promise a version, and say what it holds. *entry and
-   *file are of that, as store_prepare() says; its record, of which as much is
-   read as `most` says, is in w->record. */
-static struct prepared replica_prepare(struct op *op, uint64_t version,
-                                       uint64_t known, struct entry *entry,
-                                       struct file **file) {
+/* Has this node's replica promise a version, and say what it holds, as it is
+   answered to a peer. *entry and *file are of that, as store_prepare() says;
+   its record is in w->record, and all of it if a peer is to get it: if that has
+   another than `known`. */
+static enum verdict replica_prepare(struct op *op, uint64_t version,
+                                    uint64_t known, struct entry *entry,
+                                    struct file **file,
+                                    uint8_t said[PREPARED_SIZE]) {
     struct worker *w = op->w;
-    struct prepared p = {.worth = (uint8_t)part_worth(w->node, op->part)};
+    enum answer worth = part_worth(w->node, op->part); /* before it looks */
     struct accepted a = store_prepare(w->node, op->part, version,
                                       op->fingerprint, op->key, entry, file);
-    bool whole =
-        op->answered == NULL && a.verdict == ACCEPT_OK && a.held != known;
-    struct record r;
+    bool whole = *file != NULL && op->answered == NULL &&
+                 a.verdict == ACCEPT_OK && a.held != known;
+    size_t size = whole ? entry_size(entry) : 0;
+    struct record r = {0};
 
-    p.verdict = (uint8_t)a.verdict;
-    p.unsynced = a.unsynced;
-    p.held = a.held;
-    p.above = a.above;
-    if (*file == NULL)
-        return p;
-    if (whole && !buffer_room(w, entry_size(entry), 2 * entry_size(entry))) {
-        p.verdict = ACCEPT_DEAD; /* a promise that nobody hears of */
-        return p;
-    }
-    if (entry_read(*file, entry, whole ? SIZE_MAX : 0, &w->record, &r)) {
-        p.etag = r.etag;
-        p.tombstone = r.tombstone;
-    } else {
+    if (*file != NULL && !buffer_room(w, size, 2 * size)) {
+        a.verdict = ACCEPT_DEAD; /* a promise that nobody hears of */
+    } else if (*file != NULL &&
+               !entry_read(*file, entry, size, &w->record, &r)) {
         part_damaged(w->node, op->part, entry);
-        p.verdict = ACCEPT_DAMAGED;
+        a.verdict = ACCEPT_DAMAGED;
     }
-    return p;
+    memset(said, 0, PREPARED_SIZE);
+    said[0] = (uint8_t)a.verdict;
+    said[1] = r.tombstone;
+    said[2] = (uint8_t)worth;
+    said[3] = a.unsynced;
+    put64(said + 8, a.held);
+    put64(said + 16, a.above);
+    put64(said + 24, r.etag);
+    return a.verdict;
 }
 
 /* A peer asks for a promise, or looks. It waits for the ceiling, but not for
@@ -6973,8 +6938,9 @@ static struct prepared replica_prepare(struct op *op, uint64_t version,
 static void prepare_body(struct op *op) {
     struct slice ask = buf_slice(&op->rec);
     struct buf answer = {0}, *record = &op->w->record;
+    uint8_t said[PREPARED_SIZE];
+    enum verdict verdict;
     struct entry entry;
-    struct prepared p;
     struct file *file;
 
     if (op->attempt_since == 0)
@@ -6988,21 +6954,15 @@ static void prepare_body(struct op *op) {
         answer_error(op, 400, "not a key of a partition owned here");
         return;
     }
-    p = replica_prepare(op, get64(ask.p), get64(ask.p + 8), &entry, &file);
-    if (p.verdict == ACCEPT_CEILING &&
-        op->w->now - op->attempt_since < CALL_MS) {
+    verdict = replica_prepare(op, get64(ask.p), get64(ask.p + 8), &entry, &file,
+                              said);
+    if (verdict == ACCEPT_CEILING && op->w->now - op->attempt_since < CALL_MS) {
         op_due(op, prepare_body);
         return;
     }
-    buf_zero(&answer, PREPARED_SIZE);
-    answer.p[0] = p.verdict;
-    answer.p[1] = p.tombstone;
-    answer.p[2] = p.worth;
-    answer.p[3] = p.unsynced;
-    put64(answer.p + 8, p.held);
-    put64(answer.p + 16, p.above);
-    put64(answer.p + 24, p.etag);
-    if (file != NULL && p.verdict == ACCEPT_OK && p.held != get64(ask.p + 8)) {
+    buf_add(&answer, said, sizeof said);
+    if (file != NULL && verdict == ACCEPT_OK &&
+        get64(said + 8) != get64(ask.p + 8)) {
         record_seal(record->p, 0);
         buf_add(&answer, record->p, record->n);
     }
@@ -7103,14 +7063,17 @@ static void consistent_error(struct op *op, unsigned status, const char *text) {
         answer_error(op, status, "%s", text);
 }
 
-/* Ends without success. */
-static void consistent_failed(struct op *op) {
-    if (op->tried && op->reached && op->phase != PHASE_ROUTE)
+/* Ends without success, a plain write or a consistent operation. What some have
+   stored the others are told of: so that all are equal again before the next
+   round, whichever it comes to. */
+static void op_failed(struct op *op) {
+    if (op->reached && op->phase != PHASE_ROUTE)
         write_missed(op);
-    if (op->tried && op->reached)
+    if (op->reached)
         consistent_error(op, 504,
                          "outcome unknown: some replicas may have the write, "
-                         "and a majority has not said so; read the key");
+                         "and a majority has not said so; read the key, or "
+                         "write it again");
     else if (op->busy)
         consistent_error(op, 503, op->reads ? BUSY : "not applied: " BUSY);
     else if (op->damaged)
@@ -7210,7 +7173,7 @@ static void consistent_again(struct op *op) {
     }
     if ((op->damaged && op->count == 1) || w->now - op->began > CONSISTENT_MS ||
         op->rounds > CONSISTENT_ROUNDS || op_left(op)) {
-        consistent_failed(op);
+        op_failed(op);
         return;
     }
     op->next_at = op->attempt < 3 ? 0 : w->now + jitter(10 * op->attempt);
@@ -7227,27 +7190,30 @@ static bool consistent_decided(const struct op *op) {
     return op_majority(op, set);
 }
 
-/* Notes what an owner answered to a prepare. Only owners that are not
+/* Notes what an owner said to a prepare. Only owners that are not
    recovering count, and the newest is the newest of what those hold. An owner
    that has not synced it yet does not count as a holder: what a client is told
    has to survive a loss of power, and settling waits for the disks. If an owner
    has promised or holds a higher version, the next round is above that. */
-static void consistent_note(struct op *op, unsigned i,
-                            const struct prepared *p) {
+static void consistent_note(struct op *op, unsigned i, const uint8_t *said) {
+    enum verdict verdict = said[0];
+    bool unsynced = said[3] != 0;
+    uint64_t held = get64(said + 8);
+
     op->answers[i] = ANSWER_FAILED;
-    if (p->verdict == ACCEPT_OK) {
-        op->answers[i] = p->worth;
+    if (verdict == ACCEPT_OK) {
+        op->answers[i] = said[2];
         op->promised |= UINT64_C(1) << i;
-        op->held[i] = p->unsynced ? 0 : p->held;
-        if ((p->worth & ANSWER_COUNTS) != 0 && p->held > op->newest &&
+        op->held[i] = unsynced ? 0 : held;
+        if ((op->answers[i] & ANSWER_COUNTS) != 0 && held > op->newest &&
             op->phase != PHASE_WRITE) {
-            op->newest = p->held;
-            op->newest_etag = p->etag;
-            op->newest_tombstone = p->tombstone;
+            op->newest = held;
+            op->newest_etag = get64(said + 24);
+            op->newest_tombstone = said[1];
         }
-    } else if (p->verdict == ACCEPT_HELD || p->verdict == ACCEPT_FLOOR) {
-        op_above(op, p->above);
-    } else if (p->verdict == ACCEPT_DAMAGED) {
+    } else if (verdict == ACCEPT_HELD || verdict == ACCEPT_FLOOR) {
+        op_above(op, get64(said + 16));
+    } else if (verdict == ACCEPT_DAMAGED) {
         op->damaged = true;
     }
 }
@@ -7340,7 +7306,7 @@ static void consistent_decide(struct op *op) {
     bool ours = op->tried && op->newest_etag == op->etag;
 
     if (op->tried && !ours && op->newest_etag != op->first_etag) {
-        consistent_failed(op);
+        op_failed(op);
     } else if (!op->reads &&
                (op->tried || op_may(op, present ? op->newest_etag : 0))) {
         if (!op->tried) {
@@ -7400,31 +7366,27 @@ static void consistent_judge(struct op *op) {
 /* Takes what an owner answered to a prepare: a record, if there is one, is kept
    as long as it is the newest that has come. false: it makes no sense. */
 static bool consistent_prepared(struct op *op, unsigned i, struct slice body) {
-    struct prepared p;
+    const uint8_t *said = body.p;
     struct record r;
+    uint64_t held;
 
     if (body.n < PREPARED_SIZE)
         return false;
-    p = (struct prepared){body.p[0],         body.p[1] != 0,
-                          body.p[2],         body.p[3] != 0,
-                          get64(body.p + 8), get64(body.p + 16),
-                          get64(body.p + 24)};
+    held = get64(said + 8);
     body = slice_skip(body, PREPARED_SIZE);
-    if (body.n > 0) {
-        if (!record_parse(body.p, body.n, 0, &r) || r.size != body.n ||
-            !record_intact(&r) || !slice_equal(r.key, op->key) ||
-            r.version != p.held)
-            return false;
-        if (op->phase != PHASE_WRITE && p.held >= op->newest &&
-            p.verdict == ACCEPT_OK && (p.worth & ANSWER_COUNTS) != 0) {
-            op->old.n = 0;
-            buf_add(&op->old, body.p, body.n);
-            op_count_memory(op);
-        }
-    } else if (p.verdict == ACCEPT_OK && p.held != 0 && p.held != op->here) {
+    if (body.n == 0 && said[0] == ACCEPT_OK && held != 0 && held != op->here)
         return false;
+    if (body.n > 0 && (!record_parse(body.p, body.n, 0, &r) ||
+                       r.size != body.n || !record_intact(&r) ||
+                       !slice_equal(r.key, op->key) || r.version != held))
+        return false;
+    if (body.n > 0 && op->phase != PHASE_WRITE && held >= op->newest &&
+        said[0] == ACCEPT_OK && (said[2] & ANSWER_COUNTS) != 0) {
+        op->old.n = 0;
+        buf_add(&op->old, body.p, body.n);
+        op_count_memory(op);
     }
-    consistent_note(op, i, &p);
+    consistent_note(op, i, said);
     return true;
 }
 
@@ -7460,8 +7422,8 @@ static void consistent_answered(struct op *op, unsigned i, unsigned status,
 static void consistent_round(struct op *op) {
     struct worker *w = op->w;
     bool looks = op->reads && !op->settles, alive, wait;
+    uint8_t said[PREPARED_SIZE];
     struct buf ask = {0};
-    struct prepared p;
 
     op_owners(op);
     alive = op_hopeful(op, &wait);
@@ -7471,7 +7433,7 @@ static void consistent_round(struct op *op) {
     }
     if (!alive ||
         (!looks && clock_wrong(w->node, w->view))) { /* a read settles, too */
-        consistent_failed(op);
+        op_failed(op);
         return;
     }
     if (!looks && op->version <= op->highest)
@@ -7493,12 +7455,11 @@ static void consistent_round(struct op *op) {
     op->file = NULL;
     op->here = 0;
     if (op->mine < op->count) { /* it may be an owner no longer */
-        p = replica_prepare(op, looks ? 0 : op->version, 0, &op->entry,
-                            &op->file);
-        if (op->file != NULL && p.verdict != ACCEPT_DAMAGED &&
-            !entry_damaged(&op->entry))
-            op->here = p.held;
-        consistent_note(op, op->mine, &p);
+        if (replica_prepare(op, looks ? 0 : op->version, 0, &op->entry,
+                            &op->file, said) != ACCEPT_DAMAGED &&
+            op->file != NULL && !entry_damaged(&op->entry))
+            op->here = get64(said + 8);
+        consistent_note(op, op->mine, said);
         op->damaged = op->damaged || (op->file != NULL && op->here == 0);
     }
     put64(buf_grow(&ask, 8), looks ? 0 : op->version);
@@ -7547,7 +7508,7 @@ static void consistent_start(struct op *op) {
     else if (!op->reads && !write_room(op))
         consistent_error(op, 503, "not applied: " BUSY);
     else if (w->now - op->began > CONSISTENT_MS)
-        consistent_failed(op);
+        op_failed(op);
     else
         consistent_round(op);
 }
@@ -7568,7 +7529,7 @@ static void consistent_wait(struct op *op) {
     } else if (op->w->now - op->began < LOST_MS) {
         op_due(op, consistent_wait);
     } else {
-        consistent_failed(op);
+        op_failed(op);
     }
 }
 
@@ -7607,7 +7568,7 @@ static void consistent_route(struct op *op) {
     if (op_set(op, ANSWER_WAIT, false) == 0 && op->refused)
         consistent_wait(op);
     else if (op_set(op, ANSWER_WAIT, false) == 0)
-        consistent_failed(op);
+        op_failed(op);
 }
 
 static void forward_answered(struct op *op, unsigned i, unsigned status,
@@ -7624,7 +7585,7 @@ static void forward_answered(struct op *op, unsigned i, unsigned status,
         status = 503;
     }
     if (said >= 400 && op->tried) { /* in vain; but here it was begun before */
-        consistent_failed(op);
+        op_failed(op);
     } else if (said >= 400) {
         answer_error(op, (unsigned)said, "%.*s", (int)rest.n,
                      (const char *)rest.p);
@@ -7639,12 +7600,12 @@ static void forward_answered(struct op *op, unsigned i, unsigned status,
         op->etag = get64(body.p + 8);
         write_answer(op);
     } else if (op->busy) {
-        consistent_failed(op);
+        op_failed(op);
     } else if (op->reads || status >= 400) {
         consistent_route(op); /* it was not begun */
     } else {
         op->tried = op->reached = true;
-        consistent_failed(op);
+        op_failed(op);
     }
 }
 
@@ -7847,7 +7808,6 @@ static void worker_beat(struct worker *w) {
     for (unsigned i = 0; i < w->view->count; i++) {
         unsigned number = w->view->member[i].number;
 
-        link_check_route(w, &w->routes[number]);
         if (w->index == 0 && i != w->view->me &&
             (due || (member_alive(node, number)
                          ? atomic_load(&node->peers[number].missed_any)

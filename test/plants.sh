@@ -35,7 +35,7 @@ table() {
     row repair_below_floor part_least \
         'how == HOW_MAJORITY' 'how == HOW_MAJORITY || how == HOW_REPAIR'
     # a version that is told before the disks of a majority have it
-    row told_unsynced consistent_note 'p->unsynced' false
+    row told_unsynced consistent_note 'said[3] != 0' false
     # a majority of those who promised, in place of the owners
     row majority_of_few consistent_judge \
         'op->phase == PHASE_WRITE && enough' \
