@@ -10047,28 +10047,24 @@ struct join {
     char answered[700]; /* what was asked last and did not work, and why */
 };
 
-/* Notes that etcd would not do something, and what it said. */
-static void join_refused(struct etcd *e, struct join *j, const char *what) {
-    const struct endpoint *at = &e->endpoints[e->at];
-    struct slice reply = buf_slice(&e->call.reply);
-    char where[300], why[256];
-
-    where_text(where, at->host, at->port);
-    if (e->trouble == gateway_off || !json_text(&reply, "message", why, 256))
-        snprintf(why, sizeof why, "it %s", e->trouble);
-    snprintf(j->answered, sizeof j->answered, "etcd at %s was asked %s: %s",
-             where, what, why);
-}
-
-/* A call to the etcd at hand, as etcd_call(); the request has one word. */
+/* A call to the etcd at hand, as etcd_call(); the request has one word. What
+   etcd would not do, and what it said, is noted. */
 static bool join_call(struct etcd *e, struct join *j, const char *path,
                       const char *request, const char *word,
                       struct slice *reply) {
+    const struct endpoint *at = &e->endpoints[e->at];
+    char where[300], why[256];
+
     e->call.reply.n = 0;
     e->trouble = "does not answer";
     if (etcd_call(e, path, reply, request, word))
         return true;
-    join_refused(e, j, path);
+    *reply = buf_slice(&e->call.reply);
+    where_text(where, at->host, at->port);
+    if (e->trouble == gateway_off || !json_text(reply, "message", why, 256))
+        snprintf(why, sizeof why, "it %s", e->trouble);
+    snprintf(j->answered, sizeof j->answered, "etcd at %s was asked %s: %s",
+             where, path, why);
     return false;
 }
 
@@ -10175,13 +10171,15 @@ static void join_peers(struct etcd *e, const struct join *j,
 
 /* Takes the next step; true: the sidecar can start. What makes no sense to try
    again ends the process. */
-static bool join_next(struct node *node, struct etcd *e, struct join *j) {
+static bool join_next(struct etcd *e, struct join *j) {
     struct etcd_member m = {0};
+    enum join_step step;
     struct slice list;
 
     if (!join_list(e, j, false, &list))
         return false;
-    switch (join_decide(j, list, now_ms(), &m)) {
+    step = join_decide(j, list, now_ms(), &m);
+    switch (step) {
     case JOIN_ADD:
         if (join_call(e, j, "/v3/cluster/member/add",
                       "{\"peerURLs\":[\"$\"],\"isLearner\":true}", j->url,
@@ -10192,30 +10190,23 @@ static bool join_next(struct node *node, struct etcd *e, struct join *j) {
         join_peers(e, j, list);
         return true;
     case JOIN_STALE:
-        if (etcd_member_lives(e, &m))
+    case JOIN_NAMED:
+        if (etcd_member_lives(e, &m)) {
+            if (step == JOIN_NAMED)
+                give_up(1,
+                        "the name %s is already live: etcd's member of that "
+                        "name answers at %s; choose another -name",
+                        j->name, m.client);
             j->since = now_ms();
-        else if (join_call(e, j, "/v3/cluster/member/remove", "{\"ID\":\"$\"}",
-                           m.id, &list))
-            say("warning",
-                "etcd's member %s was added and does not run: it "
-                "is removed",
-                m.name);
+        } else if (join_call(e, j, "/v3/cluster/member/remove",
+                             "{\"ID\":\"$\"}", m.id, &list)) {
+            say("warning", "etcd's member %s, %s, does not run: it is removed",
+                m.id, m.name);
+        }
         break;
     case JOIN_WAIT:
         snprintf(j->answered, sizeof j->answered,
                  "etcd's member %s is still on its way in", m.name);
-        break;
-    case JOIN_NAMED:
-        if (etcd_member_lives(e, &m))
-            give_up(1,
-                    "the name %s is already live: etcd's member of that "
-                    "name answers at %s; choose another -name",
-                    j->name, m.client);
-        if (etcd_member_remove(node, e, j->name))
-            say("warning", "etcd's dead member of this name, %s, is removed",
-                m.id);
-        else
-            join_refused(e, j, "to remove the dead member of this name");
         break;
     case JOIN_TAKEN:
         give_up(1,
@@ -10284,7 +10275,7 @@ static void join_begin(struct node *node, struct join *j) {
         if (begun)
             sidecar_discard(node);
         j->until = now_ms() + ETCD_PATIENCE * UINT64_C(1000);
-        while (!join_next(node, e, j))
+        while (!join_next(e, j))
             join_rest(j);
     }
     caller_close(&e->call); /* the guardian must not keep it */
