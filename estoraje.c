@@ -6013,16 +6013,16 @@ static void epoch_heard(struct node *node, uint64_t epoch) {
     wake_write(node->etcd_wake[1]);
 }
 
-/* A member knows another boot of this directory than this one: it is an older
-   copy. etcd may not be there to say so; the next start goes by this. */
+/* etcd or a member knows another boot of this directory than this one: it is an
+   older copy. The next start goes by this; etcd may not be there to say so. */
 static void copy_told(struct node *node, uint64_t boot) {
     unsigned long long none = 0;
 
     if (node->etcd == NULL ||
         !atomic_compare_exchange_strong(&node->told_older, &none, boot))
         return;
-    say("fatal", "this data directory is an older copy of itself, as another "
-                 "member knows: start the node again, it then begins anew");
+    say("fatal", "this data directory is an older copy of itself, as others "
+                 "know: start the node again, it then begins anew");
     node->exit_code = 1;
     stop_requested = 1;
 }
@@ -9023,46 +9023,35 @@ static void logs_discard(struct node *node) {
     close(trash);
 }
 
-/* Asks a member whether its directory is an older copy, too. */
-static enum standing member_standing(const struct node *node,
-                                     const struct view *view,
-                                     const struct member *m) {
-    bool older;
-
-    if (member_ask(node, view, m, "/_peer/standing", BEAT_MS, "older",
-                   &older) != 200)
-        return STANDING_UNKNOWN;
-    return older ? STANDING_OLDER : STANDING_SOUND;
-}
-
 /* Whether one of the others, at least, has a directory that is no older copy;
    waits until one says so, or all have said the opposite. */
 static bool members_sound(struct node *node, const struct view *view) {
     uint64_t tell = 0;
-    unsigned older;
+    unsigned count;
+    bool older;
 
     atomic_store(&node->standing, STANDING_OLDER);
     do {
-        older = 1;
+        count = 1; /* this one is older */
         for (unsigned i = 0; i < view->count && !stop_requested; i++) {
-            enum standing standing =
-                i == view->me ? STANDING_UNKNOWN
-                              : member_standing(node, view, &view->member[i]);
-
-            if (standing == STANDING_SOUND)
+            if (i == view->me ||
+                member_ask(node, view, &view->member[i], "/_peer/standing",
+                           BEAT_MS, "older", &older) != 200)
+                continue;
+            if (!older)
                 return true;
-            older += standing == STANDING_OLDER;
+            count++;
         }
-        if (older < view->count && now_ms() >= tell) {
+        if (count < view->count && now_ms() >= tell) {
             tell = now_ms() + 10000;
             say("warning",
                 "this data directory is an older copy of itself: it waits "
                 "until one of the others is there which is not, or all are "
                 "that are, asked=%u answers=%u",
-                view->count - 1, older - 1);
+                view->count - 1, count - 1);
         }
-        rest_ms(older < view->count ? 100 : 0);
-    } while (older < view->count && !stop_requested);
+        rest_ms(count < view->count ? 100 : 0);
+    } while (count < view->count && !stop_requested);
     return stop_requested;
 }
 
@@ -9083,12 +9072,7 @@ static bool copy_found(struct node *node, const struct view *view) {
     struct identity *self = &node->self;
 
     if (node->begun) {
-        if (view->member[view->me].boot > self->older) /* the next is to know */
-            self->older = view->member[view->me].boot;
-        say("fatal", "this data directory is an older copy of itself, as etcd "
-                     "knows: start the node again, it then begins anew");
-        node->exit_code = 1;
-        stop_requested = 1;
+        copy_told(node, view->member[view->me].boot);
         return false;
     }
     if (others && members_sound(node, view)) {
@@ -9761,8 +9745,8 @@ static enum look etcd_tend(struct node *node, struct etcd *e) {
     const struct view *view = node->view;
     struct buf text = {0}, more = {0};
     uint64_t report = atomic_load(&node->report);
+    enum look step = LOOK_AGAIN;
     bool put = false;
-    enum look step;
 
     leaves_answer(node, e, view);
     if (view->me == view->count) {
@@ -9775,16 +9759,14 @@ static enum look etcd_tend(struct node *node, struct etcd *e) {
     }
     if (e->reported != report) {
         record_text(&text, node);
-        step =
-            etcd_record(e, node->flags.name, buf_string(&text), e->lease, &put)
-                ? LOOK_AGAIN
-                : LOOK_TROUBLE;
+        if (!etcd_record(e, node->flags.name, buf_string(&text), e->lease,
+                         &put))
+            step = LOOK_TROUBLE;
         if (put) /* else it is tried again */
             e->reported = report;
     } else if (change_due(node, e, view, &text, &more)) {
-        step = etcd_change_ring(e, buf_string(&text), buf_string(&more))
-                   ? LOOK_AGAIN
-                   : LOOK_TROUBLE;
+        if (!etcd_change_ring(e, buf_string(&text), buf_string(&more)))
+            step = LOOK_TROUBLE;
         rest_ms(jitter(20)); /* others try the same */
     } else {
         change_waits(node, e, view);
@@ -9795,6 +9777,11 @@ static enum look etcd_tend(struct node *node, struct etcd *e) {
     return step;
 }
 
+/* What an operator can do about a ring in etcd that is not to be obeyed. */
+#define GIVE_BACK                                           \
+    "give it the newest that any node has kept: head -n 1 " \
+    "DATAPATH/ring | etcdctl put strj_ring"
+
 /* The ring that was read from etcd, or (first) one to begin with, which the
    caller owns; NULL: this node may not go by it. */
 static struct view *etcd_view(struct node *node, struct etcd *e, bool first) {
@@ -9804,8 +9791,7 @@ static struct view *etcd_view(struct node *node, struct etcd *e, bool first) {
                   (node->self.cluster != 0 && !node->self.alone))) {
         e->trouble = /* a new one would be another cluster's */
             "has lost the ring, and this node goes on with the one that it "
-            "kept; give it back: head -n 1 DATAPATH/ring | etcdctl put "
-            "strj_ring";
+            "kept: " GIVE_BACK;
         return NULL;
     }
     if (first && node->flags.add) {
@@ -9817,15 +9803,13 @@ static struct view *etcd_view(struct node *node, struct etcd *e, bool first) {
     if (atomic_load(&node->loaded) && !view_same(node->view, view))
         e->trouble = /* a slip of somebody's, which must not end all nodes */
             "has another cluster's ring, or none that makes sense, which is "
-            "not obeyed: give it the newest that any node has kept: head -n 1 "
-            "DATAPATH/ring | etcdctl put strj_ring";
+            "not obeyed: " GIVE_BACK;
     else if (view_check(node, view)) {
         if (view_newer(node->view, view))
             return view;
         e->trouble =
             "has an older ring, which is not obeyed: if it was restored from a "
-            "backup, give it the newest that any node has kept: head -n 1 "
-            "DATAPATH/ring | etcdctl put strj_ring";
+            "backup, " GIVE_BACK;
     }
     view_release(view);
     return NULL;
