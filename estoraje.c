@@ -738,7 +738,8 @@ struct op {
 
     /* The same of a consistent operation. */
     enum phase phase;
-    bool consistent; /* ?consistent was in the query */
+    bool consistent; /* ?consistent was in the query, or a write has a condition
+                      */
     bool forwarded;  /* by another node, which has the client */
     bool at_work;    /* node->at_work counts it */
     bool reads;      /* GET or HEAD */
@@ -6582,13 +6583,6 @@ static void write_start(struct op *op) {
         op_failed(op);
 }
 
-/* Begins a write, whose body has arrived. */
-static void write_begin(struct op *op) {
-    record_end(&op->rec, op->value_at);
-    op_part(op, op->key);
-    write_start(op);
-}
-
 #define REFUSED                                                              \
     "the condition of If-Match or If-None-Match does not hold: nothing was " \
     "done; read the key for its ETag"
@@ -7630,11 +7624,16 @@ static void hand_over(struct op *op) {
 }
 
 /* Begins an operation of a client, whose body has arrived. */
-static void consistent_begin(struct op *op) {
+static void op_begin(struct op *op) {
     if (!op->reads)
         record_end(&op->rec, op->value_at);
     op_part(op, op->key);
-    hand_over(op);
+    if (op->consistent)
+        hand_over(op);
+    else if (op->reads)
+        read_begin(op);
+    else
+        write_start(op);
 }
 
 /* A whole operation has arrived from another node, or from this one's repair:
@@ -7861,8 +7860,8 @@ enum word {
     WORD_NONE   /* it did not answer */
 };
 
-#define PULL_MOST  4096 /* fingerprints at once; their records take pages */
-#define LIST_HEAD  (8 + BUCKETS / 8)
+#define PULL_MOST 4096 /* fingerprints at once; their records take pages */
+
 #define LIST_ENTRY 17 /* fingerprint, version, and a byte of marks */
 #define LIST_TOMB  1
 #define LIST_BAD   2 /* it is rotten: nobody counts on it */
@@ -8007,7 +8006,7 @@ static void list_body(struct op *op) {
                 get64(ask.p + 24) < BUCKETS &&
                 ask.n == 40 + 8 * (get64(ask.p + 24) - get64(ask.p + 16));
     struct part *part = ask_part(op, good);
-    uint8_t head[LIST_HEAD] = {0}, *map = head + 8;
+    uint8_t head[8 + BUCKETS / 8] = {0}, *map = head + 8;
     uint64_t sums[BUCKETS];
     struct buf answer = {0};
     unsigned first, last;
@@ -8171,17 +8170,22 @@ static bool repair_call(struct repair *repair, const struct member *m,
     return true;
 }
 
-/* Calls an owner, whose answer begins with what its word is worth. One that
-   does not answer well has no part in the round any more. */
-static bool other_call(struct repair *repair, struct other *other,
-                       const char *path, size_t least) {
+/* Calls an owner, whose answer begins with what its word is worth, and goes on
+   with as much as `least` at least, which is what the caller gets. One that does
+   not answer well has no part in the round any more: then that is none. */
+static struct slice other_call(struct repair *repair, struct other *other,
+                               const char *path, size_t least) {
+    unsigned number = other->m->number;
+    struct slice answer = {0};
     uint64_t word = WORD_NONE;
 
-    if (repair_call(repair, other->m, other->m->number, path, least))
-        word = get64(repair->callers[other->m->number]->reply.p);
+    if (repair_call(repair, other->m, number, path, 8 + least)) {
+        answer = buf_slice(&repair->callers[number]->reply);
+        word = get64(answer.p);
+    }
     if (word > other->word)
         other->word = word < WORD_NONE ? (enum word)word : WORD_NONE;
-    return word < WORD_NONE;
+    return word < WORD_NONE ? slice_skip(answer, 8) : (struct slice){0};
 }
 
 /* Begins a call about the partition of the round. */
@@ -8289,20 +8293,16 @@ static void repair_pull(struct repair *repair, struct other *other) {
     const struct want *end = want + other->wants.n / sizeof *want;
 
     while (want < end && !repair->failed) {
-        struct slice records = {0};
-        const struct buf *reply;
-        uint64_t n = 0;
+        struct slice answer;
+        uint64_t n;
 
         repair_ask(repair);
         for (const struct want *w = want; w < end && w < want + PULL_MOST; w++)
             buf_word(&repair->ask, w->fingerprint);
-        if (other_call(repair, other, "/_peer/pull", 16)) {
-            reply = &repair->callers[other->m->number]->reply;
-            n = get64(reply->p + 8);
-            records = (struct slice){reply->p + 16, reply->n - 16};
-        }
+        answer = other_call(repair, other, "/_peer/pull", 8);
+        n = answer.n > 0 ? get64(answer.p) : 0;
         if (n == 0 || n > (uint64_t)(end - want) ||
-            !repair_store(repair, other, want, want + n, records))
+            !repair_store(repair, other, want, want + n, slice_skip(answer, 8)))
             repair->failed = true;
         else
             want += n;
@@ -8480,7 +8480,7 @@ static void repair_merge(struct repair *repair, struct slice list) {
    it says of buckets outside, is left if the answer is not one. */
 static void other_list(struct repair *repair, struct other *other,
                        unsigned first, unsigned last) {
-    const struct buf *reply;
+    struct slice answer;
 
     memset(other->map, 0, sizeof other->map);
     other->list.n = 0;
@@ -8492,15 +8492,16 @@ static void other_list(struct repair *repair, struct other *other,
     buf_word(&repair->ask, last);
     for (unsigned i = first; i <= last; i++)
         buf_word(&repair->ask, repair->sums[i]);
-    if (!other_call(repair, other, "/_peer/list", LIST_HEAD))
+    answer = other_call(repair, other, "/_peer/list", sizeof other->map);
+    if (answer.n == 0)
         return;
-    reply = &repair->callers[other->m->number]->reply;
-    if ((reply->n - LIST_HEAD) % LIST_ENTRY != 0) {
+    other->list = slice_skip(answer, sizeof other->map);
+    if (other->list.n % LIST_ENTRY == 0) {
+        memcpy(other->map, answer.p, sizeof other->map);
+    } else {
+        other->list.n = 0;
         other->word = WORD_NONE;
-        return;
     }
-    memcpy(other->map, reply->p + 8, sizeof other->map);
-    other->list = (struct slice){reply->p + LIST_HEAD, reply->n - LIST_HEAD};
 }
 
 /* Compares a range of buckets with all owners that differ, and takes over what
@@ -8531,18 +8532,18 @@ static void repair_range(struct repair *repair, unsigned first, unsigned last) {
 /* Asks an owner for its digest, and raises its floor. */
 static void other_digest(struct repair *repair, struct other *other,
                          uint64_t mine) {
-    const struct buf *reply;
+    struct slice answer;
 
     repair_ask(repair);
     buf_word(&repair->ask, repair->floor);
     buf_word(&repair->ask, repair->cutoff);
-    if (!other_call(repair, other, "/_peer/digest", 32))
+    answer = other_call(repair, other, "/_peer/digest", 24);
+    if (answer.n == 0)
         return;
-    reply = &repair->callers[other->m->number]->reply;
-    other->entries = get64(reply->p + 8);
-    other->differs = get64(reply->p + 16) != mine;
-    if (get64(reply->p + 24) > repair->promised)
-        repair->promised = get64(reply->p + 24);
+    other->entries = get64(answer.p);
+    other->differs = get64(answer.p + 8) != mine;
+    if (get64(answer.p + 16) > repair->promised)
+        repair->promised = get64(answer.p + 16);
 }
 
 /* A new owner takes over what the old ones have promised, before it has any of
@@ -9718,8 +9719,7 @@ static enum look leavers_forget(struct node *node, struct etcd *e,
     while (slice_cut(&rest, '\n', &line)) {
         bool member = false;
 
-        if (!slice_begins(line, "{\"leave\":") ||
-            !json_next(&line, "leave", &value) ||
+        if (!json_next(&line, "leave", &value) ||
             !slice_copy(value, name, sizeof name))
             continue;
         for (unsigned i = 0; i < view->count; i++)
@@ -11108,8 +11108,7 @@ static const char *route_check(struct op *op, const struct http *h,
 
 /* Begins a request for a key. */
 static const char *key_begin(struct op *op, const struct http *h) {
-    bool get = slice_is(h->method, "GET"), read = get || op->head;
-    void (*begin)(struct op *);
+    bool get = slice_is(h->method, "GET");
     struct slice type = h->type;
     const char *refusal;
 
@@ -11125,21 +11124,16 @@ static const char *key_begin(struct op *op, const struct http *h) {
                     sizeof op->if_none_match))
         return "400 If-Match or If-None-Match is over 255 bytes: send fewer "
                "tags";
-    op->reads = read;
+    op->reads = get || op->head;
     op->if_range = etag_parse(h->if_range);
     op->ranged = get && range_parse(h->range, &op->range) &&
                  (h->if_range.p == NULL || op->if_range != 0);
-    if (read) {
-        if (op->consistent)
-            consistent_begin(op);
-        else
-            read_begin(op);
+    if (op->reads) {
+        op_begin(op);
         return NULL;
     }
-    begin =
-        op->consistent || h->if_match.p != NULL || h->if_none_match.p != NULL
-            ? consistent_begin
-            : write_begin;
+    op->consistent =
+        op->consistent || h->if_match.p != NULL || h->if_none_match.p != NULL;
     if (op->remove ||
         slice_is_nocase(type, "application/x-www-form-urlencoded"))
         type.n = 0;
@@ -11151,9 +11145,9 @@ static const char *key_begin(struct op *op, const struct http *h) {
     op->body_most = op->w->node->flags.max_value;
     op->value_at = record_begin(&op->rec, op->key, type, op->remove);
     if (op->remove)
-        begin(op);
+        op_begin(op);
     else
-        op->body = begin;
+        op->body = op_begin;
     return NULL;
 }
 

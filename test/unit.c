@@ -5741,7 +5741,8 @@ static struct op *turns_add(struct turns *t, const char *key, bool reads,
         op->value_at = record_begin(&op->rec, op->key, slice_of(""), false);
         buf_text(&op->rec, "value");
     }
-    consistent_begin(op);
+    op->consistent = true;
+    op_begin(op);
     return op;
 }
 
