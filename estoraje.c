@@ -698,7 +698,7 @@ struct op {
     bool explain, lists; /* ?explain, ?list */
     const char *allow;   /* the methods that a 405 names */
     unsigned calls;      /* to peers, not answered */
-    bool busy;           /* no memory for what an owner answered */
+    bool busy;           /* no memory for what an owner answered, or is sent */
     uint64_t body_most;  /* bytes of a body that are allowed */
     uint64_t counted;    /* of node->buffered: its buffers */
 
@@ -6564,18 +6564,13 @@ static bool write_room(struct op *op) {
 
 /* Begins a write to the owners of the view. */
 static void write_start(struct op *op) {
-    bool wait, room = write_room(op);
+    bool wait = false;
 
+    op->busy = !write_room(op);
     op->attempt_since = op->w->now;
     op->answered = write_answered;
-    if (clock_wrong(op->w->node, op->w->view))
-        answer_error(op, 503,
-                     "not applied: this node's clock is over %d s "
-                     "ahead of the others': set it",
-                     CLOCK_AHEAD);
-    else if (!room)
-        answer_error(op, 503, "not applied: " BUSY);
-    else if (op_hopeful(op, &wait))
+    if (!op->busy && !clock_wrong(op->w->node, op->w->view) &&
+        op_hopeful(op, &wait))
         write_attempt(op);
     else if (wait)
         op_due(op, write_start);
@@ -7068,6 +7063,10 @@ static void op_failed(struct op *op) {
                          "outcome unknown: some replicas may have the write, "
                          "and a majority has not said so; read the key, or "
                          "write it again");
+    else if (!op->reads && clock_wrong(op->w->node, op->w->view))
+        consistent_error(op, 503,
+                         "not applied: this node's clock is far ahead of the "
+                         "others': set it");
     else if (op->busy)
         consistent_error(op, 503, op->reads ? BUSY : "not applied: " BUSY);
     else if (op->damaged)
@@ -7495,13 +7494,9 @@ static void consistent_start(struct op *op) {
     atomic_fetch_add(&w->node->at_work, 1);
     op->answered = consistent_answered;
     op->attempt++;
-    if (clock_wrong(w->node, w->view) && !op->reads)
-        consistent_error(op, 503,
-                         "not applied: this node's clock is far ahead of the "
-                         "others': set it");
-    else if (!op->reads && !write_room(op))
-        consistent_error(op, 503, "not applied: " BUSY);
-    else if (w->now - op->began > CONSISTENT_MS)
+    op->busy = !op->reads && !write_room(op);
+    if (op->busy || (!op->reads && clock_wrong(w->node, w->view)) ||
+        w->now - op->began > CONSISTENT_MS)
         op_failed(op);
     else
         consistent_round(op);
