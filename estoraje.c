@@ -5541,29 +5541,19 @@ static unsigned view_owns(const struct view *view, unsigned partition,
 #define OWNS_NEW (1u << GROUP_NEW)
 
 /*
- * Who of a partition's owners must take over what the old ones have before the
- * next ring is in force, a bit each: the new owners that are no old ones. If
- * there will be fewer owners than before it is all of the new ones: what was
- * acknowledged may be on only one of these, which could lose its power after
- * that, and nobody else would have it.
+ * Whether a member, by its number, must take over what the old owners of a
+ * partition have before the next ring is in force: a new owner that is no old
+ * one. If there will be fewer owners than before it is each of the new ones:
+ * what was acknowledged may be on only one of these, which could lose its power
+ * after that, and nobody else would have it.
  */
-static uint64_t groups_gain(const uint64_t groups[GROUPS]) {
-    if (bits_count(groups[GROUP_NEW]) < bits_count(groups[GROUP_OLD]))
-        return groups[GROUP_NEW];
-    return groups[GROUP_NEW] & ~groups[GROUP_OLD];
-}
-
-/* Whether a member has to take a partition over; number: its own. */
 static bool view_takes(const struct view *view, unsigned partition,
                        unsigned number) {
-    unsigned owners[OWNERS_MAX];
-    uint64_t groups[GROUPS];
-    unsigned n = view_owners(view, partition, owners, groups);
+    unsigned of = view_owns(view, partition, number);
+    bool fewer =
+        view->next_count < view->old && view->next_count < view->replicas;
 
-    for (unsigned i = 0; i < n; i++)
-        if (view->member[owners[i]].number == number)
-            return (groups_gain(groups) >> i & 1) != 0;
-    return false;
+    return of == OWNS_NEW || (of == (OWNS_OLD | OWNS_NEW) && fewer);
 }
 
 /* Appends a list of members; at: their indexes, NULL: they are the first. */
@@ -5793,10 +5783,10 @@ static bool part_restart(struct node *node, struct part *part, uint64_t epoch,
 #define INTRO_VERSION 4 /* of the protocol */
 
 /* The field, words of 16 hexadecimal digits with a blank between, and the
-   others that every call to a peer has. id and boot: of the member that is called, as
-   etcd said, 0: not known; the member may have said more since. While the ring
-   has no id of it a boot is of nobody knows which directory: it may have been
-   lost, and another one be there. */
+   others that every call to a peer has. id and boot: of the member that is
+   called, as etcd said, 0: not known; the member may have said more since.
+   While the ring has no id of it a boot is of nobody knows which directory: it
+   may have been lost, and another one be there. */
 static void intro_text(struct buf *b, const struct node *node,
                        const struct view *view, unsigned number, uint64_t id,
                        uint64_t boot) {
