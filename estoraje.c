@@ -4931,10 +4931,10 @@ static bool etcd_call(struct etcd *e, const char *path, struct slice *reply,
 /* Of a transaction: key, value, and lease or "0". */
 #define ETCD_PUT "{\"request_put\":{\"key\":\"@\",\"value\":\"@\",\"lease\":$}}"
 
-/* Puts this node's record and, leased, the sign that it lives, unless the record
-   has changed since it was read: what a process has sent may arrive after its
-   end, and must not take the place of what the next one has said. false: no
-   answer; *put: whether they were put. */
+/* Puts this node's record and, leased, the sign that it lives, unless the
+   record has changed since it was read: what a process has sent may arrive
+   after its end, and must not take the place of what the next one has said.
+   false: no answer; *put: whether they were put. */
 static bool etcd_record(struct etcd *e, const char *name, const char *record,
                         const char *lease, bool *put) {
     char node[NAME_MAX_BYTES + 16], alive[NAME_MAX_BYTES + 16];
@@ -5366,8 +5366,8 @@ static uint64_t record_id(struct slice record) {
     return json_number(&record, "id", 16);
 }
 
-/* Takes the next line of what etcd holds whose first member is this: of a node's
-   record "name", of the wish that it leaves "leave". false: there is none. */
+/* Takes the next line of what etcd holds whose first member is this: of a
+   node's record "name", of the wish that it leaves "leave". false: none. */
 static bool line_next(struct slice *text, const char *member, const char *name,
                       struct slice *line) {
     char begin[NAME_MAX_BYTES + 16];
@@ -8155,9 +8155,9 @@ static bool repair_call(struct repair *repair, const struct member *m,
     return true;
 }
 
-/* Calls an owner, whose answer begins with what its word is worth, and goes on
-   with as much as `least` at least, which is what the caller gets. One that does
-   not answer well has no part in the round any more: then that is none. */
+/* Calls an owner, whose answer begins with what its word is worth and goes on
+   with `least` bytes or more, which is what the caller gets. One that does not
+   answer well has no part in the round any more: then it is none. */
 static struct slice other_call(struct repair *repair, struct other *other,
                                const char *path, size_t least) {
     unsigned number = other->m->number;
@@ -8906,8 +8906,8 @@ static void *repair_run(void *arg) {
  * a live node, then this one must not start, or of one that is lost, whose
  * place it takes. */
 
-/* Asks a member, by its id and whatever its boot is: the status, or -1; *begins:
-   whether the answer begins with a text. */
+/* Asks a member, by its id and whatever its boot is: the status, or -1.
+   *begins: whether the answer begins with a text. */
 static int member_ask(const struct node *node, const struct view *view,
                       const struct member *m, const char *path, uint64_t ms,
                       const char *text, bool *begins) {
