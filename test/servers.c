@@ -7,7 +7,7 @@
 #include "harness.h"
 
 #define X16          "xxxxxxxxxxxxxxxx"
-#define X127         X16 X16 X16 X16 X16 X16 X16 "xxxxxxxxxxxxxxx"
+#define X127         "x/" X16 X16 X16 X16 X16 X16 X16 "xxxxxxxxxxxxx"
 #define COUNT(table) (sizeof(table) / sizeof(table)[0])
 
 /* Starts a node that runs alone, with further flags. */
@@ -2867,16 +2867,23 @@ static void test_peer_garbage(void **state) {
 
 /* ---- The long forms -------------------------------------------------- */
 
-/* A client that stalls is let go after the time that section 6 names. */
+/* A client that stalls is let go after the time that section 6 names, and told
+   so if a part of its request has come. */
 static void test_timeouts(void **state) {
     static const struct {
         const char *text;
         long least, most; /* ms until the server closes */
+        int status;       /* of its last answer; 0: there is none */
     } rows[] = {
-        {"GET /k HTTP/1.1\r\nHost:", 8000, 25000},
+        {"GET /k HTTP/1.1\r\nHost:", 8000, 25000, 408},
         {"PUT /k HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nx", 25000,
-         45000},
-        {"GET /_health HTTP/1.1\r\nHost: x\r\n\r\n", 65000, 95000},
+         45000, 408},
+        {"PUT /k HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n1",
+         25000, 45000, 408},
+        {"POST /_health HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nx",
+         25000, 45000, 403},
+        {"GET /_health HTTP/1.1\r\nHost: x\r\n\r\n", 65000, 95000, 200},
+        {"\r\n", 65000, 95000, 0},
     };
     struct client c[COUNT(rows)];
     long begin = now_ms();
@@ -2891,9 +2898,12 @@ static void test_timeouts(void **state) {
               "cannot send");
     }
     for (size_t i = 0; i < COUNT(rows); i++) {
+        int status, last = 0;
+
         c[i].limit_ms = rows[i].most;
-        while (client_read(&c[i], false) > 0)
-            continue;
+        while ((status = client_read(&c[i], false)) > 0)
+            last = status;
+        check(last == rows[i].status, "row %zu: %d", i, last);
         check(now_ms() - begin >= rows[i].least && client_closed(&c[i]),
               "row %zu: after %ld ms", i, now_ms() - begin);
         client_end(&c[i]);
