@@ -3433,7 +3433,7 @@ static const char *http_field(struct slice line, struct http *h) {
             !slice_is_nocase(name, http_fields[i].name))
             continue;
         if (field->p != NULL && field != &h->connection)
-            return "400 a header field that may be there once is there twice";
+            return "400 a header field is there twice: send it once";
         if (field != &h->connection || !list_has(*field, "close"))
             *field = line;
         break;
@@ -3503,7 +3503,7 @@ static struct chunks chunks_begin(const struct http *h) {
 
 /* A line between the data, without its CR. false: it is malformed. */
 static bool chunks_line(struct chunks *k, struct slice line) {
-    struct slice size = line, name;
+    struct slice size = line;
     bool extended;
 
     if (k->state == CHUNK_DATA_END) {
@@ -3514,8 +3514,7 @@ static bool chunks_line(struct chunks *k, struct slice line) {
         k->left += line.n;
         k->state = line.n == 0 ? CHUNK_END : CHUNK_TRAILER;
         return k->left <= TRAILER_MAX &&
-               (line.n == 0 ||
-                (slice_cut(&line, ':', &name) && http_token(name)));
+               (line.n == 0 || (token_next(&line) && char_next(&line, ':')));
     }
     extended = slice_cut(&line, ';', &size); /* it says nothing to us */
     k->state = CHUNK_DATA;
@@ -3601,10 +3600,10 @@ static int etag_next(struct slice *rest, struct slice *tag) {
     return rest->n == 0 || *rest->p == ',' ? 1 : -1;
 }
 
-/* Whether a field is "*" or a list of entity tags. */
+/* Whether a field, if it is there, is "*" or a list of entity tags. */
 static bool etags_fine(struct slice list) {
     struct slice tag;
-    bool any = slice_is(list, "*");
+    bool any = list.p == NULL || slice_is(list, "*");
     int more = any ? 0 : 1;
 
     while (more > 0 && (more = etag_next(&list, &tag)) > 0)
@@ -3708,17 +3707,15 @@ static bool op_may(const struct op *op, uint64_t etag) {
    statuses must have. */
 static struct slice status_text(unsigned status) {
     static const char texts[] =
-        "200 OK;201 Created;204 No Content;404 Not Found;304 Not Modified;"
-        "202 Accepted;206 Partial Content;"
-        "400 Bad Request;401 Unauthorized\r\nWWW-Authenticate: Bearer;"
-        "403 Forbidden;405 Method Not Allowed;"
-        "408 Request Timeout;409 Conflict;"
-        "412 Precondition Failed;413 Content Too Large;414 URI Too Long;417 "
-        "Expectation Failed;416 Range Not Satisfiable;"
-        "415 Unsupported Media Type\r\nAccept-Encoding: identity;"
-        "431 Request Header Fields Too Large;501 Not Implemented;"
-        "503 Service Unavailable\r\nRetry-After: 1;504 Gateway Timeout;"
-        "505 HTTP Version Not Supported;507 Insufficient Storage;";
+        "200 OK;201 Created;204 No Content;404 Not Found;304 Not Modified;202 "
+        "Accepted;206 Partial Content;400 Bad Request;401 Unauthorized\r\n"
+        "WWW-Authenticate: Bearer;403 Forbidden;405 Method Not Allowed;408 "
+        "Request Timeout;409 Conflict;412 Precondition Failed;413 Content Too "
+        "Large;414 URI Too Long;415 Unsupported Media Type\r\nAccept-Encoding: "
+        "identity;416 Range Not Satisfiable;417 Expectation Failed;431 Request "
+        "Header Fields Too Large;501 Not Implemented;503 Service Unavailable"
+        "\r\nRetry-After: 1;504 Gateway Timeout;505 HTTP Version Not Supported;"
+        "507 Insufficient Storage;";
     struct slice rest = {(const uint8_t *)texts, sizeof texts - 1}, text;
 
     while (slice_cut(&rest, ';', &text))
@@ -6850,7 +6847,7 @@ static void read_judge(struct op *op) {
     else if (op->damaged)
         answer_error(op, 500,
                      "damaged: the value fails its checksum, and no "
-                     "other replica has it");
+                     "other replica has it: write it again");
     else
         answer_error(op, 503,
                      "none of the key's %u owners can be asked: try again",
@@ -7140,7 +7137,7 @@ static void consistent_failed(struct op *op) {
     else if (op->damaged)
         consistent_error(op, 500,
                          "damaged: the value fails its checksum, and no "
-                         "majority of replicas has it");
+                         "majority of replicas has it: write it again");
     else if (op->full && !op->reads)
         consistent_error(op, 507,
                          "no room left on the disk: nothing was stored; "
@@ -7152,7 +7149,7 @@ static void consistent_failed(struct op *op) {
     else
         consistent_error(op, 503,
                          "not applied: a majority of the key's owners cannot "
-                         "be reached or cannot store it now");
+                         "be reached or cannot store it now: try again");
 }
 
 /* Ends a write that is done. */
@@ -10662,7 +10659,7 @@ static void list_ask(struct op *op) {
     else if (op->damaged)
         answer_error(op, 500,
                      "damaged: partition %u has records that cannot be read, "
-                     "and no other replica lists its keys",
+                     "and no other replica lists its keys: see the log",
                      op->partition);
     else
         answer_error(op, 503,
@@ -11303,8 +11300,7 @@ static const char *key_begin(struct op *op, const struct http *h) {
     refusal = op_key(op, slice_skip(op->path, 1));
     if (refusal != NULL)
         return refusal;
-    if ((h->if_match.p != NULL && !etags_fine(h->if_match)) ||
-        (h->if_none_match.p != NULL && !etags_fine(h->if_none_match)))
+    if (!etags_fine(h->if_match) || !etags_fine(h->if_none_match))
         return "400 If-Match and If-None-Match have * or entity tags, like "
                "\"0123456789abcdef\", with commas between";
     if (!slice_copy(h->if_match, op->if_match, sizeof op->if_match) ||
