@@ -4142,6 +4142,17 @@ static bool conn_body(struct conn *c) {
     return true;
 }
 
+/* Refuses the request that is being read, of which nobody knows where it ends;
+   so the connection does. */
+static void conn_refuse(struct conn *c, const char *refusal) {
+    if (c->reading == NULL) {
+        c->reading = op_new(c);
+        c->reading->head = slice_begins(buf_slice(&c->in), "HEAD ");
+    }
+    c->chunks = (struct chunks){.plain = false};
+    op_refuse(c->reading, refusal);
+}
+
 /* Takes a head off the input, begins its operation, and goes on with its body,
    which is skipped unless the route has set op->body and body_most. false: more
    is needed. */
@@ -4158,15 +4169,13 @@ static bool conn_head(struct conn *c) {
     n = http_head_end(data.p, data.n, &c->scanned, &refusal);
     if (n == 0 && refusal == NULL)
         return false;
-    c->reading = op = op_new(c);
     if (refusal == NULL)
         refusal = http_parse(data.p, n, true, &h);
-    if (refusal != NULL) { /* nobody knows where the next request begins */
-        op->head = slice_begins(data, "HEAD ");
-        c->chunks = (struct chunks){.plain = false};
-        op_refuse(op, refusal);
+    if (refusal != NULL) {
+        conn_refuse(c, refusal);
         return false;
     }
+    c->reading = op = op_new(c);
     c->scanned = 0;
     c->in.at += n;
     c->since = c->w->now;
@@ -4370,15 +4379,11 @@ static void conn_check_time(struct conn *c) {
     if (c->w->now - c->since <= most)
         return;
     if (c->kind == CONN_CLIENT && !c->close_after && conn_unsent(c) == 0 &&
-        (c->reading != NULL || (c->first == NULL && c->in.n > 0))) {
-        struct op *op = c->reading != NULL ? c->reading : op_new(c);
-
-        op->keep = false;
-        op_refuse(op, "408 the rest of the request has not come (a header has "
-                      "10 s, a body may rest for 30 s): send it again");
-    } else {
+        (c->reading != NULL || (c->first == NULL && c->in.n > 0)))
+        conn_refuse(c, "408 the rest of the request has not come (a header has "
+                       "10 s, a body may rest for 30 s): send it again");
+    else
         conn_kill(c);
-    }
 }
 
 /* -------------------------------------------------------------- The loop
