@@ -10853,8 +10853,9 @@ static const char *member_status(const struct node *node,
 
 /* The etcd thread has looked at the removal of a node: op->rec says it. */
 static void leave_answer(struct op *op) {
-    answer_error(op, (unsigned)op->wait_result, "%.*s", (int)op->rec.n,
-                 (const char *)op->rec.p);
+    buf_text(&op->rec, "\n");
+    answer_begin(op, (unsigned)op->wait_result);
+    answer_typed(op, TEXT_PLAIN, buf_slice(&op->rec));
 }
 
 /* A node is to leave: the etcd thread looks whether that may be, and sees to
