@@ -556,7 +556,7 @@ struct http {
     uint64_t length;
     struct slice host, type, if_match, if_none_match, if_range, range, estoraje,
         authorization, origin, part;
-    struct slice content_length, encoding, connection, expectation;
+    struct slice content_length, coding, encoding, connection, expectation;
 };
 
 /* How far a body was read. */
@@ -3217,11 +3217,26 @@ static bool http_tchar(unsigned c) {
            (c != 0 && c < 128 && strchr("!#$%&'*+-.^_`|~", (int)c) != NULL);
 }
 
+/* Takes a token off the front; false: there is none. */
+static bool token_next(struct slice *s) {
+    size_t n = 0;
+
+    while (n < s->n && http_tchar(s->p[n]))
+        n++;
+    *s = slice_skip(*s, n);
+    return n > 0;
+}
+
 static bool http_token(struct slice s) {
-    for (size_t i = 0; i < s.n; i++)
-        if (!http_tchar(s.p[i]))
-            return false;
-    return s.n > 0;
+    return token_next(&s) && s.n == 0;
+}
+
+/* Takes a character off the front; false: another one is there, or none. */
+static bool char_next(struct slice *s, int c) {
+    if (s->n == 0 || *s->p != c)
+        return false;
+    *s = slice_skip(*s, 1);
+    return true;
 }
 
 /* Cuts off what stands before the first c; false: there is none. */
@@ -3273,6 +3288,30 @@ static bool list_has(struct slice list, const char *text) {
     return false;
 }
 
+/* Takes a token, or a text in quotes, off the front; false: there is none. */
+static bool word_next(struct slice *s) {
+    if (!char_next(s, '"'))
+        return token_next(s);
+    while (s->n > 0 && *s->p != '"')
+        *s = slice_skip(*s, *s->p == '\\' && s->n > 1 ? 2 : 1);
+    return char_next(s, '"');
+}
+
+/* Whether this is type/subtype, maybe with parameters, ;name=value each (RFC
+   9110, 8.3.1 and 5.6.6); that it has no control characters was seen. */
+static bool http_media_type(struct slice s) {
+    bool fine = token_next(&s) && char_next(&s, '/') && token_next(&s);
+
+    while (fine && (s = slice_trim(s)).n > 0) {
+        fine = char_next(&s, ';');
+        s = slice_trim(s);
+        if (s.n > 0 && *s.p != ';')
+            fine =
+                fine && token_next(&s) && char_next(&s, '=') && word_next(&s);
+    }
+    return fine;
+}
+
 /* Takes "HTTP/1.x" off the front. */
 static bool http_version(struct slice *s, struct http *h) {
     if (!slice_begins(*s, "HTTP/1.") || s->n < 8 || (unsigned)s->p[7] - '0' > 9)
@@ -3290,8 +3329,7 @@ static bool http_host(struct slice s) {
     struct in6_addr address;
     struct slice name;
 
-    if (slice_begins(s, "[")) {
-        s = slice_skip(s, 1);
+    if (char_next(&s, '[')) {
         if (!slice_cut(&s, ']', &name) ||
             !slice_copy(name, text, sizeof text) ||
             inet_pton(AF_INET6, text, &address) != 1)
@@ -3301,8 +3339,8 @@ static bool http_host(struct slice s) {
                (isalnum(*s.p) || strchr("-._~!$&'()*+,;=", *s.p) != NULL))
             s = slice_skip(s, 1);
     }
-    if (slice_begins(s, ":"))
-        for (s = slice_skip(s, 1); s.n > 0 && digit_of(*s.p) < 10;)
+    if (char_next(&s, ':'))
+        while (s.n > 0 && digit_of(*s.p) < 10)
             s = slice_skip(s, 1);
     return s.n == 0;
 }
@@ -3344,11 +3382,10 @@ static const char *http_request_line(struct slice line, struct http *h) {
             h->target.p[i] == '#')
             return "400 the path has bytes that must be percent-encoded";
     if (whole && http_version(&line, h) && line.n == 0)
-        return http_target(h) ? NULL
-                              : "400 the target is no path with a slash first";
+        return http_target(h) ? NULL : "400 the target must be a path, /key";
     return whole && slice_begins(line, "HTTP/") && !slice_begins(line, "HTTP/1")
                ? "505 only HTTP/1.0 and HTTP/1.1 are spoken here"
-               : "400 the request line is not METHOD /key HTTP/1.1";
+               : "400 the request line must be METHOD /key HTTP/1.1";
 }
 
 /* HTTP/1.x SP status SP reason */
@@ -3374,9 +3411,10 @@ static const struct {
     FIELD("Content-Type", type),  FIELD("Connection", connection),
     FIELD("Expect", expectation), FIELD("Transfer-Encoding", encoding),
     FIELD("If-Match", if_match),  FIELD("If-None-Match", if_none_match),
-    FIELD("Range", range),        FIELD("If-Range", if_range),
+    FIELD("Range", range),        FIELD("Content-Encoding", coding),
     FIELD("Estoraje", estoraje),  FIELD("Authorization", authorization),
     FIELD("Origin", origin),      FIELD("Content-Range", part),
+    FIELD("If-Range", if_range),
 };
 
 /* Whether a line is free of control characters, tabs aside. */
@@ -3393,10 +3431,10 @@ static const char *http_field(struct slice line, struct http *h) {
     struct slice name;
 
     if (!slice_cut(&line, ':', &name) || !http_token(name))
-        return "400 a header line is not Name: value";
+        return "400 a header line must be Name: value";
     line = slice_trim(line);
     if (!line_clean(line))
-        return "400 a header field has a control character";
+        return "400 a header field has a control character: leave it out";
     for (size_t i = 0; i < sizeof http_fields / sizeof http_fields[0]; i++) {
         struct slice *field = (void *)((uint8_t *)h + http_fields[i].at);
 
@@ -3404,7 +3442,7 @@ static const char *http_field(struct slice line, struct http *h) {
             !slice_is_nocase(name, http_fields[i].name))
             continue;
         if (field->p != NULL && field != &h->connection)
-            return "400 a header field is there more than once";
+            return "400 a header field is there twice: send it once";
         if (field != &h->connection || !list_has(*field, "close"))
             *field = line;
         break;
@@ -3417,14 +3455,14 @@ static const char *http_meaning(struct http *h, bool request) {
     struct slice codings = h->encoding, last = {0};
 
     h->chunked = h->encoding.p != NULL;
-    h->expect = h->expectation.p != NULL && h->minor >= 1;
+    h->expect = h->expectation.n > 0 && h->minor >= 1;
     h->keep = !list_has(h->connection, "close") &&
               (h->minor >= 1 || list_has(h->connection, "keep-alive"));
     if (h->content_length.p != NULL &&
         !slice_digits(h->content_length, 10, &h->length))
         return "400 Content-Length must be a decimal number";
     if (h->chunked && (h->content_length.p != NULL || h->minor == 0))
-        return "400 Transfer-Encoding excludes Content-Length and HTTP/1.0";
+        return "400 Transfer-Encoding wants HTTP/1.1, and no Content-Length";
     while (list_next(&codings, &last))
         ;
     if (h->chunked && !slice_is_nocase(last, "chunked"))
@@ -3432,11 +3470,11 @@ static const char *http_meaning(struct http *h, bool request) {
     if (h->chunked && !slice_is_nocase(h->encoding, "chunked"))
         return "501 the only Transfer-Encoding is chunked";
     if (h->expect && !slice_is_nocase(h->expectation, "100-continue"))
-        return "417 the only Expect is 100-continue";
+        return "417 the only Expect is 100-continue: leave others out";
     if (request && h->minor >= 1 && h->host.p == NULL)
-        return "400 HTTP/1.1 wants a Host field";
+        return "400 HTTP/1.1 wants a Host field: send Host: host:port";
     if (request && !http_host(h->host))
-        return "400 the Host field is not host:port";
+        return "400 the Host field must be host:port";
     return NULL;
 }
 
@@ -3474,7 +3512,7 @@ static struct chunks chunks_begin(const struct http *h) {
 
 /* A line between the data, without its CR. false: it is malformed. */
 static bool chunks_line(struct chunks *k, struct slice line) {
-    struct slice size = line, name;
+    struct slice size = line;
     bool extended;
 
     if (k->state == CHUNK_DATA_END) {
@@ -3485,8 +3523,7 @@ static bool chunks_line(struct chunks *k, struct slice line) {
         k->left += line.n;
         k->state = line.n == 0 ? CHUNK_END : CHUNK_TRAILER;
         return k->left <= TRAILER_MAX &&
-               (line.n == 0 ||
-                (slice_cut(&line, ':', &name) && http_token(name)));
+               (line.n == 0 || (token_next(&line) && char_next(&line, ':')));
     }
     extended = slice_cut(&line, ';', &size); /* it says nothing to us */
     k->state = CHUNK_DATA;
@@ -3554,30 +3591,28 @@ static ssize_t percent_decode(struct slice s, uint8_t *to, size_t room) {
 /* Takes the next entity tag off a list (RFC 9110, 5.6.1 and 8.8.3). 1: it is
    in *tag; 0: that was the end; -1: what comes is none. */
 static int etag_next(struct slice *rest, struct slice *tag) {
-    size_t n;
-
     while (rest->n > 0 && strchr(", \t", *rest->p) != NULL)
         *rest = slice_skip(*rest, 1);
     if (rest->n == 0)
         return 0;
-    n = slice_begins(*rest, "W/") ? 2 : 0;
-    if (n == rest->n || rest->p[n] != '"')
+    tag->p = rest->p;
+    if (slice_begins(*rest, "W/"))
+        *rest = slice_skip(*rest, 2);
+    if (!char_next(rest, '"'))
         return -1;
-    for (n++; n < rest->n && rest->p[n] > ' ' && rest->p[n] != '"'; n++)
-        if (rest->p[n] == 127)
-            return -1;
-    if (n == rest->n || rest->p[n] != '"')
+    while (rest->n > 0 && strchr("\"\x7f", *rest->p) == NULL && *rest->p > ' ')
+        *rest = slice_skip(*rest, 1);
+    if (!char_next(rest, '"'))
         return -1;
-    *tag = (struct slice){rest->p, n + 1};
-    *rest = slice_skip(*rest, n + 1);
+    tag->n = (size_t)(rest->p - tag->p);
     *rest = slice_trim(*rest);
     return rest->n == 0 || *rest->p == ',' ? 1 : -1;
 }
 
-/* Whether a field is "*" or a list of entity tags. */
+/* Whether a field, if it is there, is "*" or a list of entity tags. */
 static bool etags_fine(struct slice list) {
     struct slice tag;
-    bool any = slice_is(list, "*");
+    bool any = list.p == NULL || slice_is(list, "*");
     int more = any ? 0 : 1;
 
     while (more > 0 && (more = etag_next(&list, &tag)) > 0)
@@ -3681,15 +3716,15 @@ static bool op_may(const struct op *op, uint64_t etag) {
    statuses must have. */
 static struct slice status_text(unsigned status) {
     static const char texts[] =
-        "200 OK;201 Created;204 No Content;404 Not Found;304 Not Modified;"
-        "202 Accepted;206 Partial Content;"
-        "400 Bad Request;401 Unauthorized\r\nWWW-Authenticate: Bearer;"
-        "403 Forbidden;405 Method Not Allowed;409 Conflict;"
-        "412 Precondition Failed;413 Content Too Large;414 URI Too Long;417 "
-        "Expectation Failed;416 Range Not Satisfiable;"
-        "431 Request Header Fields Too Large;501 Not Implemented;"
-        "503 Service Unavailable\r\nRetry-After: 1;504 Gateway Timeout;"
-        "505 HTTP Version Not Supported;507 Insufficient Storage;";
+        "200 OK;201 Created;204 No Content;404 Not Found;304 Not Modified;202 "
+        "Accepted;206 Partial Content;400 Bad Request;401 Unauthorized\r\n"
+        "WWW-Authenticate: Bearer;403 Forbidden;405 Method Not Allowed;408 "
+        "Request Timeout;409 Conflict;412 Precondition Failed;413 Content Too "
+        "Large;414 URI Too Long;415 Unsupported Media Type\r\nAccept-Encoding: "
+        "identity;416 Range Not Satisfiable;417 Expectation Failed;431 Request "
+        "Header Fields Too Large;501 Not Implemented;503 Service Unavailable"
+        "\r\nRetry-After: 1;504 Gateway Timeout;505 HTTP Version Not Supported;"
+        "507 Insufficient Storage;";
     struct slice rest = {(const uint8_t *)texts, sizeof texts - 1}, text;
 
     while (slice_cut(&rest, ';', &text))
@@ -4065,11 +4100,16 @@ static const char *op_take(struct op *op, struct slice data,
                            const struct chunks *k) {
     uint64_t left = k->state == CHUNK_DATA ? k->left : 0;
     size_t n = op->rec.n + data.n;
+    struct worker *w = op->w;
 
-    if (left > op->body_most || n - op->value_at > op->body_most - left)
-        return "413 the body is larger than -maxValue allows";
-    if (!buffer_room(op->w, n + left, data.n + left) ||
-        !buf_room(&op->rec, data.n))
+    if (left > op->body_most || n - op->value_at > op->body_most - left) {
+        snprintf(w->refusal, sizeof w->refusal,
+                 "413 the body is over %" PRIu64 " bytes, -maxValue of this "
+                 "node: send less, or several values",
+                 op->body_most);
+        return w->refusal;
+    }
+    if (!buffer_room(w, n + left, data.n + left) || !buf_room(&op->rec, data.n))
         return "503 " BUSY;
     buf_add(&op->rec, data.p, data.n);
     op_count_memory(op);
@@ -4089,7 +4129,8 @@ static bool conn_body(struct conn *c) {
         c->in.at += (size_t)used;
     }
     if (used < 0)
-        refusal = "400 the chunked body is malformed";
+        refusal = "400 a chunk is malformed, its line over 1 KiB, or the "
+                  "trailers over 8 KiB: see RFC 9112, 7.1";
     else if (op != NULL)
         refusal = op_take(op, data, &c->chunks);
     if (refusal != NULL) {
@@ -4110,6 +4151,17 @@ static bool conn_body(struct conn *c) {
     return true;
 }
 
+/* Refuses the request that is being read, of which nobody knows where it ends;
+   so the connection does. */
+static void conn_refuse(struct conn *c, const char *refusal) {
+    if (c->reading == NULL) {
+        c->reading = op_new(c);
+        c->reading->head = slice_begins(buf_slice(&c->in), "HEAD ");
+    }
+    c->chunks = (struct chunks){.plain = false};
+    op_refuse(c->reading, refusal);
+}
+
 /* Takes a head off the input, begins its operation, and goes on with its body,
    which is skipped unless the route has set op->body and body_most. false: more
    is needed. */
@@ -4126,15 +4178,13 @@ static bool conn_head(struct conn *c) {
     n = http_head_end(data.p, data.n, &c->scanned, &refusal);
     if (n == 0 && refusal == NULL)
         return false;
-    c->reading = op = op_new(c);
     if (refusal == NULL)
         refusal = http_parse(data.p, n, true, &h);
-    if (refusal != NULL) { /* nobody knows where the next request begins */
-        op->head = slice_begins(data, "HEAD ");
-        c->chunks = (struct chunks){.plain = false};
-        op_refuse(op, refusal);
+    if (refusal != NULL) {
+        conn_refuse(c, refusal);
         return false;
     }
+    c->reading = op = op_new(c);
     c->scanned = 0;
     c->in.at += n;
     c->since = c->w->now;
@@ -4318,7 +4368,8 @@ static void conn_free(struct conn *c) {
 }
 
 /* The clock of a connection's state. A link's calls have clocks of their own,
-   as operations have. */
+   as operations have. A client whose request has begun is told that its time is
+   over. */
 static void conn_check_time(struct conn *c) {
     bool stopping = atomic_load(&c->w->node->stopping);
     bool rests = c->kind == CONN_LINK ? buf_slice(&c->link->calls).n == 0
@@ -4338,7 +4389,13 @@ static void conn_check_time(struct conn *c) {
         most = 2 * IDLE_MS; /* it is the caller's to end it */
     else if (rests)
         most = stopping ? 0 : IDLE_MS;
-    if (c->w->now - c->since > most)
+    if (c->w->now - c->since <= most)
+        return;
+    if (c->kind == CONN_CLIENT && !c->close_after && conn_unsent(c) == 0 &&
+        (c->reading != NULL || (c->first == NULL && c->in.n > 0)))
+        conn_refuse(c, "408 the rest of the request has not come (a header has "
+                       "10 s, a body may rest for 30 s): send it again");
+    else
         conn_kill(c);
 }
 
@@ -4700,9 +4757,7 @@ static bool resolve(const char *host, unsigned port,
 
 /* host:port, an IPv6 address in brackets. */
 static void where_text(char text[300], const char *host, unsigned port) {
-    bool v6 = strchr(host, ':') != NULL;
-
-    snprintf(text, 300, "%s%.255s%s:%u", v6 ? "[" : "", host, v6 ? "]" : "",
+    snprintf(text, 300, strchr(host, ':') ? "[%.255s]:%u" : "%.255s:%u", host,
              port);
 }
 
@@ -6074,7 +6129,7 @@ static void peer_body(struct op *op) {
         w->now - op->began >= LOST_MS)
         refusal = OTHER_EPOCH;
     if (refusal != NULL)
-        answer_error(op, (unsigned)atoi(refusal), "%s", refusal + 4);
+        op_refuse(op, refusal);
     else if (op->epoch > w->view->epoch)
         op_due(op, peer_body);
     else
@@ -6778,7 +6833,7 @@ static void read_judge(struct op *op) {
     else if (op->damaged)
         answer_error(op, 500,
                      "damaged: the value fails its checksum, and no "
-                     "other replica has it");
+                     "other replica has it: write it again");
     else
         answer_error(op, 503,
                      "none of the key's %u owners can be asked: try again",
@@ -7062,7 +7117,7 @@ static void op_failed(struct op *op) {
     else if (op->damaged)
         consistent_error(op, 500,
                          "damaged: the value fails its checksum, and no "
-                         "majority of replicas has it");
+                         "majority of replicas has it: write it again");
     else if (op->full && !op->reads)
         consistent_error(op, 507,
                          "no room left on the disk: nothing was stored; "
@@ -7074,7 +7129,7 @@ static void op_failed(struct op *op) {
     else
         consistent_error(op, 503,
                          "not applied: a majority of the key's owners cannot "
-                         "be reached or cannot store it now");
+                         "be reached or cannot store it now: try again");
 }
 
 /* Ends a write that is done. */
@@ -10476,7 +10531,7 @@ static void list_ask(struct op *op) {
     else if (op->damaged)
         answer_error(op, 500,
                      "damaged: partition %u has records that cannot be read, "
-                     "and no other replica lists its keys",
+                     "and no other replica lists its keys: see the log",
                      op->partition);
     else
         answer_error(op, 503,
@@ -10665,13 +10720,9 @@ static const char *member_status(const struct node *node,
 
 /* The etcd thread has looked at the removal of a node: op->rec says it. */
 static void leave_answer(struct op *op) {
-    struct buf text = {0};
-
-    buf_add(&text, op->rec.p, op->rec.n);
-    buf_text(&text, "\n");
+    buf_text(&op->rec, "\n");
     answer_begin(op, (unsigned)op->wait_result);
-    answer_typed(op, TEXT_PLAIN, buf_slice(&text));
-    buf_free(&text);
+    answer_typed(op, TEXT_PLAIN, buf_slice(&op->rec));
 }
 
 /* A node is to leave: the etcd thread looks whether that may be, and sees to
@@ -10921,8 +10972,8 @@ static const char *metrics_text(struct op *op, struct buf *b) {
 #define ALLOW_ALL "GET, HEAD, PUT, POST, DELETE"
 #define JSON      "application/json"
 #define METRICS   "text/plain; version=0.0.4; charset=utf-8"
-#define UNBUILT   "501 this is not built yet"
-#define UNKNOWN   "404 no such path on this port"
+#define UNBUILT   "501 this is not built yet: leave it out"
+#define UNKNOWN   "404 no such path here: / of the client port says which exist"
 
 /* The first row that fits is the one; a * at the end stands for anything, which
    the function finds in op->path. A row without functions says all there is to
@@ -11020,7 +11071,7 @@ static const char *query_check(struct op *op, struct slice query,
                 : slice_is(name, "limit") ? &q->limit
                                           : &q->cursor;
         if (!word_in(name, known))
-            return "400 a query parameter is not known, or not with this path";
+            return "400 a query parameter is not of this path: leave it out";
         if (flag != NULL ? valued || *flag : !valued || field->p != NULL)
             return "400 a query parameter is there twice, or has a value and "
                    "takes none, or takes one and has none";
@@ -11031,9 +11082,9 @@ static const char *query_check(struct op *op, struct slice query,
     }
     if (!op->lists &&
         (q->prefix.p != NULL || q->limit.p != NULL || q->cursor.p != NULL))
-        return "400 prefix, limit and cursor go with list";
+        return "400 prefix, limit and cursor go with list: add it";
     if (op->explain && !read)
-        return "400 explain goes with GET";
+        return "400 explain goes with GET only: leave it out";
     return op->explain ? UNBUILT : NULL;
 }
 
@@ -11043,12 +11094,12 @@ static const char *starting_text(struct op *op) {
     char text[100];
 
     if (atomic_load(&w->node->load_began) == 0)
-        return "503 this node is starting: it has no ring yet";
+        return "503 this node is starting, without a ring: ask another one";
     if (atomic_load(&w->node->loaded))
-        return "503 this node is starting: it has not joined yet";
+        return "503 this node is starting, not yet joined: ask another one";
     load_text(w->node, text);
     snprintf(w->refusal, sizeof w->refusal,
-             "503 this node is starting and reads its logs: %s", text);
+             "503 this node reads its logs, try again later: %s", text);
     return w->refusal;
 }
 
@@ -11057,14 +11108,15 @@ static const char *route_check(struct op *op, const struct http *h,
                                const struct route *r, struct slice query,
                                struct query *q) {
     const struct node *node = op->w->node;
-    struct slice given = h->authorization;
+    struct slice secret = h->authorization, scheme;
     const char *refusal;
 
     if (r->port == CONN_PEER && h->origin.p != NULL)
         return "403 this port is not for browsers: leave Origin out";
     if (r->port == CONN_PEER && node->secret[0] != '\0' &&
-        (!slice_begins(given, "Bearer ") ||
-         !secret_equal(slice_skip(given, 7), node->secret)))
+        (!slice_cut(&secret, ' ', &scheme) ||
+         !slice_is_nocase(scheme, "Bearer") ||
+         !secret_equal(secret, node->secret)))
         return "401 this port wants Authorization: Bearer, with the secret";
     if (!word_in(h->method, r->allow)) {
         if (!word_in(h->method, ALLOW_ALL ", PATCH, OPTIONS, TRACE, CONNECT"))
@@ -11074,7 +11126,7 @@ static const char *route_check(struct op *op, const struct http *h,
             word_in(h->method, ALLOW_ALL))
             return "403 paths that begin with /_ are the system's: nodes are "
                    "removed on the peer port, a key is written as /%5F...";
-        return "405 this path does not have that method";
+        return "405 this path does not have that method: Allow says which";
     }
     refusal = query_check(op, query, r, word_in(h->method, READ), q);
     if (refusal != NULL)
@@ -11091,17 +11143,36 @@ static const char *route_check(struct op *op, const struct http *h,
     return NULL;
 }
 
+/* What can be said against a write by its fields. *type is the one to keep. */
+static const char *write_check(const struct http *h, struct slice *type) {
+    struct slice rest = *type = h->type, bare = rest;
+
+    if (h->part.p != NULL) /* RFC 9110, 14.5 */
+        return "400 Content-Range is of a part: send the whole value, without "
+               "it";
+    if (h->coding.n > 0 && !slice_is_nocase(h->coding, "identity"))
+        return "415 Content-Encoding is not kept, and nobody could tell that "
+               "the value is encoded: send it decoded, or without the field";
+    if (rest.n > TYPE_MAX)
+        return "400 Content-Type is over 127 bytes: use a shorter one";
+    if (rest.n > 0 && !http_media_type(rest))
+        return "400 Content-Type must be type/subtype, then ;name=value each";
+    slice_next(&rest, ';', &bare);
+    if (slice_is_nocase(slice_trim(bare), "application/x-www-form-urlencoded"))
+        type->n = 0;
+    return NULL;
+}
+
 /* Begins a request for a key. */
 static const char *key_begin(struct op *op, const struct http *h) {
     bool get = slice_is(h->method, "GET");
-    struct slice type = h->type;
+    struct slice type = {0};
     const char *refusal;
 
     refusal = op_key(op, slice_skip(op->path, 1));
     if (refusal != NULL)
         return refusal;
-    if ((h->if_match.p != NULL && !etags_fine(h->if_match)) ||
-        (h->if_none_match.p != NULL && !etags_fine(h->if_none_match)))
+    if (!etags_fine(h->if_match) || !etags_fine(h->if_none_match))
         return "400 If-Match and If-None-Match have * or entity tags, like "
                "\"0123456789abcdef\", with commas between";
     if (!slice_copy(h->if_match, op->if_match, sizeof op->if_match) ||
@@ -11119,14 +11190,8 @@ static const char *key_begin(struct op *op, const struct http *h) {
     }
     op->consistent =
         op->consistent || h->if_match.p != NULL || h->if_none_match.p != NULL;
-    if (op->remove ||
-        slice_is_nocase(type, "application/x-www-form-urlencoded"))
-        type.n = 0;
-    if (h->part.p != NULL) /* RFC 9110, 9.3.4 */
-        return "400 Content-Range is of a part: send the whole value, without "
-               "it";
-    if (type.n > TYPE_MAX)
-        return "400 Content-Type is over 127 bytes: use a shorter one";
+    if (!op->remove && (refusal = write_check(h, &type)) != NULL)
+        return refusal;
     op->body_most = op->w->node->flags.max_value;
     op->value_at = record_begin(&op->rec, op->key, type, op->remove);
     if (op->remove)

@@ -5,12 +5,13 @@
  *
  * One is that of estoraje.c, which is included. The other was written from the
  * grammar of RFC 9112 alone, in another manner: a table of states, which takes
- * one byte after the other and knows no lines. Requests are made up from what
- * the grammar has, and then spoilt here and there; they come in streams of up
- * to three. Of each stream both must say the same: which requests are whole and
- * taken, with which bytes as bodies, where the next one begins, and whether
- * what comes then is refused or not all there. The program reads each stream
- * twice, in one piece and in several.
+ * one byte after the other and knows no lines, and, for what some fields say
+ * (RFC 9110), regular expressions. Requests are made up from what the grammar
+ * has, and then spoilt here and there; they come in streams of up to three. Of
+ * each stream both must say the same: which requests are whole and taken, with
+ * which bytes as bodies, what range and which types, where the next one begins,
+ * and whether what comes then is refused or not all there. The program reads
+ * each stream twice, in one piece and in several.
  *
  * Where the program is stricter or laxer than the grammar, so is the table, and
  * says why. What a line is refused for the program says when it has all of the
@@ -26,6 +27,8 @@
 #include "../estoraje.c"
 #undef main
 
+#include <regex.h>
+
 #define COUNT(array) (sizeof(array) / sizeof(array)[0])
 
 /* What was read of a stream: one request, and what is there of it. */
@@ -35,6 +38,13 @@ struct reading {
     enum outcome outcome;
     size_t next;     /* where the next request begins */
     struct buf body; /* to be freed */
+    /* Of its fields: the range, if it is one; the etag of If-Range, or 0;
+       whether it could be stored, by Content-Type and Content-Encoding, and
+       how much of Content-Type is kept. */
+    bool ranged, stored;
+    struct range range;
+    uint64_t if_range;
+    size_t type;
 };
 
 /* ------------------------------------------------------- Random streams */
@@ -55,8 +65,16 @@ static unsigned below(unsigned n) {
     one_of((const char *const[]){__VA_ARGS__}, \
            sizeof((const char *const[]){__VA_ARGS__}) / sizeof(const char *))
 
+#define ANY_OF(...)                            \
+    any_of((const char *const[]){__VA_ARGS__}, \
+           sizeof((const char *const[]){__VA_ARGS__}) / sizeof(const char *))
+
+static const char *any_of(const char *const *texts, size_t n) {
+    return texts[below((unsigned)n)];
+}
+
 static const char *one_of(const char *const *texts, size_t n) {
-    return below(16) > 0 ? texts[0] : texts[below((unsigned)n)];
+    return below(16) > 0 ? texts[0] : any_of(texts, n);
 }
 
 /* Adds a long run of one byte, near one of the limits. */
@@ -92,6 +110,32 @@ static void stream_field(struct buf *b) {
         stream_fill(b);
     buf_text(b, ONE_OF("\r\n", " \r\n", "\t \r\n", "\r\n ", "\r\n\t", "\n",
                        "\r", "\r\r\n"));
+}
+
+/* Adds a field that says what is wanted of the value, or what it is. */
+static void stream_meaning(struct buf *b) {
+    static const char *const names[] = {"Range", "If-Range", "Content-Type",
+                                        "Content-Encoding", "Content-Range"};
+    unsigned name = below(33) / 8, n = below(3);
+
+    buf_print(b, "%s: ", names[name]);
+    if (below(3) == 0)
+        n += 3; /* a guess */
+    else if (name == 0)
+        buf_text(b, ONE_OF("bytes=1-", "bytes=", "Bytes=3-", "bytes=-"));
+    else if (name == 1)
+        buf_text(b, ONE_OF("\"00a1b2c3d4e5f607\"", "W/", "\"00a1b2c3d4e5"));
+    else if (name == 2)
+        buf_text(b,
+                 ONE_OF("a/b;c=d", "a/b", "application/x-www-form-urlencoded",
+                        "a/b;c=\"d", "a/b;c=\"\\\"", "a/b; ", "a"));
+    while (n-- > 0)
+        buf_text(b, ANY_OF("bytes", "=", "bytes=", "0-", "-5", "1-2", "9", "-",
+                           ",", " ", "\t", "Byte", "s=", "W/", "\"", "\"00a1",
+                           "b2c3", "d4e5", "0f6a\"", "a/b", "/", ";", "c=d",
+                           "=\"e", "\\", "f\"", "identity", "gzip", "\xe9",
+                           "18446744073709551615", "18446744073709551616"));
+    buf_text(b, "\r\n");
 }
 
 /* Adds a chunked body. */
@@ -156,6 +200,8 @@ static void stream_request(struct buf *b) {
         buf_text(b,
                  ONE_OF("\r\n", " \r\n", ", 1\r\n", "a\r\n", "\n", ".0\r\n"));
     }
+    for (unsigned fields = below(3); fields > 0; fields--)
+        stream_meaning(b);
     if (length == 0 || below(20) == 0) {
         chunked = below(2) > 0;
         if (chunked)
@@ -353,11 +399,22 @@ static void table_make(void) {
 }
 
 /* Fields that may be there once, at most, those first that frame. */
-enum { HOST, LENGTH, CODING, EXPECT };
+enum {
+    HOST,
+    LENGTH,
+    CODING,
+    EXPECT,
+    RANGE,
+    IF_RANGE,
+    TYPE,
+    VALUE_CODING,
+    PART
+};
 static const char *const once[] = {
-    "Host",   "Content-Length", "Transfer-Encoding",
-    "Expect", "If-Match",       "If-None-Match",
-    "Range",  "Content-Type",
+    "Host",          "Content-Length", "Transfer-Encoding", "Expect",
+    "Range",         "If-Range",       "Content-Type",      "Content-Encoding",
+    "Content-Range", "If-Match",       "If-None-Match",     "Authorization",
+    "Origin",        "Estoraje",
 };
 
 /* A text that grows; no head is longer. */
@@ -380,6 +437,7 @@ struct seen {
     bool odd;                /* something else than 100-continue is expected */
     bool bad;                /* a field has no meaning */
     unsigned long long left; /* of the data, or of a chunk */
+    struct reading says;     /* the fields */
 };
 
 /* Whether all of a text is of a set. */
@@ -470,6 +528,78 @@ static bool target_means(struct seen *s) {
     return end[0] != '\0' && end[0] != ':' && host_means(end);
 }
 
+/* ---- What fields say: the grammars of RFC 9110, 14.1.1, 8.8.3, 8.3.1 and
+   5.6. What is malformed in Range or If-Range says nothing. */
+
+#define REGEX_TOKEN "[A-Za-z0-9!#$%&'*+.^_`|~-]+"
+#define REGEX_OWS   "[ \t]*"
+
+enum { ONE_RANGE, ONE_ETAG, MEDIA_TYPE, IDENTITY, EXPRESSIONS };
+static const char *const expressions[EXPRESSIONS] = {
+    [ONE_RANGE] = "^[Bb][Yy][Tt][Ee][Ss]=[ \t,]*([0-9]*)-([0-9]*)[ \t,]*$",
+    [ONE_ETAG] = "^\"[0-9a-f]{16}\"$",
+    [MEDIA_TYPE] = "^" REGEX_TOKEN "/" REGEX_TOKEN "(" REGEX_OWS ";" REGEX_OWS
+                   "(" REGEX_TOKEN "=(" REGEX_TOKEN
+                   "|\"([^\"\\\\]|\\\\.)*\"))?)*" REGEX_OWS "$",
+    [IDENTITY] = "^([Ii][Dd][Ee][Nn][Tt][Ii][Tt][Yy])?$",
+};
+static regex_t compiled[EXPRESSIONS];
+
+/* Whether a text is what an expression has. */
+static bool text_is(const char *text, int expression, regmatch_t *found) {
+    return regexec(&compiled[expression], text, 3, found, 0) == 0;
+}
+
+/* The number in a text, or the largest. */
+static uint64_t number_in(const char *text, const regmatch_t *at) {
+    errno = 0;
+    return strtoull(text + at->rm_so, NULL, 10); /* at most ULLONG_MAX */
+}
+
+/* Notes what a Range says. */
+static void range_means(struct reading *says, const char *value) {
+    regmatch_t m[3];
+    bool first, last;
+
+    if (!text_is(value, ONE_RANGE, m))
+        return;
+    first = m[1].rm_so < m[1].rm_eo;
+    last = m[2].rm_so < m[2].rm_eo;
+    says->range = (struct range){!first, 0, UINT64_MAX};
+    if (first)
+        says->range.first = number_in(value, &m[1]);
+    if (last)
+        says->range.last = number_in(value, &m[2]);
+    says->ranged =
+        (first || last) && (!first || says->range.first <= says->range.last);
+}
+
+/* Notes what fields say that are of no account for framing. */
+static void value_means(struct reading *says, size_t field, const char *value) {
+    regmatch_t m[3];
+
+    if (field == RANGE)
+        range_means(says, value);
+    if (field == IF_RANGE && text_is(value, ONE_ETAG, m))
+        says->if_range = strtoull(value + 1, NULL, 16);
+    if (field == PART ||
+        (field == VALUE_CODING && !text_is(value, IDENTITY, m)))
+        says->stored = false;
+    if (field == TYPE && value[0] != '\0') {
+        size_t n = strcspn(value, ";");
+
+        if (strlen(value) > 127 || !text_is(value, MEDIA_TYPE, m))
+            says->stored = false;
+        while (n > 0 && strchr(BLANK, value[n - 1]) != NULL)
+            n--;
+        says->type =
+            n == 33 && strncasecmp(value, "application/x-www-form-urlencoded",
+                                   n) == 0
+                ? 0
+                : strlen(value);
+    }
+}
+
 /* A field is at its end: what does it mean? */
 static void field_means(struct seen *s) {
     char *value = s->value.p;
@@ -493,8 +623,9 @@ static void field_means(struct seen *s) {
     } else if (i == CODING) {
         s->bad = s->bad || strcasecmp(value, "chunked") != 0;
     } else if (i == EXPECT) {
-        s->odd = strcasecmp(value, "100-continue") != 0;
+        s->odd = n > 0 && strcasecmp(value, "100-continue") != 0;
     }
+    value_means(&s->says, i, value);
 }
 
 /* The head is at its end: the state that comes next. */
@@ -547,7 +678,6 @@ static unsigned table_step(struct seen *s, unsigned in, uint8_t c) {
    first line with all line ends, of a line of a chunk with its CR, of trailers
    without. */
 static struct reading table_read(const uint8_t *p, size_t n) {
-    struct reading r = {.outcome = PARTIAL};
     size_t i = 0, head = 0, line = 0, trailers = 0, lines = 0;
     static struct seen s;
     unsigned in = EMPTY;
@@ -556,11 +686,12 @@ static struct reading table_read(const uint8_t *p, size_t n) {
     memset(s.once, 0, sizeof s.once);
     s.odd = s.bad = false;
     s.left = 0;
+    s.says = (struct reading){.outcome = PARTIAL, .stored = true};
     for (; i < n && in != WHOLE && in != REFUSE; i++) {
         unsigned was = in;
 
         if (in == DATA || in == C_DATA) {
-            buf_add(&r.body, p + i, 1);
+            buf_add(&s.says.body, p + i, 1);
             if (--s.left == 0)
                 in = in == DATA ? WHOLE : C_CR;
             continue;
@@ -575,12 +706,22 @@ static struct reading table_read(const uint8_t *p, size_t n) {
         lines += p[i] == '\n' && was >= METHOD;
     }
     if (in == WHOLE || in == REFUSE)
-        r.outcome = in == WHOLE ? TAKEN : BROKEN;
-    r.next = i;
-    return r;
+        s.says.outcome = in == WHOLE ? TAKEN : BROKEN;
+    s.says.next = i;
+    return s.says;
 }
 
 /* ----------------------------------------------------------- The program */
+
+/* Notes what the fields of a head say. */
+static void fields_say(const struct http *h, struct reading *r) {
+    struct slice type = {0};
+
+    r->ranged = range_parse(h->range, &r->range);
+    r->if_range = etag_parse(h->if_range);
+    r->stored = write_check(h, &type) == NULL;
+    r->type = type.n;
+}
 
 /* Reads one request as a connection does, in pieces of up to so many bytes, or
    in one for 0; each time the bytes stand elsewhere, and end where they end. */
@@ -609,8 +750,10 @@ static struct reading program_read(const uint8_t *p, size_t n, unsigned piece) {
             if (end > 0)
                 refusal = http_parse(data.p, end, true, &h);
             data = slice_skip(data, end);
-            if ((body = end > 0 && refusal == NULL))
+            if ((body = end > 0 && refusal == NULL)) {
                 k = chunks_begin(&h);
+                fields_say(&h, &r);
+            }
         }
         for (used = 1; body && used > 0 && k.state != CHUNK_END;) {
             struct slice some;
@@ -635,7 +778,10 @@ static struct reading program_read(const uint8_t *p, size_t n, unsigned piece) {
 
 /* -------------------------------------------------------- The comparison */
 
-static struct { uint64_t streams, taken, refused, unfinished, bodies; } tally;
+static struct {
+    uint64_t streams, taken, refused, unfinished, bodies, ranges, if_ranges,
+        types, unstored;
+} tally;
 
 static const char *const outcomes[] = {"taken", "refused", "not all there"};
 
@@ -660,13 +806,17 @@ differ(uint64_t seed, const struct buf *b, size_t from,
             fprintf(stderr, "\\x%02x", b->p[i]);
         }
     }
-    fprintf(stderr,
-            "\nthe table: %s, next at %zu, a body of %zu\n"
-            "the program: %s, next at %zu, a body of %zu\n"
-            "grammar: repeat it with SEED=%" PRIu64 "\n",
-            outcomes[table_says->outcome], table_says->next, table_says->body.n,
-            outcomes[program_says->outcome], program_says->next,
-            program_says->body.n, seed);
+    fprintf(stderr, "\ngrammar: repeat it with SEED=%" PRIu64 "\n", seed);
+    for (int i = 0; i < 2; i++) {
+        const struct reading *r = i == 0 ? table_says : program_says;
+
+        fprintf(stderr,
+                "%s: %s, next at %zu, a body of %zu, range %d %d %" PRIu64
+                "-%" PRIu64 ", if it is %" PRIx64 ", stored %d, type of %zu\n",
+                i == 0 ? "the table" : "the program", outcomes[r->outcome],
+                r->next, r->body.n, r->ranged, r->range.suffix, r->range.first,
+                r->range.last, r->if_range, r->stored, r->type);
+    }
     _Exit(1);
 }
 
@@ -675,7 +825,12 @@ static bool reading_same(const struct reading *a, const struct reading *b) {
     return a->outcome == b->outcome &&
            (a->outcome != TAKEN ||
             (a->next == b->next &&
-             slice_equal(buf_slice(&a->body), buf_slice(&b->body))));
+             slice_equal(buf_slice(&a->body), buf_slice(&b->body)) &&
+             a->ranged == b->ranged && a->if_range == b->if_range &&
+             (!a->ranged || (a->range.suffix == b->range.suffix &&
+                             a->range.first == b->range.first &&
+                             a->range.last == b->range.last)) &&
+             a->stored == b->stored && (!a->stored || a->type == b->type)));
 }
 
 /* Reads a stream from one place on by both, and compares. Where the next
@@ -702,6 +857,10 @@ static size_t stream_compare(uint64_t seed, const struct buf *b, size_t from) {
     tally.refused += t.outcome == BROKEN;
     tally.unfinished += t.outcome == PARTIAL;
     tally.bodies += t.outcome == TAKEN && t.body.n > 0;
+    tally.ranges += t.outcome == TAKEN && t.ranged;
+    tally.if_ranges += t.outcome == TAKEN && t.if_range != 0;
+    tally.types += t.outcome == TAKEN && t.stored && t.type > 0;
+    tally.unstored += t.outcome == TAKEN && !t.stored;
     next = t.outcome == TAKEN ? from + t.next : 0;
     buf_free(&t.body);
     buf_free(&whole.body);
@@ -717,6 +876,9 @@ int main(void) {
 
     setvbuf(stdout, NULL, _IOLBF, 0);
     table_make();
+    for (int i = 0; i < EXPRESSIONS; i++)
+        if (regcomp(&compiled[i], expressions[i], REG_EXTENDED) != 0)
+            die(expressions[i]);
     printf("%" PRIu64 " streams from SEED=%" PRIu64 "\n", streams, seed);
     for (; tally.streams < streams; tally.streams++) {
         size_t from = 0;
@@ -731,8 +893,16 @@ int main(void) {
            " of them with bodies, %" PRIu64 " refused, %" PRIu64
            " not all there\n",
            tally.taken, tally.bodies, tally.refused, tally.unfinished);
+    printf("of those taken: %" PRIu64 " ranges, %" PRIu64
+           " etags in If-Range, %" PRIu64 " types kept, %" PRIu64
+           " not to be stored\n",
+           tally.ranges, tally.if_ranges, tally.types, tally.unstored);
+    for (int i = 0; i < EXPRESSIONS; i++)
+        regfree(&compiled[i]);
     if (streams > 1 &&
-        (tally.bodies < streams / 10 || tally.refused < streams / 10 ||
+        (tally.ranges < streams / 500 || tally.if_ranges < streams / 5000 ||
+         tally.types < streams / 100 || tally.unstored < streams / 100 ||
+         tally.bodies < streams / 10 || tally.refused < streams / 10 ||
          tally.unfinished < streams / 50)) {
         fprintf(stderr, "grammar: the streams are too much alike\n");
         return 1;

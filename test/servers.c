@@ -7,7 +7,7 @@
 #include "harness.h"
 
 #define X16          "xxxxxxxxxxxxxxxx"
-#define X127         X16 X16 X16 X16 X16 X16 X16 "xxxxxxxxxxxxxxx"
+#define X127         "x/" X16 X16 X16 X16 X16 X16 X16 "xxxxxxxxxxxxx"
 #define COUNT(table) (sizeof(table) / sizeof(table)[0])
 
 /* Starts a node that runs alone, with further flags. */
@@ -1687,6 +1687,8 @@ static void test_limits(void **state) {
         client_ask(&c, "PUT", "/big", NULL, value, len);
         free(value);
         check(c.status == (over ? 413 : 201), "%zu bytes: %d", len, c.status);
+        check(!over || strstr(c.body, "8388608 bytes") != NULL,
+              "the limit is not in %s", c.body);
         check_answer(&c, "PUT", "/big");
     }
     check(client_text(&c, "DELETE", "/big", NULL) == 204, "%d", c.status);
@@ -2754,8 +2756,13 @@ static void test_secret(void **state) {
     static const char *const wrong[] = {
         NULL,
         "Authorization: Bearer wrong\r\n",
-        "Authorization: sesam\r\n",
+        "Authorization: sesame\r\n",
+        "Authorization: Basic sesame\r\n",
         "Estoraje-Secret: wrong\r\n",
+    };
+    static const char *const right[] = {
+        "Authorization: Bearer sesame\r\n",
+        "authorization: bEARER sesame\r\n",
     };
     static const char *const targets[] = {
         "/_nodes/delete/x",
@@ -2794,13 +2801,16 @@ static void test_secret(void **state) {
                   wrong[i] ? wrong[i] : "nothing", c.status);
             check_answer(&c, "DELETE", "/_");
         }
+    part("with it the node is asked; the scheme has no case (RFC 9110, 11.1)");
+    for (size_t i = 0; i < COUNT(right); i++)
+        check(client_ask(&c, "DELETE", "/_nodes/x", right[i], NULL, 0) == 404,
+              "%s: %d", right[i], c.status);
     client_end(&c);
     check(status_of(s->port, "GET", "/k") == 404, "the client port asks "
                                                   "for the secret");
     server_stop(s);
 }
 
-/* Garbage on the peer port: closed or refused, and the node goes on. */
 /* What a page of another site can have a browser send to the peer port is
    refused, and so is what it may ask before (the preflight of CORS): it gets no
    leave. The last rows are of a page whose name has been made to point here. */
@@ -2843,6 +2853,7 @@ static void test_browser(void **state) {
     calls_run(peer_port(api), calls, COUNT(calls));
 }
 
+/* Garbage on the peer port: closed or refused, and the node goes on. */
 static void test_peer_garbage(void **state) {
     static const char head[] = "POST /_peer HTTP/1.1\r\nHost: x\r\n"
                                "Content-Length: 4000\r\n\r\n";
@@ -2867,16 +2878,24 @@ static void test_peer_garbage(void **state) {
 
 /* ---- The long forms -------------------------------------------------- */
 
-/* A client that stalls is let go after the time that section 6 names. */
+/* A client that stalls is let go after the time that section 6 names, and told
+   so if a part of its request has come. */
 static void test_timeouts(void **state) {
     static const struct {
         const char *text;
         long least, most; /* ms until the server closes */
+        int status;       /* of its last answer; 0: there is none */
     } rows[] = {
-        {"GET /k HTTP/1.1\r\nHost:", 8000, 25000},
+        {"GET /k HTTP/1.1\r\nHost:", 8000, 25000, 408},
+        {"HEAD /k HTTP/1.1\r\n", 8000, 25000, 408}, /* without a body */
         {"PUT /k HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nx", 25000,
-         45000},
-        {"GET /_health HTTP/1.1\r\nHost: x\r\n\r\n", 65000, 95000},
+         45000, 408},
+        {"PUT /k HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n1",
+         25000, 45000, 408},
+        {"POST /_health HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nx",
+         25000, 45000, 403},
+        {"GET /_health HTTP/1.1\r\nHost: x\r\n\r\n", 65000, 95000, 200},
+        {"\r\n", 65000, 95000, 0},
     };
     struct client c[COUNT(rows)];
     long begin = now_ms();
@@ -2891,9 +2910,13 @@ static void test_timeouts(void **state) {
               "cannot send");
     }
     for (size_t i = 0; i < COUNT(rows); i++) {
+        bool head = strncmp(rows[i].text, "HEAD", 4) == 0;
+        int status, last = 0;
+
         c[i].limit_ms = rows[i].most;
-        while (client_read(&c[i], false) > 0)
-            continue;
+        while ((status = client_read(&c[i], head)) > 0)
+            last = status;
+        check(last == rows[i].status, "row %zu: %d", i, last);
         check(now_ms() - begin >= rows[i].least && client_closed(&c[i]),
               "row %zu: after %ld ms", i, now_ms() - begin);
         client_end(&c[i]);
