@@ -5542,7 +5542,7 @@ static struct view *view_parse(const struct node *node, struct slice text) {
 
 /* The member with a number, or NULL. */
 static const struct member *view_member(const struct view *view,
-                                        unsigned number) {
+                                        uint64_t number) {
     for (unsigned i = 0; i < view->count; i++)
         if (view->member[i].number == number)
             return &view->member[i];
@@ -6083,7 +6083,7 @@ static void intro_take(struct op *op, struct slice field) {
 static const char *peer_check(struct op *op) {
     const uint64_t *x = op->intro;
     const struct view *view = op->w->view;
-    const struct member *m = view_member(view, (unsigned)x[3]);
+    const struct member *m = view_member(view, x[3]);
 
     if (x[0] != INTRO_VERSION)
         return "403 no Estoraje field of protocol version 4: this port is for "

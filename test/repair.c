@@ -665,6 +665,23 @@ static void test_intro(void **state) {
     assert_false(round_of(1));
 }
 
+/* A number that has a member's in its lower half is no member's. */
+static void test_intro_number(void **state) {
+    struct op op = {.w = &workers[0]};
+
+    (void)state;
+    nodes_open(2);
+    op.intro[0] = INTRO_VERSION;
+    op.intro[1] = nodes[0].view->cluster;
+    op.intro[2] = nodes[0].view->epoch;
+    op.intro[3] = self_number(&nodes[1]);
+    op.intro[4] = nodes[1].self.id;
+    op.intro[5] = nodes[1].self.boot;
+    assert_null(peer_check(&op));
+    op.intro[3] |= UINT64_C(1) << 32;
+    assert_non_null(peer_check(&op));
+}
+
 /* --------------------------------------------------------------- Rounds */
 
 /* Equal replicas are done with their digests. */
@@ -1217,14 +1234,15 @@ int main(void) {
     static const struct CMUnitTest tests[] = {
         TEST(test_digest),        TEST(test_digest_tombstones),
         TEST(test_digest_counts), TEST(test_malformed),
-        TEST(test_intro),         TEST(test_equal),
-        TEST(test_decide),        TEST(test_meanwhile),
-        TEST(test_settle),        TEST(test_settle_owner),
-        TEST(test_settle_short),  TEST(test_rotten),
-        TEST(test_lost),          TEST(test_collide),
-        TEST(test_random),        TEST(test_again),
-        TEST(test_rate),          TEST(test_drop),
-        TEST(test_drop_needed),   TEST(test_drop_alone),
+        TEST(test_intro),         TEST(test_intro_number),
+        TEST(test_equal),         TEST(test_decide),
+        TEST(test_meanwhile),     TEST(test_settle),
+        TEST(test_settle_owner),  TEST(test_settle_short),
+        TEST(test_rotten),        TEST(test_lost),
+        TEST(test_collide),       TEST(test_random),
+        TEST(test_again),         TEST(test_rate),
+        TEST(test_drop),          TEST(test_drop_needed),
+        TEST(test_drop_alone),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
