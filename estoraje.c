@@ -10553,8 +10553,11 @@ static void list_answered(struct op *op, unsigned i, unsigned status,
         return;
     }
     op->began = now;
-    if (op->fingerprint == 0 || op->listed >= op->limit ||
-        op->list.n >= OUT_MAX || now >= op->list_until)
+    op_count_memory(op);
+    if (!buffer_room(op->w, op->list.n, op->list.n)) /* it is copied */
+        answer_error(op, 503, BUSY);
+    else if (op->fingerprint == 0 || op->listed >= op->limit ||
+             op->list.n >= OUT_MAX || now >= op->list_until)
         list_answer(op);
     else
         list_step(op);

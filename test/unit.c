@@ -5952,6 +5952,39 @@ static struct slice replica_ask(struct turns *t, void (*body)(struct op *),
                       http_head_end(c->out.p, c->out.n, &scanned, &refusal));
 }
 
+/* While all memory is used up a long page of a listing is refused, and a short
+   one is not. */
+static void test_list_memory(void **state) {
+    static const struct {
+        size_t lines; /* bytes */
+        uint64_t buffered;
+        unsigned status;
+    } rows[] = {
+        {100000, 0, 200}, {100000, BUFFER_MAX, 503}, {1000, BUFFER_MAX, 200}};
+    static const uint8_t end[8];
+    struct node *node = *state;
+    struct turns t;
+
+    turns_begin(&t, node);
+    for (size_t i = 0; i < COUNT(rows); i++) {
+        struct conn *c = t.conns[t.count++] = memory(1, sizeof *c);
+        struct op *op;
+
+        c->w = t.w;
+        op = op_new(c);
+        op->limit = LIMIT_MAX;
+        op->partition = node->partitions - 1;
+        memset(buf_grow(&op->list, rows[i].lines), '\n', rows[i].lines);
+        atomic_store(&node->buffered, rows[i].buffered);
+        list_answered(op, 0, 200, (struct slice){end, sizeof end});
+        assert_true(op->done);
+        assert_int_equal(op->status, rows[i].status);
+        buf_free(&op->list);
+    }
+    atomic_store(&node->buffered, 0);
+    turns_end(&t);
+}
+
 /* A replica that refuses a plain write for its floor is in doubt at once: the
    others may have taken it. One that has a newer record misses nothing, and a
    promised record that it refuses is for the coordinator to try again. */
@@ -6736,6 +6769,7 @@ static const struct CMUnitTest all_tests[] = {
     NODE(test_turns_jump),
     NODE(test_turns_late),
     NODE(test_turns_random),
+    NODE(test_list_memory),
     NODE(test_replica_floor),
     NODE(test_link_moved),
     NODE(test_conn_time),
