@@ -6113,7 +6113,7 @@ static const char *peer_check(struct op *op) {
  * The body of a peer's request is there, and meanwhile another ring may be.
  * What is asked by an older one is refused: others may be owners by now, who
  * would not see what comes of it. What is asked by a newer one waits until that
- * is in force here.
+ * is in force here. What has to wait for something else comes by here again.
  */
 static void peer_body(struct op *op) {
     const struct worker *w = op->w;
@@ -6973,12 +6973,6 @@ static void prepare_body(struct op *op) {
     struct entry entry;
     struct file *file;
 
-    if (op->attempt_since == 0)
-        op->attempt_since = op->w->now;
-    if (op->epoch != op->w->view->epoch) {
-        replica_says(op, 409, NULL, 0);
-        return;
-    }
     op->key = slice_skip(ask, ask.n < 16 ? ask.n : 16);
     if (op->key.n == 0 || op->key.n > KEY_MAX || !op_part(op, op->key)) {
         answer_error(op, 400, "not a key of a partition owned here");
@@ -6986,8 +6980,8 @@ static void prepare_body(struct op *op) {
     }
     verdict = replica_prepare(op, get64(ask.p), get64(ask.p + 8), &entry, &file,
                               said);
-    if (verdict == ACCEPT_CEILING && op->w->now - op->attempt_since < CALL_MS) {
-        op_due(op, prepare_body);
+    if (verdict == ACCEPT_CEILING && op->w->now - op->began < CALL_MS) {
+        op_due(op, peer_body);
         return;
     }
     buf_add(&answer, said, sizeof said);
@@ -8010,12 +8004,8 @@ static void digest_body(struct op *op) {
 
     if (part == NULL)
         return;
-    if (op->epoch == op->w->view->epoch && !workers_agree(op->w)) {
-        op_due(op, digest_body);
-        return;
-    }
-    if (op->epoch != op->w->view->epoch) {
-        answer_error(op, 409, "%s", &OTHER_EPOCH[4]);
+    if (!workers_agree(op->w)) {
+        op_due(op, peer_body);
         return;
     }
     clock_see(node, floor); /* first: the ceiling follows the clock */
