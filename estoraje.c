@@ -5290,6 +5290,7 @@ struct etcd_member {
     struct slice urls; /* those for peers: for etcd_url_next() */
     bool started;      /* once, at least */
     bool learner;
+    bool only; /* no other one votes, so that etcd ends with it; as found */
 };
 
 /* Takes the next URL from an array of texts; false: it has ended. */
@@ -5332,28 +5333,24 @@ static bool etcd_member_at(const struct etcd_member *m, const char *url) {
     return false;
 }
 
-/* Looks for the sidecar of a node in etcd; found->id "": there is none. How
-   many vote, of which there is one at least; 0: no answer. */
-static unsigned etcd_member_find(struct etcd *e, const char *name,
-                                 struct etcd_member *found) {
+/* Looks for the sidecar of a node in etcd; found->id "": there is none. false:
+   no answer, in which one at least would vote. */
+static bool etcd_member_find(struct etcd *e, const char *name,
+                             struct etcd_member *found) {
     struct etcd_member m;
     unsigned voters = 0;
     struct slice reply;
 
     *found = (struct etcd_member){0};
     if (!etcd_call(e, "/v3/cluster/member/list", &reply, "{}"))
-        return 0;
+        return false;
     while (etcd_member_next(&reply, &m)) {
         voters += !m.learner;
         if (m.started && strcmp(m.name, name) == 0)
             *found = m;
     }
-    return voters;
-}
-
-/* Whether it is a node's sidecar alone that votes: etcd ends with it. */
-static bool etcd_member_only(unsigned voters, const struct etcd_member *m) {
-    return voters == 1 && m->id[0] != '\0' && !m->learner;
+    found->only = voters == 1 && found->id[0] != '\0' && !found->learner;
+    return voters > 0;
 }
 
 /* Takes the sidecar of a node out of etcd. true: there is none of that name
@@ -5361,14 +5358,13 @@ static bool etcd_member_only(unsigned voters, const struct etcd_member *m) {
 static bool etcd_member_remove(struct node *node, struct etcd *e,
                                const char *name) {
     struct etcd_member found;
-    unsigned voters = etcd_member_find(e, name, &found);
     struct slice reply;
 
-    if (voters == 0)
+    if (!etcd_member_find(e, name, &found))
         return false;
     if (found.id[0] == '\0')
         return true;
-    if (etcd_member_only(voters, &found)) {
+    if (found.only) {
         say("warning", "%s: the etcd of %s is the only one, and stays",
             node->flags.name, name);
         return false;
@@ -6117,7 +6113,7 @@ static const char *peer_check(struct op *op) {
  * The body of a peer's request is there, and meanwhile another ring may be.
  * What is asked by an older one is refused: others may be owners by now, who
  * would not see what comes of it. What is asked by a newer one waits until that
- * is in force here.
+ * is in force here. What has to wait for something else comes by here again.
  */
 static void peer_body(struct op *op) {
     const struct worker *w = op->w;
@@ -6977,12 +6973,6 @@ static void prepare_body(struct op *op) {
     struct entry entry;
     struct file *file;
 
-    if (op->attempt_since == 0)
-        op->attempt_since = op->w->now;
-    if (op->epoch != op->w->view->epoch) {
-        replica_says(op, 409, NULL, 0);
-        return;
-    }
     op->key = slice_skip(ask, ask.n < 16 ? ask.n : 16);
     if (op->key.n == 0 || op->key.n > KEY_MAX || !op_part(op, op->key)) {
         answer_error(op, 400, "not a key of a partition owned here");
@@ -6990,8 +6980,8 @@ static void prepare_body(struct op *op) {
     }
     verdict = replica_prepare(op, get64(ask.p), get64(ask.p + 8), &entry, &file,
                               said);
-    if (verdict == ACCEPT_CEILING && op->w->now - op->attempt_since < CALL_MS) {
-        op_due(op, prepare_body);
+    if (verdict == ACCEPT_CEILING && op->w->now - op->began < CALL_MS) {
+        op_due(op, peer_body);
         return;
     }
     buf_add(&answer, said, sizeof said);
@@ -8014,12 +8004,8 @@ static void digest_body(struct op *op) {
 
     if (part == NULL)
         return;
-    if (op->epoch == op->w->view->epoch && !workers_agree(op->w)) {
-        op_due(op, digest_body);
-        return;
-    }
-    if (op->epoch != op->w->view->epoch) {
-        answer_error(op, 409, "%s", &OTHER_EPOCH[4]);
+    if (!workers_agree(op->w)) {
+        op_due(op, peer_body);
         return;
     }
     clock_see(node, floor); /* first: the ceiling follows the clock */
@@ -9144,26 +9130,33 @@ static bool copy_found(struct node *node, const struct view *view) {
     return true;
 }
 
+/* Puts a view, or none, in the place of the one in force, which the caller owns
+   from now on. */
+static struct view *view_swap(struct node *node, struct view *view) {
+    struct view *old;
+
+    pthread_mutex_lock(&node->view_lock);
+    old = node->view;
+    node->view = view;
+    pthread_mutex_unlock(&node->view_lock);
+    atomic_store(&node->epoch, view != NULL ? view->epoch : 0);
+    atomic_fetch_add(&node->view_changes, 1);
+    return old;
+}
+
 /* This directory is to be a new member's, whatever it was before: it gets an id
    of its own, and what it has goes to trash/. By a ring that was kept it is the
    old member still, with that one's number and partitions: none is in force. */
 static void joiner_begin(struct node *node, const struct view *view) {
     struct identity *self = &node->self;
     bool others = false; /* a copy of the directory of one that is a member */
-    struct view *kept;
 
     if (node->joins)
         return;
     node->joins = true;
     if (self->cluster == 0 && node->view == NULL)
         return;
-    pthread_mutex_lock(&node->view_lock);
-    kept = node->view;
-    node->view = NULL;
-    pthread_mutex_unlock(&node->view_lock);
-    atomic_store(&node->epoch, 0);
-    atomic_fetch_add(&node->view_changes, 1);
-    view_release(kept);
+    view_release(view_swap(node, NULL));
     atomic_store(&self->number, 0);
     node->etcd->obeyed.n = 0;
     say("warning", "this directory was another member's, or of one that has "
@@ -9210,12 +9203,7 @@ static void view_adopt(struct node *node, struct view *view) {
                      view->partitions);
         atomic_store(&node->self.number, me->number);
     }
-    pthread_mutex_lock(&node->view_lock);
-    old = node->view;
-    node->view = view;
-    pthread_mutex_unlock(&node->view_lock);
-    atomic_store(&node->epoch, view->epoch);
-    atomic_fetch_add(&node->view_changes, 1);
+    old = view_swap(node, view);
     for (unsigned i = 0; old != NULL && i < old->count; i++)
         gone = gone || view_member(view, old->member[i].number) == NULL;
     view_release(old);
@@ -9677,7 +9665,7 @@ static int leave_ask(struct node *node, struct etcd *e, const struct view *view,
         }
     }
     if (record_sidecar(buf_slice(&e->obeyed), name) &&
-        etcd_member_only(etcd_member_find(e, name, &m), &m)) {
+        etcd_member_find(e, name, &m) && m.only) {
         buf_print(said,
                   "the etcd beside %s is the only one: add a node with an etcd "
                   "beside it first",
@@ -9976,7 +9964,7 @@ static void etcd_look(struct node *node, struct etcd *e, uint64_t until) {
         e->at = (e->at + 1) % e->count;
     where_text(where, at->host, at->port);
     if (e->trouble != NULL && atomic_load(&node->left) && node->guardian > 0 &&
-        etcd_member_find(e, node->flags.name, &m) == 0) {
+        !etcd_member_find(e, node->flags.name, &m)) {
         guardian_stop(node); /* its etcd was removed with it, and has ended */
         node->guardian = 0;
         left_tell(e);
