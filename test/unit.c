@@ -6109,8 +6109,10 @@ static void test_conn_time(void **state) {
         conn_check_time(&c);
         assert_int_equal(c.dead || c.close_after, rows[i].ms != UINT64_MAX);
         buf_free(&c.link->calls);
-        if (!rows[i].busy)
-            conn_retire(&c);
+        if (!rows[i].busy && c.first != NULL) { /* a 408 */
+            buf_free(&c.first->text);
+            free(c.first);
+        }
         buf_free(&c.out);
     }
     turns_end(&t);
