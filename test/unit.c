@@ -298,17 +298,21 @@ static uint8_t *copy_of(const void *p, size_t n) {
 
 /* ----------------------------------------------------- Nodes and records */
 
-/* Removes a directory and the files in it. */
+/* Removes a directory and what is in it. */
 static void directory_remove(const char *path) {
     DIR *directory = opendir(path);
+    char inner[PATH_MAX];
     struct dirent *e;
 
-    while (directory != NULL && (e = readdir(directory)) != NULL)
-        if (e->d_name[0] != '.')
-            unlinkat(dirfd(directory), e->d_name, 0);
-    if (directory != NULL)
-        closedir(directory);
-    rmdir(path);
+    assert_non_null(directory);
+    while ((e = readdir(directory)) != NULL)
+        if (e->d_name[0] != '.' &&
+            unlinkat(dirfd(directory), e->d_name, 0) != 0) {
+            snprintf(inner, sizeof inner, "%.2000s/%s", path, e->d_name);
+            directory_remove(inner);
+        }
+    closedir(directory);
+    assert_int_equal(rmdir(path), 0);
 }
 
 /* Empties a partition, as before its log was read. */
