@@ -102,14 +102,17 @@
 #define READ_SIZE   (64u << 10)         /* taken from a socket at once */
 #define OUT_MAX     (256u << 10)        /* unsent answer: then no reading */
 #define BUFFER_MAX  (UINT64_C(1) << 30) /* of all, or buffer_most() */
-#define PEER_QUEUE  (256u << 20)        /* unsent bytes for one peer */
-#define PEER_OPS    1024                /* of one peer at work at a time */
+#define INLINE_MAX  (128u << 10) /* a record; a larger one's value is streamed */
+#define RELAY_MAX   READ_SIZE /* of that, come from a peer: then no reading */
+#define PEER_QUEUE  (256u << 20) /* unsent bytes for one peer */
+#define PEER_OPS    1024         /* of one peer at work at a time */
 #define CALM_FROM   64  /* connections of a worker: of so many, those */
 #define CALM_MS     100 /* without activity for so long are asked about */
 #define CALM_ASK_MS 5   /* only so often */
 #define IDLE_MS     75000
 #define HEAD_MS     10000
 #define PROGRESS_MS 30000
+#define RELAY_MS    300000 /* the same of what a peer reads for a client */
 #define LINGER_MS   2000
 #define STOP_MS     10000 /* for what is in flight at a stop */
 
@@ -592,9 +595,11 @@ struct conn {
     bool touched;         /* to be served at the end of the turn */
     bool expect;          /* its last request waits for a 100 */
     struct link *link;    /* of a link */
-    /* A value too large for one read is sent block by block; the sums are in
-       rec of the operation. */
-    struct file *stream;
+    /* A value too large for one read is sent block by block, from a file or as
+       the relay of the operation brings it; in rec of that is the record up to
+       the value, with the sums. */
+    bool streams;
+    struct file *stream; /* NULL: it is relayed */
     struct entry stream_entry;
     uint64_t stream_value; /* where the value is in the file, */
     uint64_t stream_size;  /* its bytes, */
@@ -610,13 +615,17 @@ struct call {
     unsigned attempt; /* of the op; an answer to an earlier one is void */
 };
 
-/* The way from one worker to one member. */
+/* The way from one worker to one member; or a relay, which an operation has of
+   its own, for one call whose answer is sent on as it comes. */
 struct link {
     struct conn *conn; /* NULL: not connected */
     unsigned number;   /* of the member */
     uint64_t id, boot; /* of it, as known when it was connected */
     struct buf calls;  /* struct call each, in the order of their answers */
     uint64_t skip;     /* bytes of an answer that nobody wants */
+    bool relays;       /* it is a relay: */
+    uint64_t left;     /* bytes of its answer that were not taken off yet;
+                          UINT64_MAX: its head is still to come */
     uint64_t retry_at; /* no new attempt before */
 };
 
@@ -710,8 +719,7 @@ struct op {
     uint64_t if_range; /* but only of the value with this etag; 0: of any */
     uint64_t intro[INTRO_WORDS]; /* a peer's: who asks; see intro_text() */
     uint64_t fingerprint;
-    size_t value_at;   /* where the value in rec begins */
-    size_t value_from; /* of a read: how much of the value before is left out */
+    size_t value_at; /* where the value in rec begins */
 
     /* As coordinator. */
     unsigned partition;
@@ -732,6 +740,13 @@ struct op {
     uint64_t existed_version, highest, version, etag;
     uint64_t attempt_since, majority_since;
 
+    /* A read of what another owner has. */
+    bool stale;        /* of fewer than a majority */
+    unsigned holder;   /* the owner that has sent the record */
+    struct link relay; /* brings the value, if it is large: of op->etag */
+    uint64_t relayed;  /* bit i: owner i was asked for that */
+    unsigned relays;   /* times that all of them had another one by then */
+
     /* A listing. */
     uint64_t limit, listed; /* keys: at most, and so far */
     uint64_t list_until;    /* ms: no further step after */
@@ -747,7 +762,6 @@ struct op {
     bool tried;      /* the client's record was sent */
     bool turn;       /* it is this one's: in part->turns, under its lock */
     bool jumped;     /* it got its turn before older ones */
-    bool brief;      /* HEAD: the value is not wanted */
     uint64_t promised;         /* bit i: owner i has answered in this round */
     uint64_t held[OWNERS_MAX]; /* version that it held then */
     uint64_t began;            /* ms: when it got in line for its turn */
@@ -3755,6 +3769,12 @@ static void link_input(struct conn *c);
 static void link_lost(struct conn *c);
 static void worker_beat(struct worker *w);
 
+/* Whether there are as many connections as there may be. */
+static bool conns_full(const struct node *node) {
+    return atomic_load(&node->connections) >=
+           atomic_load(&node->connections_max);
+}
+
 /* Exchanges the places of two connections. */
 static void conns_swap(struct worker *w, size_t i, size_t j) {
     struct conn *c = w->conns[i];
@@ -3864,15 +3884,41 @@ static bool conn_full(const struct conn *c, size_t most) {
 /* Whether more input is wanted: a client's next request waits for the one
    before, no request is read behind one that closes the connection, and nobody
    is read from who does not read. A link always reads, or two nodes that send
-   each other much would wait for each other. */
+   each other much would wait for each other; but a relay, whose client may be
+   slow, has little that is not sent on. */
 static bool conn_reads(const struct conn *c) {
-    if (c->kind == CONN_LINK || c->dead)
-        return !c->dead;
+    size_t unread = c->in.n - c->in.at;
+
+    if (c->dead)
+        return false;
+    if (c->kind == CONN_LINK)
+        return !c->link->relays || unread == 0 ||
+               (unread < RELAY_MAX && unread < c->link->left);
     if (c->close_after || conn_full(c, OUT_MAX))
         return false;
     if (c->first == NULL || c->reading != NULL)
         return true;
     return c->kind == CONN_PEER && c->ops < PEER_OPS && c->last->keep;
+}
+
+/* Bytes of the block of a value that is sent next, or of what is left of it. */
+static size_t stream_block(const struct conn *c) {
+    uint64_t left = c->stream_size - (c->stream_at - c->stream_at % BLOCK);
+
+    return left < BLOCK ? (size_t)left : BLOCK;
+}
+
+/* Whether that block is here: in a file always, of a relay when all of it has
+   come, or it could not be verified. */
+static bool stream_ready(const struct conn *c) {
+    const struct link *relay;
+
+    if (!c->streams || c->stream != NULL)
+        return c->streams;
+    relay = &c->first->relay;
+    return relay->conn != NULL && !relay->conn->dead &&
+           relay->left != UINT64_MAX &&
+           buf_slice(&relay->conn->in).n >= stream_block(c);
 }
 
 /* What poll() is to wait for: computed from the state. Nothing, not even an
@@ -3882,7 +3928,7 @@ static struct pollfd conn_poll(const struct conn *c) {
 
     if (conn_reads(c) || c->lingers)
         fd.events |= POLLIN;
-    if (conn_unsent(c) > 0 || c->stream != NULL)
+    if (conn_unsent(c) > 0 || stream_ready(c))
         fd.events |= POLLOUT;
     if (fd.events == 0 || c->dead)
         fd.fd = -1;
@@ -4286,30 +4332,49 @@ static void conn_flush(struct conn *c) {
     buf_drop(&c->out, c->kind == CONN_CLIENT ? READ_SIZE / 4 : 4 * READ_SIZE);
 }
 
-/* Goes on with a value that is sent from its file, by a block a turn, verified
-   first. What the kernel does not take of it is read again when it does: a slow
-   reader costs no memory. */
-static void conn_stream(struct conn *c) {
-    size_t skip = c->stream_at % BLOCK, n = BLOCK;
-    uint64_t block = c->stream_at - skip;
-    uint8_t *bytes = c->w->scratch, *sums = c->first->rec.p;
-
-    if (c->stream_size - block < n)
-        n = (size_t)(c->stream_size - block);
-    if (read_at(c->stream->fd, bytes, n, c->stream_value + block) !=
-            (ssize_t)n ||
-        xxh64(bytes, n, 0) != get64(sums + 8 * (block / BLOCK))) {
+/* The block is not what it was: it is rotten here, or another owner is to send
+   it again. */
+static void stream_broken(struct conn *c) {
+    if (c->stream != NULL) {
         part_damaged(c->w->node, c->first->part, &c->stream_entry);
         conn_kill(c);
+    } else {
+        conn_kill(c->first->relay.conn);
+    }
+}
+
+/* Goes on with a value that is sent by a block a turn, verified first. What the
+   kernel does not take of it is read again when it does, or stays with the
+   relay: a slow reader of a file costs no memory, one of a relay little. */
+static void conn_stream(struct conn *c) {
+    size_t skip = c->stream_at % BLOCK, n = stream_block(c), size = n;
+    uint64_t block = c->stream_at - skip;
+    struct link *relay = c->stream == NULL ? &c->first->relay : NULL;
+    uint8_t *bytes =
+        relay == NULL ? c->w->scratch : relay->conn->in.p + relay->conn->in.at;
+    const uint8_t *p = c->first->rec.p;
+    const uint8_t *sums = p + record_meta(p) - 8 * blocks_of(c->stream_size);
+
+    if ((c->stream != NULL && read_at(c->stream->fd, bytes, n,
+                                      c->stream_value + block) != (ssize_t)n) ||
+        xxh64(bytes, n, 0) != get64(sums + 8 * (block / BLOCK))) {
+        stream_broken(c);
         return;
     }
     if (c->stream_end - block < n)
         n = (size_t)(c->stream_end - block);
     c->stream_at += conn_send(c, bytes + skip, n - skip);
+    if (relay != NULL && c->stream_at == block + n) {
+        relay->conn->in.at += size;
+        relay->left -= size;
+        relay->conn->since = c->w->now; /* it waits for more from now on */
+        conn_touch(relay->conn);
+    }
     if (c->stream_at < c->stream_end)
         return;
     file_release(c->stream);
     c->stream = NULL;
+    c->streams = false;
     op_finish(c->first);
 }
 
@@ -4324,7 +4389,7 @@ static void conn_serve(struct conn *c) {
 
     do {
         unread = buf_slice(&c->in).n;
-        if (c->stream != NULL && conn_unsent(c) == 0)
+        if (stream_ready(c) && conn_unsent(c) == 0)
             conn_stream(c);
         conn_retire(c);
         conn_flush(c);
@@ -4346,9 +4411,12 @@ static void conn_serve(struct conn *c) {
 static void conn_end(struct conn *c) {
     if (c->reading != NULL)
         op_finish(c->reading);
-    if (c->stream != NULL)
+    if (c->streams)
         op_finish(c->first);
+    if (c->streams && c->first->relay.conn != NULL)
+        conn_kill(c->first->relay.conn);
     c->reading = NULL;
+    c->streams = false;
     conn_retire(c);
 }
 
@@ -4380,8 +4448,9 @@ static void conn_check_time(struct conn *c) {
         most = rests ? IDLE_MS : most;
     else if (c->lingers)
         most = LINGER_MS;
-    else if (conn_unsent(c) > 0 || c->stream != NULL ||
-             c->chunks.state != CHUNK_END)
+    else if (conn_unsent(c) > 0 || stream_ready(c))
+        most = c->kind == CONN_PEER ? RELAY_MS : PROGRESS_MS;
+    else if (c->chunks.state != CHUNK_END)
         most = PROGRESS_MS;
     else if (rests && c->in.n > 0)
         most = HEAD_MS;
@@ -4521,8 +4590,7 @@ static void worker_settle(struct worker *w) {
             }
         }
     } while (w->touched);
-    full = atomic_load(&node->connections) >= node->connections_max ||
-           atomic_load(&node->stopping);
+    full = conns_full(node) || atomic_load(&node->stopping);
     w->fds[0] = (struct pollfd){w->wake[0], POLLIN, 0};
     w->fds[1] =
         (struct pollfd){rests || full ? -1 : node->client_fd, POLLIN, 0};
@@ -5814,8 +5882,8 @@ static bool part_restart(struct node *node, struct part *part, uint64_t epoch,
  * with many calls under way in each; answers come in the order of the calls.
  *
  *     POST /_peer/accept     a record; the answer is a vote
- *     POST /_peer/read       a key; the answer is a record, or what is wanted
- *                            of it, or none
+ *     POST /_peer/read       a key; the answer is a record, or none
+ *     POST /_peer/value      a part of a large value, see "Relays" below
  *     POST /_peer/prepare    see "Consistent operations" below
  *     POST /_peer/promised   a record; like accept, but only as promised
  *     POST /_peer/consistent a whole operation
@@ -5825,13 +5893,16 @@ static bool part_restart(struct node *node, struct part *part, uint64_t epoch,
  *     POST /_peer/keys       see "Listing"
  *     POST /_peer/standing   asked at a start: is the directory an older copy?
  *
+ * A record in an answer is all there, but of a large one all before the value:
+ * it would hold up what others ask on that link, and it is not all kept here.
+ *
  * Each request says, in the field Estoraje, of which cluster, epoch, member,
  * data directory and boot it is, and for which directory and boot. What does
  * not fit is refused unread: the answers of a process that runs on an older
  * copy of its directory must not count, either.
  */
 
-#define INTRO_VERSION 4 /* of the protocol */
+#define INTRO_VERSION 5 /* of the protocol */
 
 /* The field, words of 16 hexadecimal digits with a blank between, and the
    others that every call to a peer has. id and boot: of the member that is
@@ -5864,34 +5935,39 @@ static void intro_text(struct buf *b, const struct node *node,
         buf_print(b, "Authorization: Bearer %s\r\n", node->secret);
 }
 
-/* Connects a link, as far as that goes without waiting; l->conn is NULL, or
-   dead, if it does not go at all. */
+/* Connects a link, as far as that goes without waiting; l->conn is NULL if it
+   does not go at all. */
 static void link_open(struct worker *w, struct link *l) {
     const struct member *m = view_member(w->view, l->number);
-    int fd;
+    int fd, most = OUT_MAX / 2;
 
     if (m == NULL || m->address_n == 0 || w->now < l->retry_at ||
+        (l->relays && conns_full(w->node)) ||
         (fd = socket(m->address.ss_family, SOCK_STREAM, 0)) < 0)
         return;
+    fd_nonblocking(fd);
+    if (l->relays) /* or the kernel has megabytes of each */
+        setsockopt(fd, SOL_SOCKET, SO_RCVBUF, &most, sizeof most);
+    if (connect(fd, (const struct sockaddr *)&m->address, m->address_n) != 0 &&
+        errno != EINPROGRESS) {
+        l->retry_at = w->now + jitter(RETRY_MS);
+        close(fd);
+        return;
+    }
     l->conn = conn_new(w, fd, CONN_LINK);
     l->conn->link = l;
     l->skip = 0;
     l->id = m->id;
     l->boot = m->boot;
-    if (connect(fd, (const struct sockaddr *)&m->address, m->address_n) != 0 &&
-        errno != EINPROGRESS)
-        conn_kill(l->conn);
-    conn_touch(l->conn);
 }
 
 /* Calls a member, as an owner for an op or (NULL) with a heartbeat. false:
    nothing was sent, and no answer will come. What is large is not kept for one
    that is not heard: repair brings it. */
-static bool link_call(struct worker *w, struct link *links, unsigned number,
+static bool link_call(struct worker *w, struct link *l, unsigned number,
                       const char *path, struct slice body, struct op *op,
                       unsigned owner) {
     struct call call = {op, w->now, owner, op == NULL ? 0 : op->attempt};
-    struct link *l = &links[number];
     struct buf *out;
 
     l->number = number;
@@ -5966,16 +6042,35 @@ static bool link_room(struct conn *c, size_t n) {
     return false;
 }
 
+/* A relay has brought something: of the head of its answer, which is h if it is
+   all there (else NULL), the operation is told, of what follows its client. */
+static void relay_input(struct conn *c, const struct http *h) {
+    const struct call *call = link_oldest(c->link);
+    struct op *op = call->op;
+
+    if (op->done)
+        conn_kill(c);
+    else if (h == NULL)
+        conn_touch(op->c);
+    else
+        op->answered(op, call->owner, h->status,
+                     (struct slice){NULL, (size_t)h->length});
+}
+
 /* Reads answers of a peer, as many as are whole. */
 static void link_input(struct conn *c) {
     struct link *l = c->link;
     const char *refusal;
     struct http h;
 
-    while (c->in.at < c->in.n) {
+    while (c->in.at < c->in.n && !c->dead) {
         struct slice data = buf_slice(&c->in);
         size_t scanned = 0, n = data.n < l->skip ? data.n : (size_t)l->skip;
 
+        if (l->relays && l->left != UINT64_MAX) {
+            relay_input(c, NULL);
+            return;
+        }
         if (n > 0) {
             c->in.at += n;
             l->skip -= n;
@@ -5988,6 +6083,12 @@ static void link_input(struct conn *c) {
             h.length > RECORD_MAX || link_oldest(l) == NULL) {
             conn_kill(c);
             return;
+        }
+        if (l->relays) {
+            c->in.at += n;
+            l->left = h.length;
+            relay_input(c, &h);
+            continue;
         }
         if (!link_room(c, n + (size_t)h.length)) {
             c->in.at += n;
@@ -6004,7 +6105,8 @@ static void link_input(struct conn *c) {
     }
 }
 
-/* The connection of a link is gone, and with it the calls under way. */
+/* The connection of a link is gone, and with it the calls under way; that of a
+   relay may have done what it was there for. */
 static void link_lost(struct conn *c) {
     struct link *l = c->link;
 
@@ -6012,7 +6114,8 @@ static void link_lost(struct conn *c) {
     if (link_oldest(l) != NULL) /* else it was only idle */
         l->retry_at = c->w->now + jitter(RETRY_MS);
     while (link_oldest(l) != NULL)
-        link_answer(c->w, l, 0, (struct slice){NULL, 0});
+        link_answer(c->w, l, l->relays && link_oldest(l)->op->done ? 200 : 0,
+                    (struct slice){NULL, 0});
     buf_free(&l->calls);
     if (l == &c->w->beats[l->number]) /* whoever is there next is asked first */
         atomic_store(&c->w->node->peers[l->number].heard, 0);
@@ -6021,15 +6124,19 @@ static void link_lost(struct conn *c) {
 /* Ends a link whose oldest call has waited for too long while nothing moved; a
    route once the member is not heard any more: what was sent there has no other
    clock, and a read can be asked of the next owner. (One that has left is not
-   heard, and hands over what it was sent.) */
+   heard, and hands over what it was sent.) So does a relay end, but not while it
+   is the client that it waits for. */
 static void link_check(struct worker *w, const struct link *l) {
     const struct call *call = link_oldest(l);
     uint64_t waited = call != NULL ? w->now - call->since : 0;
+    uint64_t rested = w->now - l->conn->since;
     bool route = l == &w->routes[l->number];
+    bool lost = view_member(w->view, l->number) != NULL &&
+                !member_alive(w->node, l->number);
+    uint64_t most = lost && l->relays ? LOST_MS : CALL_MS;
 
-    if ((waited > CALL_MS && w->now - l->conn->since > CALL_MS) ||
-        (waited > LOST_MS && route && view_member(w->view, l->number) != NULL &&
-         !member_alive(w->node, l->number)))
+    if (conn_reads(l->conn) && ((waited > most && rested > most) ||
+                                (waited > LOST_MS && route && lost)))
         conn_kill(l->conn);
 }
 
@@ -6082,7 +6189,7 @@ static const char *peer_check(struct op *op) {
     const struct member *m = view_member(view, x[3]);
 
     if (x[0] != INTRO_VERSION)
-        return "403 no Estoraje field of protocol version 4: this port is for "
+        return "403 no Estoraje field of protocol version 5: this port is for "
                "the cluster's own nodes";
     if (x[6] != 0 && x[6] != op->w->node->self.id)
         return CALLED_WRONG;
@@ -6232,105 +6339,55 @@ static void promised_body(struct op *op) {
     accept_body(op);
 }
 
-/* What a read gets of a value, 416: nothing, since the range begins behind its
-   end; 206: a part of it, from *first to before *end; or 200: all. */
-static unsigned read_part(const struct op *op, const struct record *r,
-                          uint64_t *first, uint64_t *end) {
-    bool wanted = op->ranged && (op->if_range == 0 || op->if_range == r->etag);
-    bool fits = wanted && range_fits(&op->range, r->value.n, first, end);
+/* Bytes of a sealed record that an answer has: all of it, or of a large one
+   all before the value. */
+static size_t record_told(const uint8_t *p) {
+    size_t meta = record_meta(p), size = round_up_8(meta + get32(p + 32));
 
-    if (fits && *first < *end)
-        return 206;
-    *first = 0;
-    *end = r->value.n;
-    return wanted && !fits ? 416 : 200; /* an empty value has no last bytes,
-                                           but is all of them */
+    return size > INLINE_MAX ? meta : size;
 }
 
-/* The blocks of a value that are needed for what a read gets of it. */
-static void read_blocks(const struct op *op, const struct record *r,
-                        size_t *first, size_t *end) {
-    uint64_t from, to;
-    bool none = read_part(op, r, &from, &to) == 416 || op->brief;
-
-    to += BLOCK - 1;
-    *first = none ? 0 : (size_t)(from - from % BLOCK);
-    *end = none ? 0 : to < r->value.n ? (size_t)(to - to % BLOCK) : r->value.n;
-}
-
-/* Appends what a peer's read needs of a record: all before the value, which is
-   in w->record, and blocks of the value, which may be there or in its file.
-   500: they are damaged; 503: there is no memory for them. */
-static unsigned replica_record(struct op *op, const struct record *r,
-                               const struct file *file,
-                               const struct entry *entry, struct buf *answer) {
-    uint8_t *p = op->w->record.p;
-    size_t meta = record_meta(p), first, end, n;
-
-    read_blocks(op, r, &first, &end);
-    n = end - first;
-    if (!buffer_room(op->w, n, 2 * n)) /* it is copied for the connection */
-        return 503;
-    record_seal(p, 0);
-    buf_add(answer, p, meta);
-    if (op->w->record.n >= r->size) { /* then it was verified */
-        buf_add(answer, r->value.p + first, n);
-        return 200;
-    }
-    p = n > 0 ? buf_grow(answer, n) : NULL;
-    if (n == 0 || (read_at(file->fd, p, n,
-                           entry_offset(entry) + meta + first) == (ssize_t)n &&
-                   blocks_intact(r, p, first, end)))
-        return 200;
-    part_damaged(op->w->node, op->part, entry);
-    return 500;
+/* Whether bytes of an answer are so much of a record of the op's key, or all of
+   it. */
+static bool record_came(const struct op *op, struct slice bytes,
+                        struct record *r) {
+    return record_parse(bytes.p, bytes.n, 0, r) &&
+           slice_equal(r->key, op->key) &&
+           (bytes.n == r->size ? record_intact(r)
+                               : bytes.n == record_told(bytes.p));
 }
 
 /* Says what this replica holds of a key: what its word is worth, 8 bytes, and
-   what is wanted of the record if there is one. 500: damage, it cannot say. */
+   the record if there is one. 500: damage, it cannot say. */
 static void replica_read(struct op *op, struct slice key) {
     struct worker *w = op->w;
     enum answer worth = part_worth(w->node, op->part); /* before it looks */
     struct buf answer = {0};
-    struct file *file = NULL;
-    struct entry entry;
     struct record r;
     enum found found = store_read(w->node, op->part, op->fingerprint, key,
-                                  READ_SIZE, &w->record, &r, &file, &entry);
-    unsigned status = found == FOUND || found == ABSENT ? 200 : 500;
+                                  INLINE_MAX, &w->record, &r, NULL, NULL);
 
     buf_zero(&answer, 8);
     answer.p[0] = (uint8_t)worth;
-    if (found == FOUND)
-        status = replica_record(op, &r, file, &entry, &answer);
-    file_release(file);
-    replica_says(op, status, answer.p, status == 200 ? answer.n : 0);
+    if (found == FOUND) {
+        record_seal(w->record.p, 0);
+        buf_add(&answer, w->record.p, record_told(w->record.p));
+    }
+    if (found == FOUND || found == ABSENT)
+        replica_says(op, 200, answer.p, answer.n);
+    else
+        replica_says(op, 500, NULL, 0);
     buf_free(&answer);
 }
 
-/* What a peer asks: a byte of these flags, 7 of 0; the two numbers of the
-   range, and If-Range, 8 bytes each; the key. */
-#define READ_BRIEF  1 /* HEAD: nothing of the value */
-#define READ_RANGE  2 /* a part of it, if If-Range allows */
-#define READ_SUFFIX 4 /* its last bytes */
-#define READ_ASK    32
-
 /* A peer asks for a key. */
 static void read_body(struct op *op) {
-    struct slice ask = buf_slice(&op->rec), key;
+    struct slice key = buf_slice(&op->rec);
 
-    key = slice_skip(ask, ask.n < READ_ASK ? ask.n : READ_ASK);
-    if (key.n == 0 || key.n > KEY_MAX || !op_part(op, key)) {
+    if (key.n == 0 || key.n > KEY_MAX || !op_part(op, key))
         answer_error(op, 400, "not a key of a partition owned here");
-        return;
-    }
-    op->brief = (ask.p[0] & READ_BRIEF) != 0;
-    op->ranged = (ask.p[0] & READ_RANGE) != 0;
-    op->range.suffix = (ask.p[0] & READ_SUFFIX) != 0;
-    op->range.first = get64(ask.p + 8);
-    op->range.last = get64(ask.p + 16);
-    op->if_range = get64(ask.p + 24);
-    replica_read(op, key);
+    else
+        replica_read(op, key);
 }
 
 /* ---- The coordinator */
@@ -6361,8 +6418,9 @@ static struct link *op_links(const struct op *op) {
 /* Asks one of the owners, another node than this. */
 static void op_call(struct op *op, unsigned owner, const char *path,
                     struct slice body) {
-    bool sent = link_call(op->w, op_links(op), op->owners[owner], path, body,
-                          op, owner);
+    unsigned number = op->owners[owner];
+    bool sent =
+        link_call(op->w, &op_links(op)[number], number, path, body, op, owner);
 
     op->answers[owner] = sent ? ANSWER_WAIT : ANSWER_FAILED;
     op->calls += sent;
@@ -6449,6 +6507,7 @@ static void write_judge(struct op *op);
 static void
 op_failed(struct op *op); /* the next section: consistent ones, too */
 static void hand_over(struct op *op); /* consistently: likewise */
+static void read_begin(struct op *op);
 
 /* Whether this node has left the cluster: no member counts on it, and so takes
    anything from it, but whole operations. */
@@ -6623,41 +6682,69 @@ static void write_start(struct op *op) {
     "the condition of If-Match or If-None-Match does not hold: nothing was " \
     "done; read the key for its ETag"
 
-/* Answers a read with a record; a version of 0: there is none. The value is in
-   r, or, if file is not NULL, is sent from that: c->stream_... says what. The
-   conditions go in the order of RFC 9110, 13.2.2, and what is absent is absent
-   under any (13.2.1). */
-static void read_answer(struct op *op, const struct record *r, bool stale,
+#define ROTTEN                                                             \
+    "damaged: the value fails its checksum, and no other replica has it: " \
+    "write "                                                               \
+    "it again"
+
+/* What a read is answered that meets a record (a version of 0: none), and which
+   bytes of the value it gets: those from *first to before *end. The conditions
+   go in the order of RFC 9110, 13.2.2, and what is absent is absent under any
+   (13.2.1). */
+static unsigned read_status(const struct op *op, const struct record *r,
+                            uint64_t *first, uint64_t *end) {
+    struct slice match = slice_of(op->if_match);
+    struct slice none = slice_of(op->if_none_match);
+    bool fits;
+
+    *first = *end = 0;
+    if (r->version == 0 || r->tombstone)
+        return 404;
+    if (match.n > 0 && !etag_listed(match, r->etag, false))
+        return 412;
+    if (etag_listed(none, r->etag, true))
+        return 304;
+    if (op->ranged && (op->if_range == 0 || op->if_range == r->etag)) {
+        fits = range_fits(&op->range, r->value.n, first, end);
+        if (fits && *first < *end)
+            return 206;
+        *first = *end = 0;
+        if (!fits)
+            return 416; /* an empty value has no last bytes, but is all of
+                           them */
+    }
+    *end = op->head ? 0 : r->value.n;
+    return 200;
+}
+
+/* Answers a read with a record. The value is in r; or it is sent from a file,
+   of which c->stream_... says where, or as the relay brings it. */
+static void read_answer(struct op *op, const struct record *r,
                         struct file *file) {
     struct conn *c = op->c;
-    bool present = r->version != 0 && !r->tombstone;
-    struct slice none = slice_of(op->if_none_match), body = r->value;
-    uint64_t first = 0, end = 0;
-    unsigned status = 404;
+    uint64_t first, end;
+    unsigned status = read_status(op, r, &first, &end);
+    bool streams = first < end && (file != NULL || op->relay.conn != NULL);
+    size_t n = status == 200 ? r->value.n : (size_t)(end - first);
     struct buf *out;
     char text[100];
 
-    if (present && op->if_match[0] != '\0' &&
-        !etag_listed(slice_of(op->if_match), r->etag, false)) {
+    if (!streams)
         file_release(file);
+    if (status == 412) {
         answer_error(op, 412, REFUSED);
         return;
     }
-    if (present)
-        status = etag_listed(none, r->etag, true)
-                     ? 304
-                     : read_part(op, r, &first, &end);
     out = answer_begin(op, status);
-    figure_add(op->w->figures.stale, stale);
-    if (stale)
+    figure_add(op->w->figures.stale, op->stale);
+    if (op->stale)
         buf_text(out, "\r\nEstoraje-Stale: true");
-    if (present) {
+    if (status != 404) {
         answer_etag(out, r->etag);
         buf_text(out, "\r\nAccept-Ranges: bytes");
     }
     if (status == 416) {
         buf_print(out, "\r\nContent-Range: bytes */%zu", r->value.n);
-        file_release(file);
         snprintf(text, sizeof text,
                  "the range has none of the %zu bytes of the value: ask for "
                  "less\n",
@@ -6665,40 +6752,45 @@ static void read_answer(struct op *op, const struct record *r, bool stale,
         answer_typed(op, TEXT_PLAIN, slice_of(text));
         return;
     }
-    if (status == 206) {
+    if (status == 206)
         buf_print(out, "\r\nContent-Range: bytes %" PRIu64 "-%" PRIu64 "/%zu",
                   first, end - 1, r->value.n);
-        body = slice_skip(body, (size_t)first - op->value_from);
-        body.n = (size_t)(end - first);
-    }
-    if (present && status != 304) { /* RFC 9110, 15.4.5 */
+    if (status == 200 || status == 206) { /* RFC 9110, 15.4.5 */
         buf_text(out, "\r\nX-Content-Type-Options: nosniff\r\nContent-Type: ");
         if (r->type.n > 0)
             buf_add(out, r->type.p, r->type.n);
         else
             buf_text(out, "application/octet-stream");
     }
-    if (file == NULL || op->head || status == 304) {
-        file_release(file);
-        answer_body(op, body.p, status == 304 ? 0 : body.n);
+    if (!streams) {
+        answer_body(op, r->value.p + first, n);
         return;
     }
     buf_text(out, "\r\nContent-Length: ");
-    buf_number(out, body.n);
+    buf_number(out, n);
     buf_text(out, "\r\n\r\n");
+    c->streams = true;
     c->stream = file;
     c->stream_size = r->value.n;
     c->stream_at = first;
     c->stream_end = end;
-    op->rec.n = 0;
-    buf_add(&op->rec, r->sums, 8 * blocks_of(r->value.n));
     conn_touch(c);
+}
+
+/* Keeps what is before the value of a record in op->rec. */
+static void read_keep(struct op *op, const struct record *r) {
+    const uint8_t *p = r->key.p - RECORD_HEADER;
+
+    if (p == op->rec.p)
+        return;
+    op->rec.n = 0;
+    buf_add(&op->rec, p, record_meta(p));
 }
 
 /* Bytes of a record that are read at once for an answer. A large value is sent
    from the file; no HEAD needs one. */
 static size_t read_most(const struct op *op) {
-    return op->head ? RECORD_HEADER + KEY_MAX + TYPE_MAX : BLOCK + READ_SIZE;
+    return op->head ? RECORD_HEADER + KEY_MAX + TYPE_MAX : INLINE_MAX;
 }
 
 /* Answers with a record of this node's own, of which read_most() bytes are in
@@ -6718,45 +6810,182 @@ static bool read_file(struct op *op, const struct record *r, struct file *file,
     } else {
         c->stream_entry = *entry;
         c->stream_value = entry_offset(entry) + record_meta(w->record.p);
-        read_part(op, r, &first, &end);
-        if (!op->head &&
-            !value_intact(file, r, c->stream_value, first, end, w->scratch)) {
+        read_status(op, r, &first, &end);
+        if (!value_intact(file, r, c->stream_value, first, end, w->scratch)) {
             part_damaged(w->node, op->part, entry);
             file_release(file);
             return false;
         }
+        read_keep(op, r);
     }
-    read_answer(op, r, false, file);
+    read_answer(op, r, file);
     return true;
 }
 
-/* Answers from this node's own replica, which is not in doubt. false: it is
-   damaged there. */
-static bool read_sure(struct op *op) {
+/* Answers from this node's own replica; if etag is not 0 only with the value
+   that has it. false: it is damaged there, or there is another one. */
+static bool read_own(struct op *op, uint64_t etag) {
     struct worker *w = op->w;
     struct record r = {0};
     struct file *file = NULL;
     struct entry entry;
     enum found found = store_read(w->node, op->part, op->fingerprint, op->key,
                                   read_most(op), &w->record, &r, &file, &entry);
+    bool other;
 
-    if (found == ABSENT)
-        read_answer(op, &(struct record){0}, false, NULL);
-    return found == ABSENT ||
-           (found == FOUND && read_file(op, &r, file, &entry));
+    if (found == ABSENT && etag == 0) {
+        read_answer(op, &r, NULL);
+        return true;
+    }
+    other = found == ABSENT || (found == FOUND && etag != 0 && r.etag != etag);
+    if (found == FOUND && !other && read_file(op, &r, file, &entry))
+        return true;
+    if (other)
+        file_release(file);
+    *(other ? &op->refused : &op->damaged) = true;
+    return false;
+}
+
+/* ---- Relays.
+ *
+ * A large value that an owner has is sent on as it comes, over a connection of
+ * its own, so that a slow client holds up nobody. The owner sends it from its
+ * log, which it holds open so long: it is one value to its end, whatever is
+ * written meanwhile. It is verified on the way, and if it stops another owner
+ * sends the rest. An etag says which value it is: one that was written again
+ * has the same.
+ *
+ *     value     etag, where the blocks begin that are wanted, and end; key
+ *               answers 206 and these, or that there is another value by now */
+
+#define RELAY_ASK 24
+
+/* A peer relays a value. */
+static void value_body(struct op *op) {
+    struct slice ask = buf_slice(&op->rec);
+    int most = OUT_MAX / 2;
+
+    op->key = slice_skip(ask, ask.n < RELAY_ASK ? ask.n : RELAY_ASK);
+    if (op->key.n == 0 || op->key.n > KEY_MAX || !op_part(op, op->key) ||
+        op->c->first != op) {
+        answer_error(op, 400, "not a value of a partition owned here");
+        return;
+    }
+    op->keep = false;
+    op->ranged = true;
+    op->range = (struct range){false, get64(ask.p + 8), get64(ask.p + 16) - 1};
+    setsockopt(op->c->fd, SOL_SOCKET, SO_SNDBUF, &most, sizeof most);
+    if (conns_full(op->w->node))
+        answer_error(op, 503, "too many connections: ask another owner");
+    else if (!read_own(op, get64(ask.p)))
+        answer_error(op, op->refused ? 404 : 500, "it is not here");
+}
+
+/* Where what a client still has to get of a value ends, in whole blocks. */
+static uint64_t relay_end(const struct conn *c) {
+    uint64_t end = (c->stream_end + BLOCK - 1) / BLOCK * BLOCK;
+
+    return end < c->stream_size ? end : c->stream_size;
+}
+
+/* Asks the next owner for the value, or the rest of it. When all were asked an
+   answer that has begun is broken off; and else, if some have another value by
+   now, the read begins anew. */
+static void relay_ask(struct op *op) {
+    struct conn *c = op->c;
+    uint8_t ask[RELAY_ASK + KEY_MAX];
+
+    put64(ask, op->etag);
+    put64(ask + 8, c->stream_at - c->stream_at % BLOCK);
+    put64(ask + 16, relay_end(c));
+    memcpy(ask + RELAY_ASK, op->key.p, op->key.n);
+    for (unsigned k = 0; k < op->count; k++) {
+        unsigned i = (op->holder + k) % op->count;
+
+        if ((op->relayed >> i & 1) != 0)
+            continue;
+        op->relayed |= UINT64_C(1) << i;
+        op->relay = (struct link){.relays = true, .left = UINT64_MAX};
+        if (i == op->mine) {
+            if (!c->streams && read_own(op, op->etag))
+                return;
+        } else if (link_call(op->w, &op->relay, op->owners[i], "value",
+                             (struct slice){ask, RELAY_ASK + op->key.n}, op,
+                             i)) {
+            op->calls++;
+            return;
+        }
+    }
+    if (c->streams) {
+        conn_kill(c);
+    } else if (op->refused && op->relays++ < ATTEMPTS) {
+        op->version = 0;
+        op->settles = op->damaged = false;
+        (op->consistent ? hand_over : read_begin)(op);
+    } else if (op->damaged) {
+        answer_error(op, 500, ROTTEN);
+    } else {
+        answer_error(op, 503,
+                     "no owner that has the value can send it now: try again");
+    }
+}
+
+/* The head of an owner's answer has come, of which body.n bytes follow; or (0)
+   its connection is gone before all of it was sent on. */
+static void relay_answered(struct op *op, unsigned i, unsigned status,
+                           struct slice body) {
+    const struct conn *c = op->c;
+    uint64_t from = c->stream_at - c->stream_at % BLOCK;
+    struct record r;
+
+    (void)i;
+    if (status == 206 && body.n == relay_end(c) - from) {
+        if (!c->streams && record_parse(op->rec.p, op->rec.n, 0, &r))
+            read_answer(op, &r, NULL);
+        return;
+    }
+    op->refused = op->refused || status == 404 || status == 409;
+    op->damaged = op->damaged || status == 500;
+    if (status == 0)
+        op_due(op, relay_ask);
+    else
+        conn_kill(op->relay.conn);
+}
+
+/* Answers with a record that an owner has sent, the newest. Only what is before
+   a large value is looked at. */
+static void read_tell(struct op *op, const struct record *r) {
+    struct conn *c = op->c;
+    uint64_t first, end;
+
+    read_status(op, r, &first, &end);
+    if (first == end || r->size <= INLINE_MAX) {
+        read_answer(op, r, NULL);
+        return;
+    }
+    c->stream_size = r->value.n;
+    c->stream_at = first;
+    c->stream_end = end;
+    op->etag = r->etag;
+    read_keep(op, r);
+    buf_reset(&op->old, 0); /* where it was settled all of it is there */
+    op_count_memory(op);
+    op->attempt++; /* answers that are still to come are void */
+    op->due = NULL;
+    op->refused = op->damaged = false;
+    op->relayed = 0;
+    op->answered = relay_answered;
+    relay_ask(op);
 }
 
 /* Answers with the newest record that has come, in op->rec. stale: of fewer
    than a majority, whose word is not enough for "absent". */
 static void read_newest(struct op *op, bool stale) {
     struct record r = {0};
-    size_t end;
 
-    if (op->version != 0) {
-        if (!record_parse(op->rec.p, op->rec.n, 0, &r))
-            die("a record that was verified does not verify");
-        read_blocks(op, &r, &op->value_from, &end);
-    }
+    if (op->version != 0 && !record_parse(op->rec.p, op->rec.n, 0, &r))
+        die("a record that was verified does not verify");
+    op->stale = stale;
     if (stale && (op->version == 0 || r.tombstone))
         answer_error(op, 503,
                      "the key is not on the replicas that can be "
@@ -6764,21 +6993,7 @@ static void read_newest(struct op *op, bool stale) {
                      "again",
                      op->count);
     else
-        read_answer(op, &r, stale, NULL);
-}
-
-/* Asks an owner for what is wanted of a key. */
-static void read_send(struct op *op, unsigned owner) {
-    uint8_t ask[READ_ASK + KEY_MAX] = {0};
-
-    ask[0] =
-        (uint8_t)((op->brief ? READ_BRIEF : 0) | (op->ranged ? READ_RANGE : 0) |
-                  (op->range.suffix ? READ_SUFFIX : 0));
-    put64(ask + 8, op->range.first);
-    put64(ask + 16, op->range.last);
-    put64(ask + 24, op->if_range);
-    memcpy(ask + READ_ASK, op->key.p, op->key.n);
-    op_call(op, owner, "read", (struct slice){ask, READ_ASK + op->key.n});
+        read_tell(op, &r);
 }
 
 /* Asks one more owner, of those that live as long as there are any: values may
@@ -6793,13 +7008,11 @@ static bool read_ask(struct op *op) {
             (k < op->count && !member_alive(op->w->node, op->owners[i])))
             continue;
         op->attempt_since = op->w->now;
-        read_send(op, i);
+        op_call(op, i, "read", op->key);
         return true;
     }
     return false;
 }
-
-static void read_begin(struct op *op);
 
 /* What the answers so far amount to. */
 static void read_judge(struct op *op) {
@@ -6827,9 +7040,7 @@ static void read_judge(struct op *op) {
     else if (op_set(op, ANSWER_WELL, false) != 0)
         read_newest(op, true);
     else if (op->damaged)
-        answer_error(op, 500,
-                     "damaged: the value fails its checksum, and no "
-                     "other replica has it: write it again");
+        answer_error(op, 500, ROTTEN);
     else
         answer_error(op, 503,
                      "none of the key's %u owners can be asked: try again",
@@ -6842,20 +7053,15 @@ static void read_answered(struct op *op, unsigned i, unsigned status,
     bool good = status == 200 && body.n >= 8;
     enum answer worth = good ? body.p[0] : ANSWER_FAILED;
     struct record r;
-    size_t first, end;
 
     op->damaged = op->damaged || status == 500;
     op->refused = op->refused || status == 409;
     if (good && body.n > 8) {
         body = slice_skip(body, 8);
-        good =
-            record_parse(body.p, body.n, 0, &r) && slice_equal(r.key, op->key);
-        if (good)
-            read_blocks(op, &r, &first, &end);
-        good = good && body.n == record_meta(body.p) + (end - first) &&
-               blocks_intact(&r, r.value.p, first, end);
+        good = record_came(op, body, &r);
         if (good && r.version > op->version) {
             op->version = r.version;
+            op->holder = i;
             op->rec.n = 0;
             buf_add(&op->rec, body.p, body.n);
             op_count_memory(op);
@@ -6870,16 +7076,15 @@ static void read_answered(struct op *op, unsigned i, unsigned status,
 static void read_begin(struct op *op) {
     bool mine = (op_part(op, op->key) & OWNS_OLD) != 0;
 
-    op->brief = op->head;
     op->began = op->began != 0 ? op->began : op->w->now;
     op->attempt++; /* answers of owners by an older ring are void */
-    op->refused = false;
+    op->refused = op->stale = false;
     if (op_left(op)) {
         hand_over(op);
         return;
     }
     if (mine && part_worth(op->w->node, op->part) == ANSWER_SURE &&
-        read_sure(op))
+        read_own(op, 0))
         return;
     op_owners(op);
     op->count = bits_count(op->groups[GROUP_OLD]);
@@ -6901,11 +7106,12 @@ static void read_begin(struct op *op) {
  * promised. Two majorities have an owner in common, so of two such writes one
  * sees the other, or makes it fail.
  *
- *     prepare   version, or 0 to look only; a version that the asker has; key
+ *     prepare   version, or 0 to look only; a version that the asker has; 1, a
+ *               byte, if it wants all of a large record; key
  *               answers verdict 1, tombstone 1, worth 1, unsynced 1, 0 4;
  *               version held; what the next version has to be above; etag;
  *               then the record held, if the asker has another
- *     consistent  1 reads, 2 is a HEAD, 4 is a DELETE; lengths of If-Match and
+ *     consistent  1 reads, 2 is a DELETE; lengths of If-Match and
  *               If-None-Match, a byte each; these; then the key or the record
  *               answers status 8, etag 8, then the record or a line of text
  *
@@ -6924,14 +7130,14 @@ static void read_begin(struct op *op) {
 #define CONSISTENT_MS     5000 /* for all rounds of an operation */
 #define CONSISTENT_ROUNDS 12
 #define FORWARD_READ      1
-#define FORWARD_HEAD      2
-#define FORWARD_DELETE    4
+#define FORWARD_DELETE    2
+#define PREPARE_ASK       17
 #define PREPARED_SIZE     32 /* of an answer without the record */
 
 /* Has this node's replica promise a version, and say what it holds, as it is
    answered to a peer. *entry and *file are of that, as store_prepare() says;
    its record is in w->record, and all of it if a peer is to get it: if that has
-   another than `known`. */
+   another than `known`, and it is not large or all of it is asked for. */
 static enum verdict replica_prepare(struct op *op, uint64_t version,
                                     uint64_t known, struct entry *entry,
                                     struct file **file,
@@ -6941,7 +7147,8 @@ static enum verdict replica_prepare(struct op *op, uint64_t version,
     struct accepted a = store_prepare(w->node, op->part, version,
                                       op->fingerprint, op->key, entry, file);
     bool whole = *file != NULL && op->answered == NULL &&
-                 a.verdict == ACCEPT_OK && a.held != known;
+                 a.verdict == ACCEPT_OK && a.held != known &&
+                 (op->settles || entry_size(entry) <= INLINE_MAX);
     size_t size = whole ? entry_size(entry) : 0;
     struct record r = {0};
 
@@ -6973,11 +7180,12 @@ static void prepare_body(struct op *op) {
     struct entry entry;
     struct file *file;
 
-    op->key = slice_skip(ask, ask.n < 16 ? ask.n : 16);
+    op->key = slice_skip(ask, ask.n < PREPARE_ASK ? ask.n : PREPARE_ASK);
     if (op->key.n == 0 || op->key.n > KEY_MAX || !op_part(op, op->key)) {
         answer_error(op, 400, "not a key of a partition owned here");
         return;
     }
+    op->settles = ask.p[16] != 0;
     verdict = replica_prepare(op, get64(ask.p), get64(ask.p + 8), &entry, &file,
                               said);
     if (verdict == ACCEPT_CEILING && op->w->now - op->began < CALL_MS) {
@@ -6988,7 +7196,8 @@ static void prepare_body(struct op *op) {
     if (file != NULL && verdict == ACCEPT_OK &&
         get64(said + 8) != get64(ask.p + 8)) {
         record_seal(record->p, 0);
-        buf_add(&answer, record->p, record->n);
+        buf_add(&answer, record->p,
+                op->settles ? record->n : record_told(record->p));
     }
     file_release(file);
     buf_reset(record, 2 * READ_SIZE);
@@ -7131,40 +7340,30 @@ static void consistent_written(struct op *op) {
         forward_answer(op, op->existed ? 204 : 201, op->etag, NULL, 0);
 }
 
-/* Ends a read with a record, all of which is there; version 0: none. */
+/* Ends a read with a record; version 0: none. */
 static void consistent_record(struct op *op, const struct record *r) {
     const uint8_t *p = r->version == 0 ? NULL : r->key.p - RECORD_HEADER;
 
     turn_give(op, r->etag);
     if (!op->forwarded)
-        read_answer(op, r, false, NULL);
+        read_tell(op, r);
     else
-        forward_answer(op, 200, 0, p,
-                       p == NULL   ? 0
-                       : op->brief ? record_meta(p)
-                                   : r->size);
+        forward_answer(op, 200, 0, p, p == NULL ? 0 : record_told(p));
 }
 
 /* Ends a read with the record that this node holds. false: it is damaged. */
 static bool consistent_here(struct op *op) {
     struct worker *w = op->w;
     struct file *file = op->file;
-    size_t most = op->brief ? 0 : op->forwarded ? SIZE_MAX : read_most(op);
-    size_t size = entry_size(&op->entry);
     struct record r;
 
-    if (most == SIZE_MAX && !buffer_room(w, size, 2 * size)) {
-        consistent_error(op, 503, BUSY);
-        return true;
-    }
-    if (!entry_read(file, &op->entry, most, &w->record, &r)) {
+    if (!entry_read(file, &op->entry, read_most(op), &w->record, &r)) {
         part_damaged(w->node, op->part, &op->entry);
         return false;
     }
     if (op->forwarded) {
         record_seal(w->record.p, 0);
         consistent_record(op, &r);
-        buf_reset(&w->record, 2 * READ_SIZE);
         return true;
     }
     op->file = NULL;
@@ -7296,8 +7495,9 @@ static void consistent_settle(struct op *op) {
         record_seal(op->old.p, 0);
         op_count_memory(op);
     }
-    if (!record_parse(op->old.p, op->old.n, 0, &r) || r.version != op->newest)
-        consistent_again(op);
+    if (!record_parse(op->old.p, op->old.n, 0, &r) || r.version != op->newest ||
+        op->old.n < r.size)
+        consistent_again(op); /* and all of it is asked for */
     else
         consistent_store(op);
 }
@@ -7404,15 +7604,14 @@ static bool consistent_prepared(struct op *op, unsigned i, struct slice body) {
     body = slice_skip(body, PREPARED_SIZE);
     if (body.n == 0 && said[0] == ACCEPT_OK && held != 0 && held != op->here)
         return false;
-    if (body.n > 0 && (!record_parse(body.p, body.n, 0, &r) ||
-                       r.size != body.n || !record_intact(&r) ||
-                       !slice_equal(r.key, op->key) || r.version != held))
+    if (body.n > 0 && (!record_came(op, body, &r) || r.version != held))
         return false;
     if (body.n > 0 && op->phase != PHASE_WRITE && held >= op->newest &&
         said[0] == ACCEPT_OK && (said[2] & ANSWER_COUNTS) != 0) {
         op->old.n = 0;
         buf_add(&op->old, body.p, body.n);
         op_count_memory(op);
+        op->holder = i;
     }
     consistent_note(op, i, said);
     return true;
@@ -7492,6 +7691,7 @@ static void consistent_round(struct op *op) {
     }
     put64(buf_grow(&ask, 8), looks ? 0 : op->version);
     put64(buf_grow(&ask, 8), op->here);
+    *buf_grow(&ask, 1) = op->settles;
     buf_add(&ask, op->key.p, op->key.n);
     for (unsigned i = 0; i < op->count; i++)
         if (i != op->mine)
@@ -7525,8 +7725,8 @@ static void consistent_start(struct op *op) {
 
     if (consistent_pass(op))
         return;
+    atomic_fetch_add(&w->node->at_work, !op->at_work);
     op->at_work = true;
-    atomic_fetch_add(&w->node->at_work, 1);
     op->answered = consistent_answered;
     op->attempt++;
     op->busy = !op->reads && !write_room(op);
@@ -7564,7 +7764,6 @@ static void consistent_route(struct op *op) {
 
     buf_zero(&b, 3);
     b.p[0] = (uint8_t)((op->reads ? FORWARD_READ : 0) |
-                       (op->head ? FORWARD_HEAD : 0) |
                        (op->remove ? FORWARD_DELETE : 0));
     b.p[1] = (uint8_t)strlen(op->if_match);
     b.p[2] = (uint8_t)strlen(op->if_none_match);
@@ -7614,11 +7813,9 @@ static void forward_answered(struct op *op, unsigned i, unsigned status,
         answer_error(op, (unsigned)said, "%.*s", (int)rest.n,
                      (const char *)rest.p);
     } else if (said != 0 && op->reads &&
-               (rest.n == 0 ||
-                (record_parse(rest.p, rest.n, 0, &r) &&
-                 slice_equal(r.key, op->key) &&
-                 (op->head || (r.size == rest.n && record_intact(&r)))))) {
-        read_answer(op, &r, false, NULL);
+               (rest.n == 0 || record_came(op, rest, &r))) {
+        op->holder = i;
+        read_tell(op, &r);
     } else if (said != 0 && !op->reads) {
         op->existed = op->tried ? op->existed : said == 204;
         op->etag = get64(body.p + 8);
@@ -7675,7 +7872,6 @@ static void consistent_body(struct op *op) {
     size_t skip = 3;
 
     op->reads = good && (ask.p[0] & FORWARD_READ) != 0;
-    op->brief = good && (ask.p[0] & FORWARD_HEAD) != 0;
     op->remove = good && (ask.p[0] & FORWARD_DELETE) != 0;
     for (int i = 1; good && i < 3; i++) {
         text = slice_skip(ask, skip < ask.n ? skip : ask.n);
@@ -7732,7 +7928,7 @@ static void beat_send(struct worker *w, unsigned number) {
     atomic_store(&peer->missed_any, false);
     for (size_t i = 0; i < n; i++)
         put64(body + 8 + 8 * i, atomic_exchange(&peer->missed[i], 0));
-    if (!link_call(w, w->beats, number, "heartbeat",
+    if (!link_call(w, &w->beats[number], number, "heartbeat",
                    (struct slice){body, 8 + 8 * n}, NULL, 0))
         beat_answered(w, number, 0, 0, (struct slice){NULL, 0});
 }
@@ -10993,6 +11189,7 @@ static const struct route {
     {CONN_CLIENT, "*", ALLOW_ALL, false, NULL, NULL, NULL},
     {CONN_PEER, "/_peer/accept", "POST", false, NULL, NULL, accept_body},
     {CONN_PEER, "/_peer/read", "POST", false, NULL, NULL, read_body},
+    {CONN_PEER, "/_peer/value", "POST", false, NULL, NULL, value_body},
     {CONN_PEER, "/_peer/prepare", "POST", false, NULL, NULL, prepare_body},
     {CONN_PEER, "/_peer/promised", "POST", false, NULL, NULL, promised_body},
     {CONN_PEER, "/_peer/consistent", "POST", false, NULL, NULL,
@@ -11232,7 +11429,7 @@ static const char *route_request(struct op *op, const struct http *h) {
         intro_take(op, h->estoraje);
         op->body = peer_body;
         op->act = r->body;
-        op->forwarded = r->body == consistent_body;
+        op->forwarded = r->body == consistent_body || r->body == value_body;
         op->body_most = RECORD_MAX;
         refusal = peer_check(op);
     }

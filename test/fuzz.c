@@ -167,7 +167,7 @@ static void conn_over(struct conn *c) {
         void (*due)(struct op *) = op->due;
 
         op->due = NULL;
-        if (c->stream != NULL)
+        if (stream_ready(c))
             conn_stream(c);
         else if (due != NULL)
             due(op);
@@ -218,7 +218,7 @@ static void fuzz_request(const uint8_t *p, size_t n) {
         for (size_t before = 0; before != c->in.n - c->in.at && !c->dead;) {
             before = c->in.n - c->in.at;
             conn_consume(c);
-            if (c->stream != NULL)
+            if (stream_ready(c))
                 conn_stream(c);
             pool_turn();
             for (struct op *op = c->first; op != NULL; op = op->next)
@@ -336,8 +336,8 @@ static void fuzz_record(const uint8_t *p, size_t n) {
    finds. */
 static void fuzz_peer(const uint8_t *p, size_t n) {
     static void (*const bodies[])(struct op *) = {
-        accept_body, read_body,   prepare_body, promised_body, consistent_body,
-        beat_body,   digest_body, list_body,    pull_body};
+        accept_body, read_body, prepare_body, promised_body, consistent_body,
+        value_body,  beat_body, digest_body,  list_body,     pull_body};
     struct conn *c = conn_begin(CONN_PEER);
 
     for (int i = 0; i < 2 && n > 0; i++) {

@@ -6154,12 +6154,13 @@ static void test_replica_close(void **state) {
         c->kind = CONN_PEER;
         for (int i = 0; i < 2; i++) { /* the ceiling is 0: they wait */
             buf_text(&c->in, "POST /_peer/prepare HTTP/1.1\r\nHost: h\r\n"
-                             "Content-Length: 17\r\n");
+                             "Content-Length: 18\r\n");
             buf_text(&c->in, closes ? "Connection: close\r\n" : "");
             intro_text(&c->in, node, t.w->view, 1, 0, 0);
             buf_text(&c->in, "\r\n");
             put64(buf_grow(&c->in, 8), version_at(0));
             put64(buf_grow(&c->in, 8), 0);
+            buf_zero(&c->in, 1);
             buf_text(&c->in, "k");
         }
         conn_consume(c);
@@ -6209,6 +6210,7 @@ static void test_replica_prepare(void **state) {
         part->dead = i == COUNT(rows);
         put64(buf_grow(&b, 8), part->dead ? 99 : rows[n].version);
         put64(buf_grow(&b, 8), rows[n].known);
+        buf_zero(&b, 1);
         buf_text(&b, "key");
         answer = replica_ask(&t, prepare_body, &b);
         assert_true(answer.n >= PREPARED_SIZE);
