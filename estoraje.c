@@ -6063,7 +6063,7 @@ static void link_input(struct conn *c) {
     const char *refusal;
     struct http h;
 
-    while (c->in.at < c->in.n && !c->dead) {
+    while (c->in.at < c->in.n) {
         struct slice data = buf_slice(&c->in);
         size_t scanned = 0, n = data.n < l->skip ? data.n : (size_t)l->skip;
 
