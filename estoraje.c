@@ -742,6 +742,7 @@ struct op {
 
     /* A read of what another owner has. */
     bool stale;        /* of fewer than a majority */
+    bool rest;         /* a peer's: of an answer that has begun */
     unsigned holder;   /* the owner that has sent the record */
     struct link relay; /* brings the value, if it is large: of op->etag */
     uint64_t relayed;  /* bit i: owner i was asked for that */
@@ -6796,8 +6797,8 @@ static size_t read_most(const struct op *op) {
 /* Answers with a record of this node's own, of which read_most() bytes are in
    w->record, and all of it in a file, which is let go. A large value, or the
    part of it that is wanted, is verified here, as after the head of the answer
-   it is too late, and again block by block when it is sent. false: it is
-   damaged, and was not sent. */
+   it is too late (so the rest of one is not), and again block by block when it
+   is sent. false: it is damaged, and was not sent. */
 static bool read_file(struct op *op, const struct record *r, struct file *file,
                       const struct entry *entry) {
     struct worker *w = op->w;
@@ -6811,7 +6812,8 @@ static bool read_file(struct op *op, const struct record *r, struct file *file,
         c->stream_entry = *entry;
         c->stream_value = entry_offset(entry) + record_meta(w->record.p);
         read_status(op, r, &first, &end);
-        if (!value_intact(file, r, c->stream_value, first, end, w->scratch)) {
+        if (!op->rest &&
+            !value_intact(file, r, c->stream_value, first, end, w->scratch)) {
             part_damaged(w->node, op->part, entry);
             file_release(file);
             return false;
@@ -6855,10 +6857,11 @@ static bool read_own(struct op *op, uint64_t etag) {
  * sends the rest. An etag says which value it is: one that was written again
  * has the same.
  *
- *     value     etag, where the blocks begin that are wanted, and end; key
+ *     value     etag, where the blocks begin that are wanted, and end; 1, a
+ *               byte, if it is the rest of an answer that has begun; key
  *               answers 206 and these, or that there is another value by now */
 
-#define RELAY_ASK 24
+#define RELAY_ASK 25
 
 /* A peer relays a value. */
 static void value_body(struct op *op) {
@@ -6872,6 +6875,7 @@ static void value_body(struct op *op) {
         return;
     }
     op->keep = false;
+    op->rest = ask.p[24] != 0;
     op->ranged = true;
     op->range = (struct range){false, get64(ask.p + 8), get64(ask.p + 16) - 1};
     setsockopt(op->c->fd, SOL_SOCKET, SO_SNDBUF, &most, sizeof most);
@@ -6898,6 +6902,7 @@ static void relay_ask(struct op *op) {
     put64(ask, op->etag);
     put64(ask + 8, c->stream_at - c->stream_at % BLOCK);
     put64(ask + 16, relay_end(c));
+    ask[24] = c->streams;
     memcpy(ask + RELAY_ASK, op->key.p, op->key.n);
     for (unsigned k = 0; k < op->count; k++) {
         unsigned i = (op->holder + k) % op->count;
