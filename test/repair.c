@@ -1228,6 +1228,62 @@ static void test_drop_alone(void **state) {
     assert_int_equal(part->log.end, LOG_HEADER + part->log.live);
 }
 
+/* What a node does about a log of which it is no owner any more. */
+static void leave(int i) {
+    part_of(i)->again_at = 0;
+    repair_leave(&repairs[i], part_of(i));
+}
+
+/* A former owner's log stays as long as some owner lacks what another has of
+   it; it goes when each has that or a newer one, and into trash/ if there are
+   keys that no owner has. */
+static void test_leave(void **state) {
+    struct ring_member members[3];
+    int from = 0, to[2];
+
+    (void)state;
+    nodes_open(3);
+    for (int i = 0; i < 3; i++) {
+        const struct member *m = &nodes[0].view->member[i];
+
+        members[i] = (struct ring_member){m->name, m->zone};
+    }
+    for (int i = 0; i < 3; i++) { /* each partition has two owners */
+        ring_free(nodes[i].view->ring);
+        nodes[i].view->ring = ring_build(members, 3, 1, 2);
+        nodes[i].epoch = nodes[i].view->epoch;
+    }
+    while (view_owns(nodes[0].view, 0, (unsigned)from + 1) != 0)
+        from++;
+    to[0] = (from + 1) % 3;
+    to[1] = (from + 2) % 3;
+    put(from, "a", "value", ago(100), HOW_PLAIN);
+    put(to[0], "a", "value", ago(100), HOW_PLAIN);
+    leave(from);
+    assert_true(held(from, "a") == ago(100));
+    put(to[1], "a", "older", ago(110), HOW_PLAIN);
+    leave(from);
+    assert_true(held(from, "a") == ago(100));
+    put(to[1], "a", "newer", ago(90), HOW_PLAIN);
+    atomic_store(&nodes[from].peers[to[1] + 1].heard, 0);
+    leave(from); /* nobody can say what that one has */
+    assert_true(held(from, "a") == ago(100));
+    atomic_store(&nodes[from].peers[to[1] + 1].heard, now_ms() + DAY);
+    world.pulls = 0;
+    leave(from);
+    assert_int_equal(part_of(from)->log.end, LOG_HEADER);
+    assert_int_equal(world.pulls, 0);
+    assert_int_equal(faccessat(nodes[from].dir_fd, "trash/000.log", F_OK, 0),
+                     -1);
+    put(from, "b", "value", ago(80), HOW_PLAIN);
+    put(from, "c", NULL, ago(2000), HOW_PLAIN); /* it counts as absent */
+    put(to[0], "c", "older", ago(3000), HOW_PLAIN);
+    leave(from);
+    assert_int_equal(part_of(from)->log.end, LOG_HEADER);
+    assert_int_equal(unlinkat(nodes[from].dir_fd, "trash/000.log", 0), 0);
+    assert_int_equal(unlinkat(nodes[from].dir_fd, "trash", AT_REMOVEDIR), 0);
+}
+
 #define TEST(f) cmocka_unit_test_setup_teardown(f, world_begin, world_end)
 
 int main(void) {
@@ -1242,7 +1298,7 @@ int main(void) {
         TEST(test_collide),       TEST(test_random),
         TEST(test_again),         TEST(test_rate),
         TEST(test_drop),          TEST(test_drop_needed),
-        TEST(test_drop_alone),
+        TEST(test_drop_alone),    TEST(test_leave),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
