@@ -740,9 +740,12 @@ struct op {
     uint64_t existed_version, highest, version, etag;
     uint64_t attempt_since, majority_since;
 
+    /* A large value of this node's own, before it is sent. */
+    bool intact;                    /* an errand has found it so; */
+    void (*otherwise)(struct op *); /* if not, this is called */
+
     /* A read of what another owner has. */
     bool stale;        /* of fewer than a majority */
-    bool rest;         /* a peer's: of an answer that has begun */
     unsigned holder;   /* the owner that has sent the record */
     struct link relay; /* brings the value, if it is large: of op->etag */
     uint64_t relayed;  /* bit i: owner i was asked for that */
@@ -6509,6 +6512,8 @@ static void
 op_failed(struct op *op); /* the next section: consistent ones, too */
 static void hand_over(struct op *op); /* consistently: likewise */
 static void read_begin(struct op *op);
+static void turn_give(struct op *op, uint64_t etag);
+static void consistent_again(struct op *op);
 
 /* Whether this node has left the cluster: no member counts on it, and so takes
    anything from it, but whole operations. */
@@ -6794,39 +6799,76 @@ static size_t read_most(const struct op *op) {
     return op->head ? RECORD_HEADER + KEY_MAX + TYPE_MAX : INLINE_MAX;
 }
 
+/* The errand of a thread of the pool: whether the blocks that a client is to
+   get of op->entry are intact, which takes a while. */
+static void value_check(struct op *op) {
+    uint8_t *block = memory(1, BLOCK);
+    uint64_t first, end;
+    struct record r;
+
+    op->intact = record_parse(op->rec.p, op->rec.n, op->file->salt, &r);
+    if (op->intact) {
+        read_status(op, &r, &first, &end);
+        op->intact = value_intact(
+            op->file, &r, entry_offset(&op->entry) + record_meta(op->rec.p),
+            first, end, block);
+    }
+    free(block);
+}
+
+/* Sends what was found intact; else it goes on otherwise. */
+static void value_checked(struct op *op) {
+    struct file *file = op->file;
+    struct conn *c = op->c;
+    struct record r;
+
+    op->file = NULL;
+    if (op->intact && record_parse(op->rec.p, op->rec.n, file->salt, &r)) {
+        c->stream_entry = op->entry;
+        c->stream_value = entry_offset(&op->entry) + record_meta(op->rec.p);
+        read_answer(op, &r, file);
+        turn_give(op, r.etag);
+    } else {
+        part_damaged(op->w->node, op->part, &op->entry);
+        file_release(file);
+        op->damaged = true;
+        op->otherwise(op);
+    }
+}
+
 /* Answers with a record of this node's own, of which read_most() bytes are in
    w->record, and all of it in a file, which is let go. A large value, or the
-   part of it that is wanted, is verified here, as after the head of the answer
-   it is too late (so the rest of one is not), and again block by block when it
-   is sent. false: it is damaged, and was not sent. */
-static bool read_file(struct op *op, const struct record *r, struct file *file,
-                      const struct entry *entry) {
-    struct worker *w = op->w;
-    struct conn *c = op->c;
+   part of it that is wanted, is verified before, as after the head of the answer
+   it is too late, and again block by block when it is sent. If it turns out to
+   be damaged, otherwise() is called. */
+static void read_file(struct op *op, const struct record *r, struct file *file,
+                      const struct entry *entry,
+                      void (*otherwise)(struct op *)) {
     uint64_t first, end;
 
-    if (w->record.n >= r->size) {
+    read_status(op, r, &first, &end);
+    if (first == end || op->w->record.n >= r->size) {
         file_release(file);
-        file = NULL;
-    } else {
-        c->stream_entry = *entry;
-        c->stream_value = entry_offset(entry) + record_meta(w->record.p);
-        read_status(op, r, &first, &end);
-        if (!op->rest &&
-            !value_intact(file, r, c->stream_value, first, end, w->scratch)) {
-            part_damaged(w->node, op->part, entry);
-            file_release(file);
-            return false;
-        }
-        read_keep(op, r);
+        read_answer(op, r, NULL);
+        turn_give(op, r->etag);
+        return;
     }
-    read_answer(op, r, file);
-    return true;
+    read_keep(op, r);
+    op->attempt++; /* answers that are still to come are void */
+    op->due = NULL;
+    op->entry = *entry;
+    op->file = file;
+    op->errand = value_check;
+    op->resume = value_checked;
+    op->otherwise = otherwise;
+    errand_park(op->w->node, op->part, op);
 }
 
 /* Answers from this node's own replica; if etag is not 0 only with the value
-   that has it. false: it is damaged there, or there is another one. */
-static bool read_own(struct op *op, uint64_t etag) {
+   that has it. false: it is damaged there, or there is another one; otherwise()
+   is for what turns out later. */
+static bool read_own(struct op *op, uint64_t etag,
+                     void (*otherwise)(struct op *)) {
     struct worker *w = op->w;
     struct record r = {0};
     struct file *file = NULL;
@@ -6840,10 +6882,11 @@ static bool read_own(struct op *op, uint64_t etag) {
         return true;
     }
     other = found == ABSENT || (found == FOUND && etag != 0 && r.etag != etag);
-    if (found == FOUND && !other && read_file(op, &r, file, &entry))
+    if (found == FOUND && !other) {
+        read_file(op, &r, file, &entry, otherwise);
         return true;
-    if (other)
-        file_release(file);
+    }
+    file_release(file);
     *(other ? &op->refused : &op->damaged) = true;
     return false;
 }
@@ -6857,11 +6900,15 @@ static bool read_own(struct op *op, uint64_t etag) {
  * sends the rest. An etag says which value it is: one that was written again
  * has the same.
  *
- *     value     etag, where the blocks begin that are wanted, and end; 1, a
- *               byte, if it is the rest of an answer that has begun; key
+ *     value     etag, where the blocks begin that are wanted, and end; key
  *               answers 206 and these, or that there is another value by now */
 
-#define RELAY_ASK 25
+#define RELAY_ASK 24
+
+/* It is not here any more (404), or it is damaged. */
+static void value_lacks(struct op *op) {
+    answer_error(op, op->refused ? 404 : 500, "it is not here");
+}
 
 /* A peer relays a value. */
 static void value_body(struct op *op) {
@@ -6875,14 +6922,13 @@ static void value_body(struct op *op) {
         return;
     }
     op->keep = false;
-    op->rest = ask.p[24] != 0;
     op->ranged = true;
     op->range = (struct range){false, get64(ask.p + 8), get64(ask.p + 16) - 1};
     setsockopt(op->c->fd, SOL_SOCKET, SO_SNDBUF, &most, sizeof most);
     if (conns_full(op->w->node))
         answer_error(op, 503, "too many connections: ask another owner");
-    else if (!read_own(op, get64(ask.p)))
-        answer_error(op, op->refused ? 404 : 500, "it is not here");
+    else if (!read_own(op, get64(ask.p), value_lacks))
+        value_lacks(op);
 }
 
 /* Where what a client still has to get of a value ends, in whole blocks. */
@@ -6902,7 +6948,6 @@ static void relay_ask(struct op *op) {
     put64(ask, op->etag);
     put64(ask + 8, c->stream_at - c->stream_at % BLOCK);
     put64(ask + 16, relay_end(c));
-    ask[24] = c->streams;
     memcpy(ask + RELAY_ASK, op->key.p, op->key.n);
     for (unsigned k = 0; k < op->count; k++) {
         unsigned i = (op->holder + k) % op->count;
@@ -6912,7 +6957,7 @@ static void relay_ask(struct op *op) {
         op->relayed |= UINT64_C(1) << i;
         op->relay = (struct link){.relays = true, .left = UINT64_MAX};
         if (i == op->mine) {
-            if (!c->streams && read_own(op, op->etag))
+            if (!c->streams && read_own(op, op->etag, relay_ask))
                 return;
         } else if (link_call(op->w, &op->relay, op->owners[i], "value",
                              (struct slice){ask, RELAY_ASK + op->key.n}, op,
@@ -7089,7 +7134,7 @@ static void read_begin(struct op *op) {
         return;
     }
     if (mine && part_worth(op->w->node, op->part) == ANSWER_SURE &&
-        read_own(op, 0))
+        read_own(op, 0, read_begin))
         return;
     op_owners(op);
     op->count = bits_count(op->groups[GROUP_OLD]);
@@ -7372,9 +7417,7 @@ static bool consistent_here(struct op *op) {
         return true;
     }
     op->file = NULL;
-    if (!read_file(op, &r, file, &op->entry))
-        return false;
-    turn_give(op, r.etag);
+    read_file(op, &r, file, &op->entry, consistent_again);
     return true;
 }
 

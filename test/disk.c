@@ -1478,6 +1478,32 @@ static void rot_is_read(void) {
     check_value(s->port, target, value);
 }
 
+/* The same of a large value, which is found before any of it is sent. */
+static void large_rot_is_read(void) {
+    static char large[1 << 20];
+    static const char *const targets[] = {"/large", "/large?consistent"};
+    struct server *s = nodes[0];
+    struct client c = client_make(s->port);
+
+    part("of a large value");
+    for (size_t i = 0; i < sizeof targets / sizeof targets[0]; i++) {
+        random_bytes(large, sizeof large, 7 + i);
+        client_ask(&c, "PUT", "/large", NULL, large, sizeof large);
+        check(c.status / 100 == 2, "%d", c.status);
+        value_spoil(s->dir, large, 64, sizeof large / 2);
+        for (int n = 0; n < NODES; n++) {
+            struct client other = client_make(nodes[n]->port);
+
+            check(client_ask(&other, "GET", targets[i], NULL, NULL, 0) == 200 &&
+                      other.body_len == sizeof large &&
+                      memcmp(other.body, large, sizeof large) == 0,
+                  "node %d: %d", n, other.status);
+            client_end(&other);
+        }
+    }
+    client_end(&c);
+}
+
 /* The same with no read at all: the scrubber finds it. */
 static void rot_is_scrubbed(void) {
     struct server *s = nodes[1];
@@ -1567,6 +1593,7 @@ static void test_cluster_rot(void **state) {
         put(nodes[i % NODES]->port, target, value);
     }
     rot_is_read();
+    large_rot_is_read();
     rot_is_scrubbed();
     rot_hides_keys();
     rot_outlives_starts();

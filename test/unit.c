@@ -6122,6 +6122,73 @@ static void test_conn_time(void **state) {
     turns_end(&t);
 }
 
+/* A large value is verified by a thread of the pool before it is sent, so that
+   nobody waits meanwhile; and not at all for an answer that has none of it. */
+static void test_large_read(void **state) {
+    static const struct {
+        const char *method, *field;
+        unsigned status; /* 0: the value is to be sent */
+    } rows[] = {
+        {"GET", "", 0},
+        {"GET", "Range: bytes=-1\r\n", 0},
+        {"GET", "Range: bytes=400000-\r\n", 416},
+        {"GET", "If-None-Match: *\r\n", 304},
+        {"GET", "If-Match: \"0\"\r\n", 412},
+        {"HEAD", "", 200},
+    };
+    struct node *node = *state;
+    uint8_t *bytes = memory(1, 300000);
+    struct slice value = {bytes, 300000};
+    struct turns t;
+
+    world.us = NOON;
+    part_again(node, 0);
+    assert_int_equal(part_put(node, &node->parts[0], slice_of("k"), &value,
+                              version_at(0), false)
+                         .verdict,
+                     ACCEPT_OK);
+    turns_begin(&t, node);
+    atomic_store(&node->loaded, true);
+    wake_pipe(node->pool_queue);
+    for (size_t i = 0; i < COUNT(rows); i++) {
+        struct conn c = {.kind = CONN_CLIENT, .fd = -1, .w = t.w};
+        struct op *op;
+
+        buf_print(&c.in, "%s /k HTTP/1.1\r\nHost: h\r\n%s\r\n", rows[i].method,
+                  rows[i].field);
+        c.in.at = 0;
+        conn_head(&c);
+        op = c.first;
+        assert_non_null(op);
+        assert_int_equal(op->done, rows[i].status != 0);
+        assert_int_equal(op->parked, rows[i].status == 0);
+        if (op->parked) {
+            assert_int_equal(c.out.n, 0);
+            errands_run(&node->parts[0]);
+            worker_inbox(t.w);
+            assert_true(c.streams);
+            assert_false(op->parked);
+            conn_end(&c);
+            file_release(c.stream);
+        } else {
+            assert_int_equal(op->status, rows[i].status);
+            conn_retire(&c);
+        }
+        assert_null(c.first);
+        buf_free(&c.in);
+        buf_free(&c.out);
+        op = t.w->free_ops;
+        t.w->free_ops = op->next;
+        buf_free(&op->rec);
+        buf_free(&op->text);
+        free(op);
+    }
+    close(node->pool_queue[0]);
+    close(node->pool_queue[1]);
+    free(bytes);
+    turns_end(&t);
+}
+
 /* What a large answer of a peer took is not kept for who reads next. */
 static void test_input_kept(void **state) {
     struct node *node = *state;
@@ -6781,6 +6848,7 @@ static const struct CMUnitTest all_tests[] = {
     NODE(test_replica_floor),
     NODE(test_link_moved),
     NODE(test_conn_time),
+    NODE(test_large_read),
     NODE(test_input_kept),
     NODE(test_replica_close),
     NODE(test_replica_prepare),
