@@ -746,6 +746,7 @@ struct op {
 
     /* A read of what another owner has. */
     bool stale;        /* of fewer than a majority */
+    bool rest;         /* a peer's: of an answer that has begun */
     unsigned holder;   /* the owner that has sent the record */
     struct link relay; /* brings the value, if it is large: of op->etag */
     uint64_t relayed;  /* bit i: owner i was asked for that */
@@ -4074,6 +4075,7 @@ static struct buf *answer_begin(struct op *op, unsigned status) {
 
     if (op->c->reading == op)
         conn_skip_body(op->c);
+    op->c->since = op->w->now; /* it has its time from now on */
     op->status = status;
     op_count(op, status);
     buf_text(out, "HTTP/1.1 ");
@@ -4208,6 +4210,7 @@ static void conn_refuse(struct conn *c, const char *refusal) {
         c->reading = op_new(c);
         c->reading->head = slice_begins(buf_slice(&c->in), "HEAD ");
     }
+    c->reading->arrived = c->w->now_ns;
     c->chunks = (struct chunks){.plain = false};
     op_refuse(c->reading, refusal);
 }
@@ -4371,6 +4374,7 @@ static void conn_stream(struct conn *c) {
     if (relay != NULL && c->stream_at == block + n) {
         relay->conn->in.at += size;
         relay->left -= size;
+        c->first->relayed = 0; /* who was asked before may be there again */
         relay->conn->since = c->w->now; /* it waits for more from now on */
         conn_touch(relay->conn);
     }
@@ -4444,13 +4448,12 @@ static void conn_free(struct conn *c) {
    over. */
 static void conn_check_time(struct conn *c) {
     bool stopping = atomic_load(&c->w->node->stopping);
-    bool rests = c->kind == CONN_LINK ? buf_slice(&c->link->calls).n == 0
-                                      : c->first == NULL;
+    bool rests = c->first == NULL;
     uint64_t most = UINT64_MAX;
 
     if (c->kind == CONN_LINK)
-        most = rests ? IDLE_MS : most;
-    else if (c->lingers)
+        return;
+    if (c->lingers)
         most = LINGER_MS;
     else if (conn_unsent(c) > 0 || stream_ready(c))
         most = c->kind == CONN_PEER ? RELAY_MS : PROGRESS_MS;
@@ -5975,10 +5978,11 @@ static bool link_call(struct worker *w, struct link *l, unsigned number,
     struct buf *out;
 
     l->number = number;
+    if (body.n > READ_SIZE && !member_alive(w->node, number))
+        return false;
     if (l->conn == NULL)
         link_open(w, l);
-    if (l->conn == NULL || l->conn->dead || conn_unsent(l->conn) > PEER_QUEUE ||
-        (body.n > READ_SIZE && !member_alive(w->node, number)))
+    if (l->conn == NULL || l->conn->dead || conn_unsent(l->conn) > PEER_QUEUE)
         return false;
     out = &l->conn->out;
     buf_text(out, "POST /_peer/");
@@ -6052,6 +6056,8 @@ static void relay_input(struct conn *c, const struct http *h) {
     const struct call *call = link_oldest(c->link);
     struct op *op = call->op;
 
+    if (!op->done)
+        op->c->since = c->w->now; /* a client has its time for what comes */
     if (op->done)
         conn_kill(c);
     else if (h == NULL)
@@ -6137,10 +6143,14 @@ static void link_check(struct worker *w, const struct link *l) {
     bool route = l == &w->routes[l->number];
     bool lost = view_member(w->view, l->number) != NULL &&
                 !member_alive(w->node, l->number);
-    uint64_t most = lost && l->relays ? LOST_MS : CALL_MS;
+    uint64_t most = CALL_MS;
 
-    if (conn_reads(l->conn) && ((waited > most && rested > most) ||
-                                (waited > LOST_MS && route && lost)))
+    if (l->relays)
+        most = lost ? LOST_MS : PROGRESS_MS; /* it may verify all first */
+    if (call == NULL
+            ? rested > IDLE_MS
+            : conn_reads(l->conn) && ((waited > most && rested > most) ||
+                                      (waited > LOST_MS && route && lost)))
         conn_kill(l->conn);
 }
 
@@ -6791,6 +6801,7 @@ static void read_keep(struct op *op, const struct record *r) {
         return;
     op->rec.n = 0;
     buf_add(&op->rec, p, record_meta(p));
+    record_seal(op->rec.p, 0);
 }
 
 /* Bytes of a record that are read at once for an answer. A large value is sent
@@ -6806,8 +6817,8 @@ static void value_check(struct op *op) {
     uint64_t first, end;
     struct record r;
 
-    op->intact = record_parse(op->rec.p, op->rec.n, op->file->salt, &r);
-    if (op->intact) {
+    op->intact = record_parse(op->rec.p, op->rec.n, 0, &r);
+    if (op->intact && !atomic_load(&op->w->node->ended)) {
         read_status(op, &r, &first, &end);
         op->intact = value_intact(
             op->file, &r, entry_offset(&op->entry) + record_meta(op->rec.p),
@@ -6823,7 +6834,7 @@ static void value_checked(struct op *op) {
     struct record r;
 
     op->file = NULL;
-    if (op->intact && record_parse(op->rec.p, op->rec.n, file->salt, &r)) {
+    if (op->intact && record_parse(op->rec.p, op->rec.n, 0, &r)) {
         c->stream_entry = op->entry;
         c->stream_value = entry_offset(&op->entry) + record_meta(op->rec.p);
         read_answer(op, &r, file);
@@ -6839,8 +6850,8 @@ static void value_checked(struct op *op) {
 /* Answers with a record of this node's own, of which read_most() bytes are in
    w->record, and all of it in a file, which is let go. A large value, or the
    part of it that is wanted, is verified before, as after the head of the answer
-   it is too late, and again block by block when it is sent. If it turns out to
-   be damaged, otherwise() is called. */
+   it is too late (so the rest of one is not), and again block by block when it
+   is sent. If it turns out to be damaged, otherwise() is called. */
 static void read_file(struct op *op, const struct record *r, struct file *file,
                       const struct entry *entry,
                       void (*otherwise)(struct op *)) {
@@ -6858,10 +6869,14 @@ static void read_file(struct op *op, const struct record *r, struct file *file,
     op->due = NULL;
     op->entry = *entry;
     op->file = file;
+    op->otherwise = otherwise;
     op->errand = value_check;
     op->resume = value_checked;
-    op->otherwise = otherwise;
-    errand_park(op->w->node, op->part, op);
+    op->intact = op->rest;
+    if (op->rest)
+        value_checked(op);
+    else
+        errand_park(op->w->node, op->part, op);
 }
 
 /* Answers from this node's own replica; if etag is not 0 only with the value
@@ -6900,10 +6915,11 @@ static bool read_own(struct op *op, uint64_t etag,
  * sends the rest. An etag says which value it is: one that was written again
  * has the same.
  *
- *     value     etag, where the blocks begin that are wanted, and end; key
+ *     value     etag, where the blocks begin that are wanted, and end; 1, a
+ *               byte, if it is the rest of an answer that has begun; key
  *               answers 206 and these, or that there is another value by now */
 
-#define RELAY_ASK 24
+#define RELAY_ASK 25
 
 /* It is not here any more (404), or it is damaged. */
 static void value_lacks(struct op *op) {
@@ -6922,6 +6938,7 @@ static void value_body(struct op *op) {
         return;
     }
     op->keep = false;
+    op->rest = ask.p[24] != 0;
     op->ranged = true;
     op->range = (struct range){false, get64(ask.p + 8), get64(ask.p + 16) - 1};
     setsockopt(op->c->fd, SOL_SOCKET, SO_SNDBUF, &most, sizeof most);
@@ -6948,6 +6965,7 @@ static void relay_ask(struct op *op) {
     put64(ask, op->etag);
     put64(ask + 8, c->stream_at - c->stream_at % BLOCK);
     put64(ask + 16, relay_end(c));
+    ask[24] = c->streams;
     memcpy(ask + RELAY_ASK, op->key.p, op->key.n);
     for (unsigned k = 0; k < op->count; k++) {
         unsigned i = (op->holder + k) % op->count;
@@ -6989,8 +7007,9 @@ static void relay_answered(struct op *op, unsigned i, unsigned status,
     struct record r;
 
     (void)i;
-    if (status == 206 && body.n == relay_end(c) - from) {
-        if (!c->streams && record_parse(op->rec.p, op->rec.n, 0, &r))
+    if (status == 206 && body.n == relay_end(c) - from &&
+        record_parse(op->rec.p, op->rec.n, 0, &r)) {
+        if (!c->streams)
             read_answer(op, &r, NULL);
         return;
     }
@@ -7121,6 +7140,18 @@ static void read_answered(struct op *op, unsigned i, unsigned status,
     read_judge(op);
 }
 
+/* Asks the owners, this node's own replica first if it is one. */
+static void read_owners(struct op *op) {
+    op_owners(op);
+    op->count = bits_count(op->groups[GROUP_OLD]);
+    op->groups[GROUP_NEW] = 0;
+    op->answered = read_answered;
+    if (op->mine < op->count)
+        replica_read(op, op->key);
+    else
+        read_judge(op);
+}
+
 /* Begins a read. While a change runs the owners by the ring in force are asked:
    the others may not have all yet. */
 static void read_begin(struct op *op) {
@@ -7133,17 +7164,9 @@ static void read_begin(struct op *op) {
         hand_over(op);
         return;
     }
-    if (mine && part_worth(op->w->node, op->part) == ANSWER_SURE &&
-        read_own(op, 0, read_begin))
-        return;
-    op_owners(op);
-    op->count = bits_count(op->groups[GROUP_OLD]);
-    op->groups[GROUP_NEW] = 0;
-    op->answered = read_answered;
-    if (mine)
-        replica_read(op, op->key);
-    else
-        read_judge(op);
+    if (!mine || part_worth(op->w->node, op->part) != ANSWER_SURE ||
+        !read_own(op, 0, read_owners))
+        read_owners(op);
 }
 
 /* ---- Consistent operations.
@@ -7619,8 +7642,8 @@ static void consistent_judge(struct op *op) {
     } else if (op->phase == PHASE_WRITE && enough) {
         if (op->majority_since == 0)
             op->majority_since = w->now;
-        if (op_set(op, ANSWER_WAIT, true) != 0 &&
-            w->now - op->majority_since < GRACE_MS) {
+        if (op->parked || (op_set(op, ANSWER_WAIT, true) != 0 &&
+                           w->now - op->majority_since < GRACE_MS)) {
             op_due(op, consistent_judge);
             return;
         }
@@ -7902,13 +7925,12 @@ static void hand_over(struct op *op) {
 static void op_begin(struct op *op) {
     if (!op->reads)
         record_end(&op->rec, op->value_at);
-    op_part(op, op->key);
-    if (op->consistent)
-        hand_over(op);
-    else if (op->reads)
+    if (op->reads && !op->consistent) {
         read_begin(op);
-    else
-        write_start(op);
+        return;
+    }
+    op_part(op, op->key);
+    (op->consistent ? hand_over : write_start)(op);
 }
 
 /* A whole operation has arrived from another node, or from this one's repair:
@@ -11207,7 +11229,7 @@ static const char *metrics_text(struct op *op, struct buf *b) {
 #define ALLOW_ALL "GET, HEAD, PUT, POST, DELETE"
 #define JSON      "application/json"
 #define METRICS   "text/plain; version=0.0.4; charset=utf-8"
-#define UNBUILT   "501 this is not built yet: leave it out"
+#define UNBUILT   "501 this is not built yet"
 #define UNKNOWN   "404 no such path here: / of the client port says which exist"
 
 /* The first row that fits is the one; a * at the end stands for anything, which
