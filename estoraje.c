@@ -3412,7 +3412,8 @@ static const char *http_status_line(struct slice line, struct http *h) {
     uint64_t status;
 
     if (!http_version(&line, h) || line.n < 4 || line.p[0] != ' ' ||
-        !slice_digits((struct slice){line.p + 1, 3}, 10, &status))
+        !slice_digits((struct slice){line.p + 1, 3}, 10, &status) ||
+        status < 100)
         return "400 not an HTTP status line";
     h->status = (unsigned)status;
     return NULL;
@@ -7159,6 +7160,7 @@ static void read_begin(struct op *op) {
 
     op->began = op->began != 0 ? op->began : op->w->now;
     op->attempt++; /* answers of owners by an older ring are void */
+    op->version = 0;
     op->refused = op->stale = false;
     if (op_left(op)) {
         hand_over(op);
@@ -7642,8 +7644,9 @@ static void consistent_judge(struct op *op) {
     } else if (op->phase == PHASE_WRITE && enough) {
         if (op->majority_since == 0)
             op->majority_since = w->now;
-        if (op->parked || (op_set(op, ANSWER_WAIT, true) != 0 &&
-                           w->now - op->majority_since < GRACE_MS)) {
+        if ((op->settles && op->parked) || /* it goes on living after this */
+            (op_set(op, ANSWER_WAIT, true) != 0 &&
+             w->now - op->majority_since < GRACE_MS)) {
             op_due(op, consistent_judge);
             return;
         }

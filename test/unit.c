@@ -6193,28 +6193,34 @@ static void test_large_read(void **state) {
 }
 
 /* A read that settles is not answered before this node's own disk has what was
-   settled, though a majority has: the operation waits for one thing at a time. */
+   settled, though a majority has: it waits for one thing at a time. A write is:
+   nothing is left to do for it. */
 static void test_settle_parked(void **state) {
     struct node *node = *state;
-    struct conn c = {.kind = CONN_CLIENT, .fd = -1};
     struct turns t;
-    struct op *op;
 
     turns_begin(&t, node);
-    c.w = t.w;
-    op = op_new(&c);
-    op->part = &node->parts[0];
-    op_owners(op);
-    op->groups[GROUP_OLD] = 7;
-    op->count = 3;
-    op->phase = PHASE_WRITE;
-    op->reads = op->settles = op->parked = true;
-    op->answers[0] = ANSWER_WAIT;
-    op->answers[1] = op->answers[2] = ANSWER_SURE;
-    op->majority_since = 1;
-    consistent_judge(op);
-    assert_true(op->due == consistent_judge && !op->done);
-    free(op);
+    for (int settles = 0; settles < 2; settles++) {
+        struct conn *c = t.conns[t.count++] = memory(1, sizeof *c);
+        struct op *op;
+
+        c->fd = -1;
+        c->w = t.w;
+        op = op_new(c);
+        op_owners(op);
+        op->groups[GROUP_OLD] = 7;
+        op->count = 3;
+        op->phase = PHASE_WRITE;
+        op->settles = op->reads = settles;
+        op->parked = true;
+        op->answers[0] = ANSWER_WAIT;
+        op->answers[1] = op->answers[2] = ANSWER_SURE;
+        op->majority_since = 1;
+        t.w->now = op->majority_since + GRACE_MS;
+        consistent_judge(op);
+        assert_int_equal(op->done, !settles);
+        assert_int_equal(op->due == consistent_judge, settles);
+    }
     turns_end(&t);
 }
 
