@@ -84,6 +84,7 @@ acceptance-cluster: acceptance
 export SAMPLE
 export ESTORAJE = $(CURDIR)/build/asan/estoraje
 test-disk-tsan: SAMPLE = 5
+test-cluster-tsan: SAMPLE = 2
 test-disk-tsan test-cluster-tsan test-join-tsan test-churn-tsan: \
     ESTORAJE = $(CURDIR)/build/tsan/estoraje
 export ASAN_OPTIONS  = detect_leaks=1:abort_on_error=0

@@ -818,12 +818,17 @@ static void reader_sip(struct reader *r, size_t most) {
 
 enum { READERS = 8, RELAYED = 48 << 20 };
 
+/* How many readers there are. */
+static size_t readers(void) {
+    return sampled(READERS);
+}
+
 /* Begins eight readers of a value at a node: of all of it, and of a part, half
    of each consistent. */
 static void readers_begin(struct reader *r, int port, const char *value) {
     char text[200];
 
-    for (size_t i = 0; i < READERS; i++) {
+    for (size_t i = 0; i < readers(); i++) {
         size_t first = i % 4 < 2 ? 0 : 70000;
 
         r[i] = (struct reader){.c = client_make(port),
@@ -843,9 +848,9 @@ static void readers_begin(struct reader *r, int port, const char *value) {
 
 /* Reads a little of each, and looks at what the node buffers for them. */
 static void readers_sip(struct reader *r, int port, size_t most) {
-    for (size_t i = 0; i < READERS; i++)
+    for (size_t i = 0; i < readers(); i++)
         reader_sip(&r[i], most);
-    check(figure(port, "estoraje_buffered_bytes") < READERS << 20,
+    check(figure(port, "estoraje_buffered_bytes") < (double)(readers() << 20),
           "%.0f bytes are buffered", figure(port, "estoraje_buffered_bytes"));
 }
 
@@ -854,15 +859,15 @@ static size_t readers_end(struct reader *r) {
     long until = now_ms() + 2 * LIMIT_MS;
     size_t whole = 0;
 
-    for (size_t over = 0; over < READERS;) {
+    for (size_t over = 0; over < readers();) {
         check(now_ms() < until, "%zu answers have ended", over);
         over = 0;
-        for (size_t i = 0; i < READERS; i++) {
+        for (size_t i = 0; i < readers(); i++) {
             reader_sip(&r[i], 1 << 20);
             over += r[i].over;
         }
     }
-    for (size_t i = 0; i < READERS; i++) {
+    for (size_t i = 0; i < readers(); i++) {
         whole += r[i].at == r[i].n;
         client_end(&r[i].c);
     }
@@ -949,18 +954,18 @@ static void test_relay(void **state) {
               client_text(&c, "GET", "/small?consistent", NULL) == 200,
           "%d", c.status);
     n = readers_end(r);
-    check(n == READERS, "%zu got all", n);
+    check(n == readers(), "%zu got all", n);
     readers_begin(r, s->port, values[1]);
-    for (size_t i = 0; i < READERS; i++)
+    for (size_t i = 0; i < readers(); i++)
         client_end(&r[i].c); /* they leave */
-    wait_until(figure(s->port, links) < conns + READERS, LIMIT_MS,
+    wait_until(figure(s->port, links) < conns + (double)readers(), LIMIT_MS,
                "%.0f connections, %.0f before", figure(s->port, links), conns);
 
     part("an owner is killed: the other sends the rest");
     readers_begin(r, s->port, values[1]);
     server_kill(first);
     n = readers_end(r);
-    check(n == READERS, "%zu got all", n);
+    check(n == readers(), "%zu got all", n);
     again(first);
     cluster_mend(state);
 
@@ -970,7 +975,7 @@ static void test_relay(void **state) {
     readers_sip(r, s->port, 200000);
     server_kill(first);
     n = readers_end(r);
-    check(n < READERS, "%zu got all", n);
+    check(n < readers(), "%zu got all", n);
     wait_until(figure(s->port, "estoraje_buffered_bytes") < 1 << 20, LIMIT_MS,
                "it is still buffered");
     for (size_t i = 0; i < 2; i++)
