@@ -3882,9 +3882,9 @@ static size_t conn_unsent(const struct conn *c) {
 
 /* Whether so much is unsent that nothing is added to it; while all memory is
    used up that is anything. */
-static bool conn_full(const struct conn *c, size_t most) {
+static bool conn_full(const struct conn *c) {
     return conn_unsent(c) > 0 &&
-           (conn_unsent(c) > most || !buffer_room(c->w, SIZE_MAX, 0));
+           (conn_unsent(c) > OUT_MAX || !buffer_room(c->w, SIZE_MAX, 0));
 }
 
 /* Whether more input is wanted: a client's next request waits for the one
@@ -3900,7 +3900,7 @@ static bool conn_reads(const struct conn *c) {
     if (c->kind == CONN_LINK)
         return !c->link->relays || unread == 0 ||
                (unread < RELAY_MAX && unread < c->link->left);
-    if (c->close_after || conn_full(c, OUT_MAX))
+    if (c->close_after || conn_full(c))
         return false;
     if (c->first == NULL || c->reading != NULL)
         return true;
@@ -6057,11 +6057,12 @@ static void relay_input(struct conn *c, const struct http *h) {
     const struct call *call = link_oldest(c->link);
     struct op *op = call->op;
 
-    if (!op->done)
-        op->c->since = c->w->now; /* a client has its time for what comes */
-    if (op->done)
+    if (op->done) {
         conn_kill(c);
-    else if (h == NULL)
+        return;
+    }
+    op->c->since = c->w->now; /* a client has its time for what comes */
+    if (h == NULL)
         conn_touch(op->c);
     else
         op->answered(op, call->owner, h->status,
@@ -6519,9 +6520,9 @@ static void vote_take(struct op *op, unsigned i, unsigned status,
 }
 
 static void write_judge(struct op *op);
-static void
-op_failed(struct op *op); /* the next section: consistent ones, too */
-static void hand_over(struct op *op); /* consistently: likewise */
+/* Of the next sections. */
+static void op_failed(struct op *op);
+static void hand_over(struct op *op);
 static void read_begin(struct op *op);
 static void turn_give(struct op *op, uint64_t etag);
 static void consistent_again(struct op *op);
@@ -6699,10 +6700,9 @@ static void write_start(struct op *op) {
     "the condition of If-Match or If-None-Match does not hold: nothing was " \
     "done; read the key for its ETag"
 
-#define ROTTEN                                                             \
-    "damaged: the value fails its checksum, and no other replica has it: " \
-    "write "                                                               \
-    "it again"
+#define ROTTEN                                                     \
+    "damaged: the value fails its checksum, and no other replica " \
+    "has it: write it again"
 
 /* What a read is answered that meets a record (a version of 0: none), and which
    bytes of the value it gets: those from *first to before *end. The conditions
