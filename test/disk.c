@@ -1480,18 +1480,20 @@ static void rot_is_read(void) {
     check_value(s->port, target, value);
 }
 
-/* The same of a large value, which is found before any of it is sent. */
+/* The same of a large value, which is found before any of it is sent.  A key is
+   written once: its log would else be compacted while its bytes are looked for. */
 static void large_rot_is_read(void) {
     static char large[1 << 20];
-    static const char *const targets[] = {"/large", "/large?consistent"};
+    static const char *const keys[] = {"/large", "/larger"};
+    static const char *const targets[] = {"/large", "/larger?consistent"};
     struct server *s = nodes[0];
     struct client c = client_make(s->port);
 
     part("of a large value");
     for (size_t i = 0; i < sizeof targets / sizeof targets[0]; i++) {
         random_bytes(large, sizeof large, 7 + i);
-        client_ask(&c, "PUT", "/large", NULL, large, sizeof large);
-        check(c.status / 100 == 2, "%d", c.status);
+        client_ask(&c, "PUT", keys[i], NULL, large, sizeof large);
+        check(c.status == 201, "%d", c.status);
         value_spoil(s->dir, large, 64, sizeof large / 2);
         for (int n = 0; n < NODES; n++) {
             struct client other = client_make(nodes[n]->port);
