@@ -4170,16 +4170,19 @@ static const char *op_take(struct op *op, struct slice data,
 }
 
 /* Goes on with a body; op->body() is called when it is all there. false: more
-   is needed. */
+   is needed. A large body has not moved before it is READ_SIZE longer, or a few
+   who send a byte now and then would keep the memory of all. */
 static bool conn_body(struct conn *c) {
     struct op *op = c->reading;
     const char *refusal = NULL;
     struct slice data = buf_slice(&c->in);
     ssize_t used = chunks_read(&c->chunks, data.p, data.n, &data);
+    size_t had = op != NULL ? op->rec.n : 0;
 
     if (used > 0) {
-        c->since = c->w->now;
         c->in.at += (size_t)used;
+        if (had < READ_SIZE || had / READ_SIZE < (had + data.n) / READ_SIZE)
+            c->since = c->w->now;
     }
     if (used < 0)
         refusal = "400 a chunk is malformed, its line over 1 KiB, or the "
@@ -4304,7 +4307,9 @@ static void conn_input(struct conn *c) {
         if (n < 0 || c->reading != NULL || c->kind == CONN_LINK ||
             (c->first == NULL && conn_unsent(c) == 0))
             conn_kill(c);
-    } else if ((fresh || c->kind == CONN_LINK) && !c->close_after) {
+    } else if (!c->close_after &&
+               (c->kind == CONN_LINK ||
+                (fresh && c->chunks.state == CHUNK_END))) {
         c->since = c->w->now; /* a head that begins has so long to end */
     }
     conn_consume(c);
@@ -4471,7 +4476,8 @@ static void conn_check_time(struct conn *c) {
     if (c->kind == CONN_CLIENT && !c->close_after && conn_unsent(c) == 0 &&
         (c->reading != NULL || (c->first == NULL && c->in.n > 0)))
         conn_refuse(c, "408 the rest of the request has not come (a header has "
-                       "10 s, a body may rest for 30 s): send it again");
+                       "10 s; a body 30 s for more of it, or 64 KiB of a large "
+                       "one): send it again");
     else
         conn_kill(c);
 }
@@ -5950,7 +5956,8 @@ static void link_open(struct worker *w, struct link *l) {
     int fd, most = OUT_MAX / 2;
 
     if (m == NULL || m->address_n == 0 || w->now < l->retry_at ||
-        (l->relays && conns_full(w->node)) ||
+        (l->relays &&
+         (conns_full(w->node) || !buffer_room(w, SIZE_MAX, 2 * RELAY_MAX))) ||
         (fd = socket(m->address.ss_family, SOCK_STREAM, 0)) < 0)
         return;
     fd_nonblocking(fd);

@@ -5703,21 +5703,31 @@ static void turns_begin(struct turns *t, struct node *node) {
     *t = (struct turns){.w = w};
 }
 
+static void op_free(struct op *op) {
+    buf_free(&op->rec);
+    buf_free(&op->old);
+    buf_free(&op->text);
+    buf_free(&op->list);
+    free(op);
+}
+
 /* Frees it. */
 static void turns_end(struct turns *t) {
     struct worker *w = t->w;
 
     for (unsigned i = 0; i < t->count; i++) {
-        struct op *op = t->conns[i]->first;
-
-        buf_free(&op->rec);
-        buf_free(&op->old);
-        buf_free(&op->text);
+        op_free(t->conns[i]->first);
         buf_free(&t->conns[i]->out);
-        free(op);
         free(t->conns[i]);
     }
+    for (struct op *op = w->free_ops, *next; op != NULL; op = next) {
+        next = op->next;
+        op_free(op);
+    }
     buf_free(&w->record);
+    buf_free(&w->input);
+    free(w->fds);
+    free(w->conns);
     view_release(w->view);
     pthread_mutex_destroy(&w->inbox_lock);
     close(w->wake[0]);
@@ -6125,6 +6135,58 @@ static void test_conn_time(void **state) {
     turns_end(&t);
 }
 
+/* A byte now and then keeps a small body alive, and a large one not, which holds
+   memory of all: of that come 64 KiB in the time. */
+static void test_body_moves(void **state) {
+    static const struct {
+        size_t size, first; /* bytes that come at once */
+        size_t step, steps; /* then so many, so often, each at the last ms */
+        bool late;
+    } rows[] = {
+        {READ_SIZE / 2, 1, 1, 100, false},
+        {4 * READ_SIZE, READ_SIZE, 1, 0, false},
+        {4 * READ_SIZE, READ_SIZE, 1, 1, true},
+        {4 * READ_SIZE, READ_SIZE, READ_SIZE / 2, 1, true},
+        {4 * READ_SIZE, READ_SIZE, READ_SIZE, 2, false},
+    };
+    static char bytes[READ_SIZE];
+    struct node *node = *state;
+    struct turns t;
+
+    turns_begin(&t, node);
+    node->flags.max_value = 8 * READ_SIZE;
+    atomic_store(&node->loaded, true);
+    for (size_t i = 0; i < COUNT(rows); i++) {
+        char head[100];
+        int fds[2], n;
+        struct conn *c;
+
+        assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM, 0, fds), 0);
+        c = conn_new(t.w, fds[0], CONN_CLIENT);
+        n = snprintf(head, sizeof head,
+                     "PUT /k HTTP/1.1\r\nHost: x\r\nContent-Length: %zu\r\n\r\n",
+                     rows[i].size);
+        assert_int_equal(write(fds[1], head, (size_t)n), n);
+        conn_input(c);
+        for (size_t k = 0; k <= rows[i].steps; k++) {
+            size_t size = k == 0 ? rows[i].first : rows[i].step;
+
+            assert_int_equal(write(fds[1], bytes, size), size);
+            while (recv(fds[0], head, 1, MSG_PEEK) == 1)
+                conn_input(c);
+            assert_non_null(c->reading);
+            t.w->now += PROGRESS_MS;
+            conn_check_time(c);
+        }
+        assert_int_equal(c->close_after, rows[i].late);
+        conn_kill(c);
+        worker_settle(t.w);
+        close(fds[1]);
+    }
+    assert_int_equal(node->buffered, 0);
+    turns_end(&t);
+}
+
 /* A large value is verified by a thread of the pool before it is sent, so that
    nobody waits meanwhile; and not at all for an answer that has none of it. */
 static void test_large_read(void **state) {
@@ -6180,11 +6242,6 @@ static void test_large_read(void **state) {
         assert_null(c.first);
         buf_free(&c.in);
         buf_free(&c.out);
-        op = t.w->free_ops;
-        t.w->free_ops = op->next;
-        buf_free(&op->rec);
-        buf_free(&op->text);
-        free(op);
     }
     close(node->pool_queue[0]);
     close(node->pool_queue[1]);
@@ -6273,12 +6330,6 @@ static void test_replica_close(void **state) {
             conn_retire(c);
         }
         buf_free(&c->in);
-    }
-    buf_free(&t.w->input);
-    for (struct op *op = t.w->free_ops, *next; op != NULL; op = next) {
-        next = op->next;
-        buf_free(&op->rec);
-        free(op);
     }
     turns_end(&t);
 }
@@ -6883,6 +6934,7 @@ static const struct CMUnitTest all_tests[] = {
     NODE(test_replica_floor),
     NODE(test_link_moved),
     NODE(test_conn_time),
+    NODE(test_body_moves),
     NODE(test_large_read),
     NODE(test_settle_parked),
     NODE(test_input_kept),
