@@ -4307,9 +4307,8 @@ static void conn_input(struct conn *c) {
         if (n < 0 || c->reading != NULL || c->kind == CONN_LINK ||
             (c->first == NULL && conn_unsent(c) == 0))
             conn_kill(c);
-    } else if (!c->close_after &&
-               (c->kind == CONN_LINK ||
-                (fresh && c->chunks.state == CHUNK_END))) {
+    } else if (!c->close_after && (c->kind == CONN_LINK ||
+                                   (fresh && c->chunks.state == CHUNK_END))) {
         c->since = c->w->now; /* a head that begins has so long to end */
     }
     conn_consume(c);
@@ -5956,8 +5955,7 @@ static void link_open(struct worker *w, struct link *l) {
     int fd, most = OUT_MAX / 2;
 
     if (m == NULL || m->address_n == 0 || w->now < l->retry_at ||
-        (l->relays &&
-         (conns_full(w->node) || !buffer_room(w, SIZE_MAX, 2 * RELAY_MAX))) ||
+        (l->relays && conns_full(w->node)) ||
         (fd = socket(m->address.ss_family, SOCK_STREAM, 0)) < 0)
         return;
     fd_nonblocking(fd);
@@ -6970,6 +6968,11 @@ static void relay_ask(struct op *op) {
     struct conn *c = op->c;
     uint8_t ask[RELAY_ASK + KEY_MAX];
 
+    if (!c->streams &&
+        !buffer_room(op->w, c->stream_end - c->stream_at, 4 * RELAY_MAX)) {
+        answer_error(op, 503, BUSY);
+        return;
+    }
     put64(ask, op->etag);
     put64(ask + 8, c->stream_at - c->stream_at % BLOCK);
     put64(ask + 16, relay_end(c));

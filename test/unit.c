@@ -6163,9 +6163,10 @@ static void test_body_moves(void **state) {
 
         assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM, 0, fds), 0);
         c = conn_new(t.w, fds[0], CONN_CLIENT);
-        n = snprintf(head, sizeof head,
-                     "PUT /k HTTP/1.1\r\nHost: x\r\nContent-Length: %zu\r\n\r\n",
-                     rows[i].size);
+        n = snprintf(
+            head, sizeof head,
+            "PUT /k HTTP/1.1\r\nHost: x\r\nContent-Length: %zu\r\n\r\n",
+            rows[i].size);
         assert_int_equal(write(fds[1], head, (size_t)n), n);
         conn_input(c);
         for (size_t k = 0; k <= rows[i].steps; k++) {
