@@ -525,7 +525,8 @@ struct node {
     struct etcd *etcd;
 
     struct op *leaves;  /* removals of nodes that are asked for; view_lock */
-    atomic_bool left;   /* this node is no member any more */
+    atomic_bool left;   /* this node is no member any more, */
+    atomic_bool gone;   /* as one with a later ring has said */
     atomic_bool forget; /* for the house thread: call identity_forget() */
 
     int exit_code; /* when the node stops for a reason of its own */
@@ -3739,8 +3740,9 @@ static struct slice status_text(unsigned status) {
         "200 OK;201 Created;204 No Content;404 Not Found;304 Not Modified;202 "
         "Accepted;206 Partial Content;400 Bad Request;401 Unauthorized\r\n"
         "WWW-Authenticate: Bearer;403 Forbidden;405 Method Not Allowed;408 "
-        "Request Timeout;409 Conflict;412 Precondition Failed;413 Content Too "
-        "Large;414 URI Too Long;415 Unsupported Media Type\r\nAccept-Encoding: "
+        "Request Timeout;409 Conflict;410 Gone;412 Precondition Failed;413 "
+        "Content Too Large;414 URI Too Long;415 Unsupported Media "
+        "Type\r\nAccept-Encoding: "
         "identity;416 Range Not Satisfiable;417 Expectation Failed;431 Request "
         "Header Fields Too Large;501 Not Implemented;503 Service Unavailable"
         "\r\nRetry-After: 1;504 Gateway Timeout;505 HTTP Version Not Supported;"
@@ -6172,6 +6174,7 @@ static bool secret_equal(struct slice given, const char *secret) {
 }
 
 #define OTHER_EPOCH "409 another epoch of the ring is in force here"
+#define GONE        "410 this node is no member of the cluster any more"
 
 /* A peer has a later ring: this node looks for it. */
 static void epoch_heard(struct node *node, uint64_t epoch) {
@@ -6203,11 +6206,14 @@ static void intro_take(struct op *op, struct slice field) {
         slice_digits((struct slice){field.p + 17 * i, 16}, 16, &op->intro[i]);
 }
 
+static void beat_body(struct op *op);
+
 /* What can be said against who speaks. */
 static const char *peer_check(struct op *op) {
     const uint64_t *x = op->intro;
     const struct view *view = op->w->view;
     const struct member *m = view_member(view, x[3]);
+    bool stranger = m == NULL || (m->id != 0 && m->id != x[4]);
 
     if (x[0] != INTRO_VERSION)
         return "403 no Estoraje field of protocol version 5: this port is for "
@@ -6223,14 +6229,15 @@ static const char *peer_check(struct op *op) {
     }
     op->epoch = x[2];
     if (x[2] < view->epoch)
-        return OTHER_EPOCH;
+        return stranger && x[3] != 0 && op->act == beat_body ? GONE
+                                                             : OTHER_EPOCH;
     if (x[2] > view->epoch) { /* it waits, and so does what it says of itself */
         epoch_heard(op->w->node, x[2]);
         return NULL;
     }
     if (m == NULL && op->forwarded)
         return NULL; /* as if its client had come here: done by this node */
-    if (m == NULL || (m->id != 0 && m->id != x[4]))
+    if (stranger)
         return "403 not a member of this cluster";
     if (!peer_booted(op->w->node, m->number, x[5]))
         return "403 a later process of that node has spoken";
@@ -8023,6 +8030,8 @@ static void beat_answered(struct worker *w, unsigned number, uint64_t since,
                           unsigned status, struct slice body) {
     struct peer *peer = &w->node->peers[number];
 
+    if (status == 410 && !atomic_exchange(&w->node->gone, true))
+        wake_write(w->node->etcd_wake[1]);
     if (status != 200 || body.n != BEAT_ANSWER) {
         for (unsigned i = 0; i < PARTITIONS_MAX / 64; i++)
             atomic_store(&peer->missed[i], UINT64_MAX);
@@ -8077,7 +8086,7 @@ static void peers_watch(struct worker *w) {
         uint64_t bit = UINT64_C(1) << m->number % 64;
 
         mine |= alive ? bit : 0;
-        if (i == w->view->me) {
+        if (m->number == self_number(node)) {
             me = bit;
             continue;
         }
@@ -8116,7 +8125,7 @@ static void worker_beat(struct worker *w) {
     for (unsigned i = 0; i < w->view->count; i++) {
         unsigned number = w->view->member[i].number;
 
-        if (w->index == 0 && i != w->view->me &&
+        if (w->index == 0 && number != self_number(node) &&
             (due || (member_alive(node, number)
                          ? atomic_load(&node->peers[number].missed_any)
                          : link_oldest(&w->beats[number]) == NULL)))
@@ -10047,6 +10056,20 @@ static void left_tell(struct etcd *e) {
     e->left = true;
 }
 
+/* The others have removed this node while it did not run, or was cut off, and
+   with it its etcd, which says nothing any more: it is none by its own ring,
+   either. With -add it joins anew, when it is started again. */
+static void ring_leave(struct node *node, const struct etcd *e) {
+    struct view *view = view_parse(node, buf_slice(&e->obeyed));
+
+    if (!atomic_exchange(&node->left, true) && view != NULL) {
+        view->me = view->count;
+        view_adopt(node, view);
+    } else {
+        view_release(view);
+    }
+}
+
 /* The ring in etcd is in force here: does what is due of changes. */
 static enum look etcd_tend(struct node *node, struct etcd *e) {
     const struct view *view = node->view;
@@ -10242,6 +10265,8 @@ static void etcd_look(struct node *node, struct etcd *e, uint64_t until) {
     else if (node->flags.etcd != NULL)
         e->at = (e->at + 1) % e->count;
     where_text(where, at->host, at->port);
+    if (e->trouble != NULL && atomic_load(&node->gone) && !node->flags.add)
+        ring_leave(node, e);
     if (e->trouble != NULL && atomic_load(&node->left) && node->guardian > 0 &&
         !etcd_member_find(e, node->flags.name, &m)) {
         guardian_stop(node); /* its etcd was removed with it, and has ended */

@@ -376,14 +376,63 @@ static void test_together(void **state) {
         voter_wait(s[i], port[i]);
 }
 
+/* A node of the first three is removed while it is down, and its etcd with it.
+   When it is back it serves nothing that may be old, though no etcd tells it
+   so; with -add it joins anew. */
+static void test_removed(void **state) {
+    struct server *s = nodes[2];
+    struct client c = client_make(nodes[0]->port);
+    struct client admin = client_make(nodes[0]->port - 1);
+
+    (void)state;
+    check(client_text(&c, "PUT", "/removed", "old") == 201, "%d", c.status);
+    server_kill(s);
+    wait_until(client_text(&c, "GET", "/_cluster_status", NULL) == 200 &&
+                   text_count(c.body, "\"alive\":false") > 0,
+               LIMIT_MS, "%s", c.body);
+    wait_until(client_text(&admin, "DELETE", "/_nodes/delete/node3", NULL) ==
+                   202,
+               LIMIT_MS, "%s", admin.body);
+    wait_until(client_text(&c, "GET", "/_cluster_status", NULL) == 200 &&
+                   strstr(c.body, "\"node3\"") == NULL,
+               LIMIT_MS, "%s", c.body);
+    wait_until(standing(etcd_peer[2]) == ABSENT, LIMIT_MS, "%s",
+               standings[standing(etcd_peer[2])]);
+    check(client_text(&c, "PUT", "/removed", "new") == 204, "%d", c.status);
+
+    part("it is back");
+    server_start(s);
+    client_end(&c);
+    c = client_make(s->port);
+    wait_until(said(s, "has left the cluster"), LIMIT_MS, "not said");
+    check(client_text(&c, "GET", "/removed", NULL) == 503 &&
+              strstr(c.body, "has left the cluster") != NULL,
+          "%d %s", c.status, c.body);
+    check(status_of(s->port, "GET", "/_ready") == 503, "it is ready");
+    server_stop(s);
+
+    part("with -add");
+    s->argv[s->argc++] = (char *)"-add";
+    server_start(s);
+    server_ready(s);
+    wait_until(client_text(&c, "GET", "/removed", NULL) == 200 &&
+                   strcmp(c.body, "new") == 0,
+               LIMIT_MS, "%d %s", c.status, c.body);
+    client_end(&c);
+    client_end(&admin);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_refused),   cmocka_unit_test(test_signal),
         cmocka_unit_test(test_lost_disk), cmocka_unit_test(test_stale),
         cmocka_unit_test(test_killed),    cmocka_unit_test(test_together),
+        cmocka_unit_test(test_removed),
     };
 
     run_begin(torture() ? 1200 : 400);
+    if (getenv("ONLY") != NULL)
+        cmocka_set_test_filter(getenv("ONLY"));
     return run_result(
         cmocka_run_group_tests(tests, cluster_begin, servers_end));
 }
