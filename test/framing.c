@@ -1047,6 +1047,6 @@ int main(void) {
         cmocka_unit_test(test_cuts),
     };
 
-    run_begin(torture() ? 3600 : 300);
+    run_begin(torture() ? 3600 : 900);
     return run_result(cmocka_run_group_tests(tests, rows_begin, rows_end));
 }

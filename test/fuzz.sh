@@ -9,7 +9,7 @@ for TARGET in request reply json record peer; do
     export TARGET
     mkdir -p "$dir/$TARGET"
     if "$1" -help=1 2>&1 | grep -q max_total_time; then
-        "$1" -max_total_time="$2" -max_len=20000 -timeout=20 \
+        "$1" -max_total_time="$2" -max_len=20000 -timeout=120 \
             -artifact_prefix="$dir/$TARGET-" "$dir/$TARGET" \
             "test/corpus/$TARGET" >"$dir/$TARGET.log" 2>&1
     else
