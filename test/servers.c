@@ -439,7 +439,7 @@ static void test_descriptors(void **state) {
     static char large[100000];
     struct client c;
     size_t before;
-    long spent;
+    long spent, took;
     char *log;
 
     (void)state;
@@ -472,10 +472,12 @@ static void test_descriptors(void **state) {
     many_send(fds, SERVED, one_get);
     many_read(fds, SERVED);
     check(descriptors_of(s) < 400, "all are taken");
+    took = now_ms();
     spent = cpu_ms_of(s);
-    pause_ms(2000);
+    pause_ms(1000);
     spent = cpu_ms_of(s) - spent;
-    check(spent < 400, "%ld ms of CPU time in two seconds", spent);
+    took = now_ms() - took;
+    check(spent < took / 5, "%ld ms of CPU time in %ld ms", spent, took);
     many_send(fds, SERVED, one_get);
     many_read(fds, SERVED);
 
@@ -1039,8 +1041,12 @@ static void test_list(void **state) {
     char *lines, key[64];
     struct client c = client_make(api->port);
 
+    struct server *s = alone("listed", "-partitions 4");
+
     (void)state;
-    calls_run(api->port, list_calls, COUNT(list_calls));
+    /* a page ends after half a second: this one has few partitions to ask */
+    calls_run(s->port, list_calls, COUNT(list_calls));
+    server_stop(s);
     part("each line follows a slash");
     for (size_t i = 0; i < COUNT(keys); i++) {
         snprintf(key, sizeof key, "/%s", keys[i]);
@@ -1119,7 +1125,7 @@ static void test_rot(void **state) {
           c.status);
     wait_until(client_text(&c, "GET", "/?list", NULL) == 200 &&
                    text_lines(c.body) == 2,
-               5000, "%d %s", c.status, c.body);
+               LIMIT_MS, "%d %s", c.status, c.body);
     client_drop(&c);
     server_stop(s);
     log_flip(s, "the-rotten-one", 2);
@@ -1134,20 +1140,20 @@ static void test_rot(void **state) {
 
 static struct server *lister;
 
-/* Between pages of a listing: some keys go, others come, and all that stay are
-   written again, so that logs are compacted. */
+/* Between pages of a listing: some keys go, others come, and half of those that
+   stay are written again, so that logs are compacted. */
 static void list_trouble(size_t page) {
     static char value[3000];
     struct client c = client_make(lister->port);
     char key[40];
 
     memset(value, 'v', sizeof value);
-    for (int i = 0; i < 400; i++) {
-        snprintf(key, sizeof key, "/stay/%d", i);
+    for (size_t i = page * 200; i < page * 200 + 200; i++) {
+        snprintf(key, sizeof key, "/stay/%zu", i % 400);
         client_ask(&c, "PUT", key, NULL, value, sizeof value);
-        snprintf(key, sizeof key, "/go/%zu", page * 400 + (size_t)i);
+        snprintf(key, sizeof key, "/go/%zu", i);
         client_text(&c, "DELETE", key, NULL);
-        snprintf(key, sizeof key, "/come/%zu", page * 400 + (size_t)i);
+        snprintf(key, sizeof key, "/come/%zu", i);
         client_text(&c, "PUT", key, "");
     }
     client_end(&c);
@@ -1162,7 +1168,7 @@ static void test_list_moving(void **state) {
     char key[40];
 
     (void)state;
-    lister = alone("lister", "-partitions 2 -debug -sync none");
+    lister = alone("lister", "-partitions 2 -sync none");
     c = client_make(lister->port);
     for (int i = 0; i < 2000; i++) {
         snprintf(key, sizeof key, "/go/%d", i);
@@ -1171,6 +1177,7 @@ static void test_list_moving(void **state) {
         client_text(&c, "PUT", key, "");
         client_text(&c, "DELETE", key, NULL);
     }
+    list_trouble(0);
     list_trouble(1);
     for (size_t i = 0; i < COUNT(queries); i++) {
         size_t pages;
@@ -1190,12 +1197,9 @@ static void test_list_moving(void **state) {
         }
         free(lines);
     }
-    {
-        char *log = server_log(lister);
-
-        check(strstr(log, "compacted partition=") != NULL, "no compaction");
-        free(log);
-    }
+    wait_until((metrics_get(&c),
+                metric(&c, "estoraje_compactions_total{result=\"done\"}") > 0),
+               LIMIT_MS, "no compaction: %s", c.body);
     client_end(&c);
 }
 
@@ -1607,7 +1611,7 @@ static void test_slow_readers(void **state) {
 /* Bodies that do not end use up the memory that all have: then large ones are
    refused and small requests go on; when they are gone all is as before. */
 static void test_memory(void **state) {
-    enum { BODIES = 24, SIZE = 64 << 20, LIMIT = 1 << 30 };
+    enum { BODIES = 20, SIZE = 64 << 20, LIMIT = 1 << 30 };
     struct server *s = alone("memory", "-partitions 16");
     struct client c[BODIES], other = client_make(s->port);
     char *value = malloc(SIZE), retry[32], head[100];
@@ -1622,7 +1626,9 @@ static void test_memory(void **state) {
                  SIZE);
         check(client_connect(&c[i]) && client_send(&c[i], head, strlen(head)),
               "cannot send");
-        if (client_send(&c[i], value, SIZE - 1) &&
+        for (int k = 0; k < i; k++) /* each has to bring so much in 30 s */
+            send(c[k].fd, value, 64 << 10, MSG_NOSIGNAL);
+        if (client_send(&c[i], value, SIZE - BODIES * (64 << 10)) &&
             !client_poll(&c[i], POLLIN, now_ms() + 20))
             continue;
         refused++;
@@ -1890,6 +1896,10 @@ static void test_cuts(void **state) {
 
 /* ---- Abuse, and the others ------------------------------------------- */
 
+/* What nobody waits for an answer, though the machine may be busy: who does was
+   held up by the others. */
+enum { HELD_UP_MS = LIMIT_MS / 2 };
+
 /* A client that is served all the while: it asks until it is stopped. */
 static struct bystander {
     int port;
@@ -2063,7 +2073,7 @@ static void test_abuse(void **state) {
     bystander_end(state);
     check(bystander.errors == 0, "the other client: %ld errors",
           bystander.errors);
-    check(bystander.worst_ms < 3000, "it waited %ld ms once",
+    check(bystander.worst_ms < HELD_UP_MS, "it waited %ld ms once",
           bystander.worst_ms);
 }
 
@@ -2249,7 +2259,7 @@ static void test_idle(void **state) {
         }
     }
     bystander_end(state);
-    check(bystander.errors == 0 && bystander.worst_ms < 5000,
+    check(bystander.errors == 0 && bystander.worst_ms < HELD_UP_MS,
           "the other client: %ld errors, %ld ms once", bystander.errors,
           bystander.worst_ms);
     many_close(fds, IDLE);
@@ -2312,6 +2322,8 @@ static void test_deaf(void **state) {
     before = sent = metric(&c, series);
     many_open(s->port, fds, DEAF);
     many_send(fds, DEAF, text);
+    wait_until((metrics_get(&c), metric(&c, series) > before + DEAF * 1000),
+               LIMIT_MS, "%s", c.body);
     do {
         now = sent;
         pause_ms(500);
@@ -2374,7 +2386,7 @@ static void test_slow(void **state) {
              before / mib, memory_of(s) / mib);
         wait_until(memory_of(s) < before + bounds[i % 2], LIMIT_MS,
                    "%ld bytes, not %ld", memory_of(s), before);
-        check(bystander.errors == 0 && bystander.worst_ms < 3000,
+        check(bystander.errors == 0 && bystander.worst_ms < HELD_UP_MS,
               "the other client: %ld errors, %ld ms once", bystander.errors,
               bystander.worst_ms);
         i += i % 2 == 0 && !torture(); /* the second attack is left out */
@@ -2621,17 +2633,18 @@ static void test_metrics(void **state) {
         {"estoraje_ring_epoch", 1, 1},
         {"estoraje_build_info{version=\"0.1\"}", 1, 1},
     };
+    long began = now_ms();
     struct server *s = alone("metrics", "-threads 2 -partitions 16");
     struct client c = client_make(s->port), others[4];
     double sent = 0, received = 0, before[2], was, n, took;
     char name[128], *large;
-    long began = now_ms();
 
     (void)state;
     part("bytes, exactly");
-    check(client_connect(&c), "cannot connect");
-    pause_ms(100); /* until another worker has counted what it sent before */
-    metrics_get(&c);
+    wait_until(/* another worker counts what it sent before it closes */
+               (metrics_get(&c),
+                metric(&c, "estoraje_connections{port=\"client\"}") == 1),
+               LIMIT_MS, "%s", c.body);
     before[0] = metric(&c, "estoraje_received_bytes_total{port=\"client\"}");
     before[1] = metric(&c, "estoraje_sent_bytes_total{port=\"client\"}");
     was =
@@ -2690,7 +2703,7 @@ static void test_metrics(void **state) {
         wait_until((metrics_get(&c),
                     metric(&c, figures[i].series) >= figures[i].least &&
                         metric(&c, figures[i].series) <= figures[i].most),
-                   5000, "%s %.0f", figures[i].series,
+                   LIMIT_MS, "%s %.0f", figures[i].series,
                    metric(&c, figures[i].series));
     n = (double)time(NULL) - metric(&c, "process_start_time_seconds");
     check(n >= 0 && n < 120, "started %.0f s ago", n);
@@ -2704,7 +2717,7 @@ static void test_metrics(void **state) {
     free(large);
     wait_until((metrics_get(&c),
                 metric(&c, "estoraje_compactions_total{result=\"done\"}") > 0),
-               20000, "%s", c.body);
+               LIMIT_MS, "%s", c.body);
     check(metric(&c, "estoraje_log_bytes") >= 65536, "%s", c.body);
     check(metric(&c, TOOK "_count{method=\"PUT\"}") == 24, "%s", c.body);
     client_end(&c);
@@ -2984,9 +2997,7 @@ int main(void) {
     };
     int failed;
 
-    run_begin(torture() ? 3600 : 300);
-    if (getenv("ONLY") != NULL)
-        cmocka_set_test_filter(getenv("ONLY"));
+    run_begin(torture() ? 3600 : 900);
     failed = cmocka_run_group_tests(flags, NULL, NULL);
     failed += cmocka_run_group_tests(requests, api_begin, api_end);
     failed += cmocka_run_group_tests(lives, NULL, NULL);
