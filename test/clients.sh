@@ -224,7 +224,7 @@ use_curl() {
     for n in 1 31 60; do
         is_file "-Z" "$dir/z$n" "$dir/small"
     done
-    is "-Z, large" "2 20971520" "$(curl -Z -w '%{size_download}\n' \
+    is "-Z, large" "2 8388608" "$(curl -Z -w '%{size_download}\n' \
         -o /dev/null "$url/{big,old}" | counted)"
     once="-sS -o /dev/null -w %{num_connects}\\n"
     is "connections" "1 1" "$(curl $once "$url/z[1-9]" \
@@ -536,8 +536,8 @@ behind() {
     got "$(api 1)/$part"
     is "-T - of a pipe" 204 "$(cat "$dir/big" | status -T - "$url/$part")"
     got "$url/$part"
-    has Content-Length 20971520 -I "$url/$part"
-    is "a range" 'bytes 1-3/20971520' "$(curl -r 1-3 -o /dev/null -D - \
+    has Content-Length 8388608 -I "$url/$part"
+    is "a range" 'bytes 1-3/8388608' "$(curl -r 1-3 -o /dev/null -D - \
         "$url/$part" | tr -d '\r' | sed -n 's/^content-range: //Ip')"
     curl -I -o "$dir/got" --etag-save "$dir/etag" "$url/$part"
     is "304" 304 "$(status --etag-compare "$dir/etag" "$url/$part")"
@@ -621,7 +621,7 @@ net=127.$a.$b hex=$(printf '0[1-3]%02X%02X7F' $b $a)
 dir=$(mktemp -d "${TMPDIR:-/tmp}/clients.XXXXXX") || exit 1
 trap clean EXIT
 trap 'exit 130' INT TERM HUP
-head -c 20971520 /dev/urandom >"$dir/big"
+head -c 8388608 /dev/urandom >"$dir/big"
 head -c 1000 /dev/urandom >"$dir/small"
 for n in 1 2 3; do
     start $n
