@@ -3,7 +3,8 @@
    One cluster serves most of the tests, one after the other; each begins by
    mending what the one before may have broken.  Then come the tests of
    -etcd, with an etcd of their own.  The bulk work shrinks by SAMPLE=n,
-   which the run under ThreadSanitizer sets, and grows by TORTURE=1. */
+   which the run under ThreadSanitizer sets, and grows by TORTURE=1.
+   ONLY=test_name is for one test. */
 
 #include "harness.h"
 
@@ -85,10 +86,9 @@ static int cluster_begin(void **state) {
 
 /* Checks that soon nothing is left of a node that has ended. */
 static void check_gone(const struct server *s) {
-    wait_until(processes_count(s->dir) == 0, 5000,
-               "%zu processes of %s "
-               "are left",
-               processes_count(s->dir), s->name);
+    wait_until(processes_count(s->dir) == 0, LIMIT_MS,
+               "%zu processes of %s are left", processes_count(s->dir),
+               s->name);
 }
 
 /* Waits until a node that was ended has a ready successor. */
@@ -106,7 +106,8 @@ static struct work {
     bool (*item)(struct work *w, struct client *c, size_t i, char *error);
     int ports[NODES]; /* what each worker's clients speak to */
     size_t count;
-    int round; /* makes this work's values its own */
+    size_t hold; /* items from this one on have to wait; 0: none */
+    int round;   /* makes this work's values its own */
     pthread_t threads[MAX_WORKERS];
     size_t thread_count;
     pthread_mutex_t lock; /* of all below */
@@ -122,6 +123,11 @@ static bool work_take(struct work *w, size_t *i) {
     bool more;
 
     pthread_mutex_lock(&w->lock);
+    while (w->hold > 0 && w->next >= w->hold && !w->stop) {
+        pthread_mutex_unlock(&w->lock);
+        pause_ms(1);
+        pthread_mutex_lock(&w->lock);
+    }
     more = !w->stop && w->next < w->count && w->errors < 10;
     *i = more ? w->next++ : 0;
     pthread_mutex_unlock(&w->lock);
@@ -176,6 +182,13 @@ static void work_begin(const struct work *how, size_t threads) {
               "no thread");
         work.thread_count++;
     }
+}
+
+/* Lets items go on that have to wait. */
+static void work_release(void) {
+    pthread_mutex_lock(&work.lock);
+    work.hold = 0;
+    pthread_mutex_unlock(&work.lock);
 }
 
 /* How many items are done. */
@@ -235,19 +248,36 @@ static bool item_failed(char *error, const struct client *c, const char *method,
     return false;
 }
 
+/* Whether a key has a value, or (NULL) none. It must be so at once; but where
+   the write took so long that it may have been acknowledged without an owner
+   that did not get to run (it is waited for, for GRACE_MS), it must be soon. */
+static bool read_written(struct client *c, const char *target,
+                         const char *value, long write_ms) {
+    long until = now_ms() + (write_ms < 400 ? 0 : LIMIT_MS / 3);
+    int status;
+
+    do {
+        status = client_text(c, "GET", target, NULL);
+        if (value != NULL ? status == 200 && strcmp(c->body, value) == 0
+                          : status == 404 && c->body_len == 0)
+            return true;
+    } while ((status == 200 || status == 404) && now_ms() < until);
+    return false;
+}
+
 /* Item: a value written through one node is read through the next one. */
 static bool item_write_read(struct work *w, struct client *c, size_t i,
                             char *error) {
     struct client *to = &c[i % NODES], *from = &c[(i + 1) % NODES];
     char target[64], value[64], stale[16];
+    long begun = now_ms();
 
     snprintf(target, sizeof target, "/job/%zu", i);
     snprintf(value, sizeof value, "value of %zu in round %d", i, w->round);
     client_text(to, "PUT", target, value);
     if (to->status != 201 && to->status != 204)
         return item_failed(error, to, "PUT", target);
-    client_text(from, "GET", target, NULL);
-    if (from->status != 200 || strcmp(from->body, value) != 0 ||
+    if (!read_written(from, target, value, now_ms() - begun) ||
         client_header(from, "Estoraje-Stale", stale, sizeof stale))
         return item_failed(error, from, "GET", target);
     return true;
@@ -277,6 +307,20 @@ static void read_back(const struct server *s, size_t count, int round) {
 
 /* ---- While all is well ----------------------------------------------- */
 
+/* Stores a large value, which is answered with a status; or again, where the
+   machine was too slow for a majority to have it in time. */
+static void large_put(struct client *c, const char *target, const char *value,
+                      size_t n, int status) {
+    long until = now_ms() + 2 * LIMIT_MS;
+    bool again = false;
+
+    while (client_ask(c, "PUT", target, NULL, value, n) >= 503 &&
+           now_ms() < until)
+        again = true;
+    check(c->status == status || (again && c->status / 100 == 2),
+          "PUT %s at port %d: %d", target, c->port, c->status);
+}
+
 /* A large value, consistently: from the node that does it, by way of another,
    and to a reader who is slow, so that all owners have answered before the last
    byte is sent. */
@@ -292,9 +336,7 @@ static void test_large(void **state) {
         size_t n = 0, body = 0;
         ssize_t part;
 
-        check(client_ask(&c, "PUT", "/large?consistent", NULL, value, SIZE) ==
-                  (i == 0 ? 201 : 204),
-              "PUT at node %d: %d", i, c.status);
+        large_put(&c, "/large?consistent", value, SIZE, i == 0 ? 201 : 204);
         for (int k = 0; k < NODES; k++) {
             struct client o = client_make(nodes[k]->port);
 
@@ -341,15 +383,16 @@ static void test_everywhere(void **state) {
         c[i] = client_make(nodes[i]->port);
     for (int k = 0; k < 300; k++) {
         struct client *to = &c[k % NODES];
+        long begun = now_ms();
 
         snprintf(target, sizeof target, "/every/where/%d", k / 2);
         snprintf(value, sizeof value, "from node %d, write %d", k % NODES, k);
         check(client_text(to, "PUT", target, value) == (k % 2 ? 204 : 201),
               "PUT %s: %d", target, to->status);
         check(client_header(to, "ETag", etag, sizeof etag), "no ETag");
+        begun = now_ms() - begun;
         for (int i = 0; i < NODES; i++) {
-            check(client_text(&c[i], "GET", target, NULL) == 200 &&
-                      strcmp(c[i].body, value) == 0,
+            check(read_written(&c[i], target, value, begun),
                   "write %d on node %d, "
                   "node %d: %d \"%s\"",
                   k, k % NODES, i, c[i].status, c[i].body);
@@ -359,13 +402,14 @@ static void test_everywhere(void **state) {
     }
     for (int k = 0; k < 150; k++) {
         struct client *to = &c[k % NODES];
+        long begun = now_ms();
 
         snprintf(target, sizeof target, "/every/where/%d", k);
         check(client_text(to, "DELETE", target, NULL) == 204, "%s: %d", target,
               to->status);
+        begun = now_ms() - begun;
         for (int i = 0; i < NODES; i++)
-            check(client_text(&c[i], "GET", target, NULL) == 404 &&
-                      c[i].body_len == 0,
+            check(read_written(&c[i], target, NULL, begun),
                   "deleted on node %d, node %d: %d", k % NODES, i, c[i].status);
         check(client_text(to, "DELETE", target, NULL) == 404, "%s: %d", target,
               to->status);
@@ -388,8 +432,9 @@ static void test_what_nodes_say(void **state) {
         struct client c = client_make(nodes[i]->port);
 
         for (size_t k = 0; k < sizeof targets / sizeof targets[0]; k++) {
-            check(client_text(&c, "GET", targets[k], NULL) == 200, "%s: %d",
-                  targets[k], c.status);
+            wait_until(client_text(&c, "GET", targets[k], NULL) == 200 &&
+                           text_count(c.body, "127.0.0.1:") >= NODES,
+                       LIMIT_MS, "%s: %d %s", targets[k], c.status, c.body);
             json_squeeze(c.body);
             for (int j = 0; j < NODES; j++) {
                 snprintf(want, sizeof want, "127.0.0.1:%d", nodes[j]->port);
@@ -667,8 +712,11 @@ static struct server *stranger_of(const char *key) {
    how many. */
 static size_t memory_fill(int port, struct client *c, size_t most) {
     enum { SIZE = 64 << 20 };
+    static const char buffered[] = "estoraje_buffered_bytes";
     char head[100], *body = calloc(1, SIZE);
+    double before;
     size_t n = 0;
+    long until;
 
     for (size_t size = SIZE; size > 64 << 10; n++) {
         check(body != NULL && n < most, "%zu bodies are not enough", n);
@@ -676,10 +724,17 @@ static size_t memory_fill(int port, struct client *c, size_t most) {
         snprintf(head, sizeof head,
                  "PUT /body HTTP/1.1\r\nHost: x\r\nContent-Length: %zu\r\n\r\n",
                  size);
+        before = figure(port, buffered);
         if (client_connect(&c[n]) && client_send(&c[n], head, strlen(head)) &&
-            client_send(&c[n], body, size - 1) &&
-            !client_poll(&c[n], POLLIN, now_ms() + 20))
-            continue;
+            client_send(&c[n], body, size - 1)) {
+            until = now_ms() + 1000;
+            while (!client_poll(&c[n], POLLIN, now_ms() + 5) &&
+                   now_ms() < until &&
+                   figure(port, buffered) < before + (double)(size / 4 * 3))
+                continue;
+            if (!client_poll(&c[n], POLLIN, now_ms()))
+                continue;
+        }
         check(client_read(&c[n], false) == 503, "%d", c[n].status);
         size /= 2;
     }
@@ -716,9 +771,9 @@ static void test_large_elsewhere(void **state) {
     s = stranger_of("/large");
     c = client_make(s->port);
     random_bytes(value, SIZE, 11);
-    check(client_ask(&c, "PUT", "/large", NULL, value, SIZE) == 201 &&
-              client_text(&c, "PUT", "/small", "0123456789") == 201,
-          "%d", c.status);
+    large_put(&c, "/large", value, SIZE, 201);
+    check(client_text(&c, "PUT", "/small", "0123456789") == 201, "%d",
+          c.status);
     before = figure(s->port, peer);
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
         snprintf(field, sizeof field, "Range: bytes=%s\r\n", rows[i].range);
@@ -756,12 +811,22 @@ static void test_large_elsewhere(void **state) {
         client_end(&o);
     }
     part("no memory is left");
-    n = memory_fill(s->port, bodies, BODIES);
-    for (int i = 0; i < 2; i++)
-        check(client_text(&c, "GET", i == 0 ? "/large" : "/large?consistent",
-                          NULL) == 503 &&
-                  strstr(c.body, "too many large values") != NULL,
-              "%d", c.status);
+    for (int tries = 0;; tries++) {
+        long begun = now_ms();
+        size_t refused = 0;
+
+        n = memory_fill(s->port, bodies, BODIES);
+        for (int i = 0; i < 2; i++)
+            refused +=
+                client_text(&c, "GET", i == 0 ? "/large" : "/large?consistent",
+                            NULL) == 503 &&
+                strstr(c.body, "too many large values") != NULL;
+        if (refused == 2)
+            break;
+        check(now_ms() - begun > 20000 && tries < 5, "%d", c.status);
+        while (n > 0) /* the first ones may have had their time */
+            client_end(&bodies[--n]);
+    }
     check(client_text(&c, "GET", "/small", NULL) == 200 &&
               client_text(&c, "PUT", "/small", "9") == 204 &&
               client_ask(&c, "GET", "/large", "Range: bytes=1-2\r\n", NULL,
@@ -822,7 +887,7 @@ static void reader_sip(struct reader *r, size_t most) {
     }
 }
 
-enum { READERS = 8, RELAYED = 48 << 20 };
+enum { READERS = 8, RELAYED = 12 << 20 };
 
 /* How many readers there are. */
 static size_t readers(void) {
@@ -832,6 +897,7 @@ static size_t readers(void) {
 /* Begins eight readers of a value at a node: of all of it, and of a part, half
    of each consistent. */
 static void readers_begin(struct reader *r, int port, const char *value) {
+    int most = 65536; /* or the kernel takes megabytes for who does not read */
     char text[200];
 
     for (size_t i = 0; i < readers(); i++) {
@@ -845,6 +911,8 @@ static void readers_begin(struct reader *r, int port, const char *value) {
                  i % 2 == 0 ? "" : "?consistent",
                  first == 0 ? "" : "Range: bytes=70000-\r\n");
         check(client_connect(&r[i].c) &&
+                  setsockopt(r[i].c.fd, SOL_SOCKET, SO_RCVBUF, &most,
+                             sizeof most) == 0 &&
                   client_send(&r[i].c, text, strlen(text)) &&
                   client_poll(&r[i].c, POLLIN, now_ms() + LIMIT_MS),
               "reader %zu has no answer", i);
@@ -866,12 +934,17 @@ static size_t readers_end(struct reader *r) {
     size_t whole = 0;
 
     for (size_t over = 0; over < readers();) {
+        struct pollfd fds[READERS];
+
         check(now_ms() < until, "%zu answers have ended", over);
-        over = 0;
-        for (size_t i = 0; i < readers(); i++) {
+        for (size_t i = over = 0; i < readers(); i++) {
             reader_sip(&r[i], 1 << 20);
             over += r[i].over;
+            fds[i] = (struct pollfd){.fd = r[i].over ? -1 : r[i].c.fd,
+                                     .events = POLLIN};
         }
+        if (over < readers())
+            poll(fds, readers(), 100); /* the others need the processor */
     }
     for (size_t i = 0; i < readers(); i++) {
         whole += r[i].at == r[i].n;
@@ -880,12 +953,34 @@ static size_t readers_end(struct reader *r) {
     return whole;
 }
 
-/* Stores the value that is read; again where the machine was too slow for a
-   majority to have it in time. */
-static void relay_put(struct client *c, const char *value) {
-    wait_until(client_ask(c, "PUT", "/relay", NULL, value, RELAYED) == 201 ||
-                   c->status == 204,
-               LIMIT_MS, "%d", c->status);
+/* Checks that the connection of a relay goes when its reader has all, or leaves.
+   Others of the node may come meanwhile, each once: then it is done again, well
+   before a relay that rests would be ended for that. */
+static void relays_leave(struct client *c, const char *value) {
+    static const char links[] = "estoraje_connections{port=\"peer\"}";
+    struct reader r[READERS];
+    double before, now;
+
+    for (int tries = 0;; tries++) {
+        long until;
+
+        before = figure(c->port, links);
+        readers_begin(r, c->port, value);
+        for (size_t i = 0; i < readers(); i++)
+            client_end(&r[i].c);
+        for (size_t i = 0; i < readers(); i++)
+            check(client_ask(c, "GET", "/relay", "Range: bytes=0-299999\r\n",
+                             NULL, 0) == 206 &&
+                      memcmp(c->body, value, 300000) == 0,
+                  "%d", c->status);
+        until = now_ms() + 2000;
+        do
+            now = figure(c->port, links);
+        while (now >= before + (double)readers() && now_ms() < until);
+        if (now < before + (double)readers())
+            return;
+        check(tries < 4, "%.0f connections, %.0f before", now, before);
+    }
 }
 
 /* Who reads a large value slowly at a node that does not own it gets one value
@@ -902,8 +997,7 @@ static void test_relay(void **state) {
     struct server *s, *first = NULL, *owner = NULL;
     struct client c, o;
     char field[100], etag[64], text[64], *at;
-    static const char links[] = "estoraje_connections{port=\"peer\"}";
-    double before, conns;
+    double before;
     size_t n;
 
     cluster_make("relay", "-replicas 2 -partitions 32");
@@ -920,7 +1014,7 @@ static void test_relay(void **state) {
     check(first != NULL && owner != NULL, "%s", c.body);
     o = client_make(owner->port);
     random_bytes(bytes, sizeof bytes, 13);
-    relay_put(&o, values[0]);
+    large_put(&o, "/relay", values[0], RELAYED, 201);
     check(client_header(&o, "ETag", etag, sizeof etag), "%s", o.head);
     check(client_text(&o, "PUT", "/small", "small") == 201, "%d", o.status);
 
@@ -933,7 +1027,7 @@ static void test_relay(void **state) {
         check(client_ask(&c, "GET", targets[i],
                          "If-Match: \"0123456789abcdef\"\r\n", NULL, 0) == 412,
               "%d", c.status);
-        check(client_ask(&c, "GET", targets[i], "Range: bytes=50331648-\r\n",
+        check(client_ask(&c, "GET", targets[i], "Range: bytes=12582912-\r\n",
                          NULL, 0) == 416,
               "%d", c.status);
         check(client_ask(&c, "HEAD", targets[i], NULL, NULL, 0) == 200 &&
@@ -945,15 +1039,14 @@ static void test_relay(void **state) {
           figure(s->port, peer) - before);
 
     part("written over and compacted meanwhile");
-    conns = figure(s->port, links);
     readers_begin(r, s->port, values[0]);
     before = figure(owner->port, done) + figure(first->port, done);
     for (int i = 0; i < 2; i++) {
         readers_sip(r, s->port, 200000);
-        relay_put(&o, values[1]);
+        large_put(&o, "/relay", values[1], RELAYED, 204);
     }
     wait_until(
-        (readers_sip(r, s->port, 20000),
+        (readers_sip(r, s->port, 4000),
          figure(owner->port, done) + figure(first->port, done) >= before + 2),
         LIMIT_MS, "nothing was compacted");
     check(client_text(&c, "GET", "/small", NULL) == 200 &&
@@ -961,11 +1054,7 @@ static void test_relay(void **state) {
           "%d", c.status);
     n = readers_end(r);
     check(n == readers(), "%zu got all", n);
-    readers_begin(r, s->port, values[1]);
-    for (size_t i = 0; i < readers(); i++)
-        client_end(&r[i].c); /* they leave */
-    wait_until(figure(s->port, links) < conns + (double)readers(), LIMIT_MS,
-               "%.0f connections, %.0f before", figure(s->port, links), conns);
+    relays_leave(&c, values[1]);
 
     part("an owner is killed: the other sends the rest");
     readers_begin(r, s->port, values[1]);
@@ -976,12 +1065,19 @@ static void test_relay(void **state) {
     cluster_mend(state);
 
     part("and written over: it has no rest, and the answer breaks off");
-    readers_begin(r, s->port, values[1]);
-    relay_put(&o, values[0]);
-    readers_sip(r, s->port, 200000);
-    server_kill(first);
-    n = readers_end(r);
-    check(n < readers(), "%zu got all", n);
+    for (int tries = 0;; tries++) {
+        readers_begin(r, s->port, values[1]);
+        large_put(&o, "/relay", values[0], RELAYED, 204);
+        readers_sip(r, s->port, 200000);
+        server_kill(first);
+        n = readers_end(r);
+        if (n < readers())
+            break;
+        check(tries < 9, "%zu got all", n); /* the first owner was slow */
+        again(first);
+        cluster_mend(state);
+        large_put(&o, "/relay", values[1], RELAYED, 204);
+    }
     wait_until(figure(s->port, "estoraje_buffered_bytes") < 1 << 20, LIMIT_MS,
                "it is still buffered");
     for (size_t i = 0; i < 2; i++)
@@ -1012,8 +1108,7 @@ static void test_large_paused(void **state) {
                "it is still heard");
     for (int i = 0; i < VALUES; i++) {
         snprintf(target, sizeof target, "/paused/%d", i);
-        check(client_ask(&c, "PUT", target, NULL, value, SIZE) == 201, "%d",
-              c.status);
+        large_put(&c, target, value, SIZE, 201);
     }
     check(figure(c.port, "estoraje_buffered_bytes") < SIZE,
           "%.0f bytes are buffered", figure(c.port, "estoraje_buffered_bytes"));
@@ -1065,7 +1160,7 @@ static void test_pause(void **state) {
             slowest = now_ms() - start > slowest ? now_ms() - start : slowest;
         }
     }
-    check(slowest < 3000, "a write and a read took %ld ms", slowest);
+    check(slowest < LIMIT_MS / 3, "a write and a read took %ld ms", slowest);
     kill(paused->pid, SIGCONT);
     begun = now_ms();
     snprintf(value, sizeof value, "round %d", round);
@@ -1076,7 +1171,8 @@ static void test_pause(void **state) {
             check(late.status == 200, "GET %s: %d", target, late.status);
             if (strcmp(late.body, value) == 0)
                 break;
-            check(now_ms() - begun < 2500, "%s is still %s", target, late.body);
+            check(now_ms() - begun < LIMIT_MS / 3, "%s is still %s", target,
+                  late.body);
         }
     }
     for (int i = 0; i < 2; i++)
@@ -1176,15 +1272,16 @@ static void test_metrics(void **state) {
     char key[32];
 
     (void)state;
-    metrics_get(&a);
+    wait_until(
+        (metrics_get(&a),
+         metric(&a, "estoraje_peers{state=\"up\"}") == 2 &&
+             metric(&a, "estoraje_peers{state=\"down\"}") == 0 &&
+             metric(&a, "estoraje_etcd{state=\"up\"}") == 1 &&
+             metric(&a, "estoraje_partitions{state=\"owned\"}") == 256 &&
+             metric(&a, "estoraje_connections{port=\"peer\"}") > 0 &&
+             metric(&a, "estoraje_received_bytes_total{port=\"peer\"}") > 0),
+        LIMIT_MS, "%s", a.body);
     metrics_check(&a);
-    check(metric(&a, "estoraje_peers{state=\"up\"}") == 2 &&
-              metric(&a, "estoraje_peers{state=\"down\"}") == 0 &&
-              metric(&a, "estoraje_etcd{state=\"up\"}") == 1 &&
-              metric(&a, "estoraje_partitions{state=\"owned\"}") == 256 &&
-              metric(&a, "estoraje_connections{port=\"peer\"}") > 0 &&
-              metric(&a, "estoraje_received_bytes_total{port=\"peer\"}") > 0,
-          "%s", a.body);
     calls = metric(&a, "estoraje_peer_calls_total");
     errors = metric(&a, "estoraje_peer_errors_total");
     missed = metric(&a, "estoraje_missed_writes_total");
@@ -1200,21 +1297,22 @@ static void test_metrics(void **state) {
         snprintf(key, sizeof key, "/metrics%d", i);
         check(client_text(&a, "PUT", key, "v") == 201, "%d", a.status);
     }
-    metrics_get(&a);
+    wait_until((metrics_get(&a),
+                metric(&a, "estoraje_peers{state=\"up\"}") == 1 &&
+                    metric(&a, "estoraje_peer_calls_total") >= calls + 20 &&
+                    metric(&a, "estoraje_peer_errors_total") > errors &&
+                    metric(&a, "estoraje_missed_writes_total") >= missed + 20),
+               LIMIT_MS, "%.0f %.0f %.0f before\n%s", calls, errors, missed,
+               a.body);
     metrics_check(&a);
-    check(metric(&a, "estoraje_peers{state=\"up\"}") == 1 &&
-              metric(&a, "estoraje_peer_calls_total") >= calls + 20 &&
-              metric(&a, "estoraje_peer_errors_total") > errors &&
-              metric(&a, "estoraje_missed_writes_total") >= missed + 20,
-          "%.0f %.0f %.0f before\n%s", calls, errors, missed, a.body);
     part("it comes back, and repairs what it has missed");
     again(nodes[1]);
     wait_until(
-        (metrics_get(&b), metric(&b, "estoraje_repair_records_total") >= 20),
+        (metrics_get(&b),
+         metric(&b, "estoraje_repair_records_total") >= 20 &&
+             metric(&b, "estoraje_repair_received_bytes_total") > 20 * 40 &&
+             metric(&b, "estoraje_repair_rounds_total{result=\"done\"}") > 0),
         LIMIT_MS, "%s", b.body);
-    check(metric(&b, "estoraje_repair_received_bytes_total") > 20 * 40 &&
-              metric(&b, "estoraje_repair_rounds_total{result=\"done\"}") > 0,
-          "%s", b.body);
     metrics_check(&b);
     wait_until(
         (metrics_get(&a), metric(&a, "estoraje_peers{state=\"up\"}") == 2),
@@ -1234,6 +1332,7 @@ static void test_ten_restarts(void **state) {
     for (int k = 1; k <= times; k++) {
         struct client own = client_make(s->port);
         char was[16], is[16];
+        long begun;
 
         server_kill(s);
         snprintf(was, sizeof was, "%d", k - 1);
@@ -1242,25 +1341,23 @@ static void test_ten_restarts(void **state) {
         check(client_text(&own, "GET", "/again", NULL) == 200 &&
                   strcmp(own.body, was) == 0,
               "start %d: %d %s", k, own.status, own.body);
+        begun = now_ms();
         check(client_text(&c, "PUT", "/again", is) == 204, "start %d: %d", k,
               c.status);
-        check(client_text(&own, "GET", "/again", NULL) == 200 &&
-                  strcmp(own.body, is) == 0,
+        check(read_written(&own, "/again", is, now_ms() - begun),
               "start %d: %d %s", k, own.status, own.body);
         client_end(&own);
     }
     client_end(&c);
     wait_until(cluster_is_whole(), LIMIT_MS, "not all Ready and alive");
-    wait_until(processes_count(s->dir) == usual, 5000,
-               "%zu processes, not "
-               "%zu",
-               processes_count(s->dir), usual);
+    wait_until(processes_count(s->dir) == usual, LIMIT_MS,
+               "%zu processes, not %zu", processes_count(s->dir), usual);
 }
 
 /* One of three alone cannot know: it says so, and never 404. */
 static void test_minority(void **state) {
     struct client c = client_make(nodes[0]->port);
-    long until = now_ms() + 5000, before;
+    long until, before;
     char text[64] = "", first[64];
     int status;
 
@@ -1270,6 +1367,7 @@ static void test_minority(void **state) {
     server_kill(nodes[1]);
     server_kill(nodes[2]);
     part("reads");
+    until = now_ms() + LIMIT_MS;
     do {
         check(client_text(&c, "GET", "/minor", NULL) == 200 &&
                   strcmp(c.body, "old") == 0,
@@ -1291,12 +1389,12 @@ static void test_minority(void **state) {
     check(status == 503 || strstr(c.body, "outcome unknown"), "%s", c.body);
     status = client_text(&c, "DELETE", "/minor", NULL);
     check(status == 503 || status == 504, "%d", status);
-    check(now_ms() - before < 10000, "%ld ms", now_ms() - before);
+    check(now_ms() - before < LIMIT_MS, "%ld ms", now_ms() - before);
     client_end(&c);
 
     part("all are back, and of one mind");
     cluster_mend(state);
-    until = now_ms() + 15000;
+    until = now_ms() + LIMIT_MS;
     for (bool same = false; !same; pause_ms(20)) {
         same = true;
         check(now_ms() < until, "the nodes still differ");
@@ -1483,10 +1581,11 @@ static void test_real_input(void **state) {
     w.count = files.count;
 
     part("%zu files are stored, %s dies halfway", files.count, killed->name);
+    w.hold = files.count * 3 / 4; /* not all are stored before the kill */
     work_begin(&w, 4);
     wait_until(work_passed(files.count / 2), 4 * LIMIT_MS, "%zu stored",
                work_done());
-    check(work_done() < files.count, "all stored before the kill");
+    work_release();
     server_kill(killed);
     work_end();
     check(work.retries <= 64, "%zu retries", work.retries);
@@ -1572,7 +1671,7 @@ static void test_refused(void **state) {
         the_run.exe, dir, etcd, port_pair());
     check(o.code != 0, "exit code 0");
     check_refused(&o, o.code, "node9");
-    check(cluster_is_whole(), "the cluster was disturbed");
+    wait_until(cluster_is_whole(), LIMIT_MS, "the cluster was disturbed");
 }
 
 /* ---- An etcd that runs already (-etcd) ------------------------------- */
@@ -1786,7 +1885,7 @@ int main(void) {
     };
     int failed;
 
-    run_begin(torture() ? 3600 : 400);
+    run_begin(torture() ? 3600 : 1200);
     if (getenv("ONLY") != NULL)
         cmocka_set_test_filter(getenv("ONLY"));
     failed = cmocka_run_group_tests(three, cluster_begin, servers_end);
