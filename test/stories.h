@@ -481,7 +481,7 @@ static inline uint64_t story_read(struct actor *a, int node, unsigned key,
    majority says, where the story is not a plain one. */
 static inline void story_read_back(struct story *s) {
     struct actor *a = malloc(sizeof *a);
-    long until = now_ms() + LIMIT_MS / 2;
+    long until = now_ms() + 2 * LIMIT_MS;
 
     check(a != NULL, "no memory");
     actor_make(a, s, MODES * ACTORS + s->mode, 1);
@@ -614,8 +614,8 @@ static struct {
 } helds;
 
 /* Takes a line of -dump: offset, ok or bad, version, time, put or delete,
-   key, size. */
-static inline void held_take(char *line, int node) {
+   key, size. false: it is bad, and says of what. */
+static inline bool held_take(char *line, int node, char *error) {
     struct held h = {.node = node};
     char *field[7] = {line};
 
@@ -626,8 +626,11 @@ static inline void held_take(char *line, int node) {
         *tab = '\0';
         field[i] = tab + 1;
     }
-    check(strcmp(field[1], "ok") == 0, "%s of %s is %s", field[5],
-          nodes[node]->name, field[1]);
+    if (strcmp(field[1], "ok") != 0) {
+        snprintf(error, 200, "%.100s of %s is %s", field[5], nodes[node]->name,
+                 field[1]);
+        return false;
+    }
     snprintf(h.key, sizeof h.key, "%s", field[5]);
     h.version = strtoull(field[2], NULL, 16);
     h.put = strcmp(field[4], "put") == 0;
@@ -638,6 +641,7 @@ static inline void held_take(char *line, int node) {
             abort();
     }
     helds.all[helds.count++] = h;
+    return true;
 }
 
 /* By key, the newest first; what is of one version together. */
@@ -652,8 +656,11 @@ static inline int held_order(const void *a, const void *b) {
     return x->node - y->node;
 }
 
-/* Reads the logs of all nodes of the cluster. */
-static inline void helds_read(void) {
+/* Reads the logs of all nodes of the cluster. false, and what is bad: a record
+   that was being written, if it is not so the next time. */
+static inline bool helds_read(char *error) {
+    bool good = true;
+
     helds.count = 0;
     for (int i = 0; i < node_count; i++)
         for (int k = 0; k < PARTITIONS; k++) {
@@ -669,11 +676,12 @@ static inline void helds_read(void) {
                 next = line + strcspn(line, "\n");
                 if (*next != '\0')
                     *next++ = '\0';
-                held_take(line, i);
+                good = held_take(line, i, error) && good;
             }
             output_free(&o);
         }
     qsort(helds.all, helds.count, sizeof helds.all[0], held_order);
+    return good;
 }
 
 /* How many bits are set. */
@@ -712,10 +720,10 @@ static inline bool helds_agree(char *error) {
 
 /* Waits until the logs of all owners hold the same. */
 static inline void replicas_check(void) {
-    long until = now_ms() + LIMIT_MS / 2;
+    long until = now_ms() + 2 * LIMIT_MS;
     char error[200] = "";
 
-    for (helds_read(); !helds_agree(error); helds_read())
+    while (!helds_read(error) || !helds_agree(error))
         check(now_ms() < until, "the replicas differ: %s", error);
     part("%zu records in the logs, and the owners agree", helds.count);
 }
