@@ -236,7 +236,8 @@ static void node_remove(const struct server *at, const char *name,
     char target[64];
 
     snprintf(target, sizeof target, "/_nodes/delete/%s%s", name, query);
-    client_text(&c, "DELETE", target, NULL);
+    wait_until(client_text(&c, "DELETE", target, NULL) != 503, LIMIT_MS,
+               "etcd does not answer");
     check(c.status == status && strstr(c.body, word) != NULL,
           "DELETE %s at %s: %d %s", target, at->name, c.status,
           c.body != NULL ? c.body : "");
@@ -423,6 +424,17 @@ static void hit_end(long ms) {
     atomic_store(&hit_until, now_ms() + ms);
 }
 
+/* Kills a node, and waits until the others know: what they ask of it before may
+   be lost on the way. */
+static void hit_kill(int i) {
+    server_kill(nodes[i]);
+    for (int j = 0; j < node_count; j++)
+        if (j != i && nodes[j]->pid > 0 && !atomic_load(&outside[j]))
+            wait_until(!status_says(nodes[j], nodes[i], "\"alive\":true"),
+                       LIMIT_MS, "%s has not noticed", nodes[j]->name);
+    hit_end(0);
+}
+
 enum cycle { JOIN, LEAVE, REPLACE, KILL, STOP, RESTART, CYCLES };
 static const char *const cycle_names[CYCLES] = {
     "joins", "leaves", "is replaced", "is killed", "rests", "restarts"};
@@ -442,8 +454,7 @@ static void cycle_disturb(int i, long ms) {
     pause_ms(ms / 10);
     atomic_store(&trouble[i], LONG_MAX);
     hit_begin();
-    server_kill(nodes[i]);
-    hit_end(0);
+    hit_kill(i);
     again(nodes[i]);
     atomic_store(&trouble[i], now_ms());
 }
@@ -510,15 +521,13 @@ static void cycle_run(enum cycle cycle, uint64_t *seed) {
         if (chance) {
             server_stop(s);
         } else {
-            server_kill(s);
-            hit_end(0);
+            hit_kill(i);
         }
         node_wipe(s);
         again(s);
         break;
     case KILL:
-        server_kill(s);
-        hit_end(0);
+        hit_kill(i);
         pause_ms(ms / 3);
         again(s);
         break;
@@ -809,7 +818,7 @@ static bool node_says_far(const struct server *s) {
 }
 
 /* Looks at the disks while a change runs, until it has ended. How many times a
-   node told meanwhile how far it is. */
+   node told meanwhile how far it is; -1: the looks were too few. */
 static int disks_watch(unsigned long long until_epoch) {
     static struct look looks[DISK_LOOKS];
     int n = 0, key = 0, told = 0;
@@ -836,14 +845,13 @@ static int disks_watch(unsigned long long until_epoch) {
     }
     part("looked %d times, in epochs %llu to %llu", n, looks[0].epoch,
          looks[n - 1].epoch);
-    check(n >= 3, "only %d looks", n);
-    return told;
+    return n >= DISK_LOOKS ? told : -1;
 }
 
 /* Waits until every key is on three disks. */
 static void disks_rest(void) {
     static struct look look;
-    long until = now_ms() + LIMIT_MS / 3;
+    long until = now_ms() + 2 * LIMIT_MS;
     int key = 0;
     size_t lost;
 
@@ -862,7 +870,7 @@ static void disks_rest(void) {
 static void test_two_disks(void **state) {
     struct seen seen;
     struct client c;
-    int told = 0;
+    int told = 0, looked = 0, want = torture() ? 20 : 2;
 
     (void)state;
     etcd_start();
@@ -878,9 +886,15 @@ static void test_two_disks(void **state) {
         check(pthread_create(&disk.threads[i], NULL, disk_main,
                              &nodes[i]->port) == 0,
               "no thread");
-    for (int change = 0; change < (torture() ? 20 : 2); change++) {
+    for (int change = 0; looked < want || told == 0 || change % 2 == 1;
+         change++) {
         struct server *s = nodes[change % 2 == 0 ? 3 : 4];
+        int n;
 
+        check(change < 10 + want,
+              "%d changes, in %d of them the disks were seen "
+              "often, %d times a node told how far it is",
+              change, looked, told);
         ring_seen(&seen, 0);
         part("%s %s", s->name, change % 2 == 0 ? "leaves" : "joins");
         if (change % 2 == 0) {
@@ -889,7 +903,9 @@ static void test_two_disks(void **state) {
             node_adds(s, true);
             server_start(s);
         }
-        told += disks_watch(seen.epoch + 2);
+        n = disks_watch(seen.epoch + 2);
+        looked += n >= 0;
+        told += n > 0 ? n : 0;
         if (change % 2 == 0)
             server_stop(s);
         else
@@ -909,7 +925,6 @@ static void test_two_disks(void **state) {
     for (int i = 0; i < 2; i++)
         pthread_join(disk.threads[i], NULL);
     check(disk.failed == 0, "%zu writes failed", (size_t)disk.failed);
-    check(told > 0, "no node tells how far a change is");
     disks_rest();
     part("%d keys, at rest on three disks", (int)disk.next);
 }
@@ -999,6 +1014,14 @@ static void dead_says(struct server *s) {
     start_refused(s, 2, "-add");
 }
 
+/* Whether a node's process has ended by itself. */
+static bool node_ended(struct server *s) {
+    if (process_wait(s->pid, 0) < 0)
+        return false;
+    s->pid = 0;
+    return true;
+}
+
 /* A node that joins serves as soon as the ring names it: it does not say that
    it is starting, but asks who is there. It is stopped, and removed. */
 static void dead_joiner(int i) {
@@ -1021,9 +1044,10 @@ static void dead_joiner(int i) {
     keys_check(DEAD_KEYS);
     kill(nodes[i]->pid, SIGCONT);
     wait_until(status_of(nodes[i]->port, "GET", "/_ready") == 503 ||
-                   process_wait(nodes[i]->pid, 0) >= 0,
+                   node_ended(nodes[i]),
                LIMIT_MS, "%s goes on", nodes[i]->name);
-    server_kill(nodes[i]);
+    if (nodes[i]->pid > 0)
+        server_kill(nodes[i]);
 }
 
 /* Nodes are removed, dead, live and joining, with majorities and without, down
@@ -1083,33 +1107,42 @@ static void test_dead_node(void **state) {
 
 /* ---- A node that ran alone ------------------------------------------- */
 
+/* Writes of one key, those that gave up, and other answers. */
+static struct { atomic_size_t written, gave_up, wrong; } fought;
+
 /* Writes one key again and again through a node, for a while. */
 static void *fight_main(void *arg) {
     struct client c = client_make(*(int *)arg);
-    size_t failed = 0;
 
-    for (long until = now_ms() + 1000; now_ms() < until;)
-        failed += client_text(&c, "PUT", "/fight", "x") / 100 != 2;
+    for (long until = now_ms() + 1000; now_ms() < until;) {
+        int status = client_text(&c, "PUT", "/fight", "x");
+
+        atomic_fetch_add(status / 100 == 2 ? &fought.written
+                         : status == 504   ? &fought.gave_up
+                                           : &fought.wrong,
+                         1);
+    }
     client_end(&c);
-    return (void *)failed;
+    return NULL;
 }
 
-/* While one of three owners is away, writes to one key all succeed: each two
-   that meet at the others fail each other at first. */
+/* While one of three owners is away, writes to one key succeed, though each two
+   that meet at the others fail each other at first. One may meet others each
+   time that it tries: of 10,000 one did, and 1,500 that tried three times. */
 static void fight(struct server *const at[2]) {
     pthread_t threads[8];
-    size_t failed = 0;
-    void *one;
 
     for (int i = 0; i < 8; i++)
         check(pthread_create(&threads[i], NULL, fight_main, &at[i % 2]->port) ==
                   0,
               "no thread");
-    for (int i = 0; i < 8; i++) {
-        pthread_join(threads[i], &one);
-        failed += (size_t)one;
-    }
-    check(failed == 0, "%zu writes failed", failed);
+    for (int i = 0; i < 8; i++)
+        pthread_join(threads[i], NULL);
+    part("%zu writes of one key, %zu gave up", (size_t)fought.written,
+         (size_t)fought.gave_up);
+    check(fought.wrong == 0 && fought.gave_up <= 2 + fought.written / 100,
+          "%zu gave up, %zu had other answers", (size_t)fought.gave_up,
+          (size_t)fought.wrong);
 }
 
 /* A node that ran alone founds a cluster, and all members have its data. */
@@ -1168,8 +1201,8 @@ static void test_etcd_wiped(void **state) {
         server_stop(nodes[i]);
         again(nodes[i]);
         atomic_store(&trouble[i], now_ms());
-        check(node_said(nodes[i], "has lost the ring"), "%s says nothing",
-              nodes[i]->name);
+        wait_until(node_said(nodes[i], "has lost the ring"), LIMIT_MS,
+                   "%s says nothing", nodes[i]->name);
         check(logs_count(nodes[i]) == PARTITIONS, "%s has %d logs",
               nodes[i]->name, logs_count(nodes[i]));
         wait_until(node_content(nodes[i], 3, 5), LIMIT_MS, "%s is not well",
@@ -1213,7 +1246,7 @@ static void test_name_live(void **state) {
         "http://127.0.0.1:%d",
         the_run.exe, nodes[1]->dir, port, port - 1, etcd_port);
     check_refused(&o, 1, nodes[1]->dir);
-    check(cluster_is_whole(), "the cluster was disturbed");
+    wait_until(cluster_is_whole(), LIMIT_MS, "the cluster was disturbed");
     part("the directory of one under the name of another, which is dead");
     server_kill(nodes[2]);
     fight(nodes);
@@ -1241,7 +1274,7 @@ int main(void) {
         TEST(test_name_live),
     };
 
-    run_begin(torture() ? 7200 : 400);
+    run_begin(torture() ? 7200 : 1200);
     if (getenv("ONLY") != NULL)
         cmocka_set_test_filter(getenv("ONLY"));
     return run_result(cmocka_run_group_tests(tests, NULL, NULL));
