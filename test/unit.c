@@ -1425,12 +1425,16 @@ static void test_log_inside(void **state) {
    will go on. */
 static void test_load_text(void **state) {
     struct node *node = *state;
+    uint64_t began;
     char text[100];
 
     node->load_total = 2000000;
-    atomic_store(&node->load_began, now_ms() - 10000);
     atomic_store(&node->load_done, 500000);
-    load_text(node, text);
+    do { /* a third of a second more makes it 31 s */
+        began = now_ms();
+        atomic_store(&node->load_began, began - 10000);
+        load_text(node, text);
+    } while (now_ms() - began > 300);
     assert_string_equal(text, "25 % of 2000000 bytes, 30 s to go");
     atomic_store(&node->load_done, 2000000);
     load_text(node, text);
@@ -5134,30 +5138,41 @@ static void *slow_run(void *arg) {
     return NULL;
 }
 
-/* A call has its time anew whenever some of its answer has come: all of a large
-   one may take longer. If then nothing comes it is given up. */
-static void test_caller_slow(void **state) {
+/* Whether a call has its time anew whenever some of its answer has come, so that
+   all of a large one may take longer; and is given up if then nothing comes. */
+static bool slow_good(void) {
     struct caller k = {.host = "127.0.0.1", .port = 1}; /* nobody is there */
-    uint64_t began = now_ms();
+    uint64_t began = now_ms(), half;
     pthread_t thread;
+    bool good;
     int fds[2];
 
-    (void)state;
     assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM, 0, fds), 0);
     assert_int_equal(pthread_create(&thread, NULL, slow_run, &fds[1]), 0);
     k.fd = fds[0];
-    assert_int_equal(caller_call(&k, "/", "", slice_of("ask"), 500), 200);
-    assert_true(slice_is(buf_slice(&k.reply), "whole."));
-    assert_true(now_ms() - began >= 900);
-    began = now_ms();
-    assert_int_equal(caller_call(&k, "/", "", slice_of("ask"), 500), -1);
-    assert_true(now_ms() - began >= 600 + 500);
-    assert_true(now_ms() - began < 10000);
-    assert_int_equal(k.fd, -1);
+    good = caller_call(&k, "/", "", slice_of("ask"), 500) == 200 &&
+           slice_is(buf_slice(&k.reply), "whole.");
+    half = now_ms();
+    good = good && half - began >= 900 &&
+           caller_call(&k, "/", "", slice_of("ask"), 500) == -1 && k.fd == -1 &&
+           now_ms() - half >= 600 + 500 && now_ms() - half < 10000;
+    if (k.fd >= 0)
+        close(k.fd);
     pthread_join(thread, NULL);
     close(fds[1]);
     buf_free(&k.in);
     buf_free(&k.reply);
+    return good;
+}
+
+/* On a busy machine who answers may come too late: then it is done again. */
+static void test_caller_slow(void **state) {
+    unsigned tries = 1;
+
+    (void)state;
+    while (!slow_good() && tries <= 20)
+        tries++;
+    assert_true(tries <= 20);
 }
 
 /* -------------------------------------------------------------- The view */
