@@ -84,7 +84,7 @@ table() {
         view->member[view->me].report != view->epoch)) || part->recovering'
 }
 
-HISTORIES=${HISTORIES:-40000}
+HISTORIES=${HISTORIES:-100000} # at most: some are found after 5000 only
 SEED=${SEED:-1}
 export HISTORIES SEED
 out=build/plants
