@@ -1275,7 +1275,5 @@ int main(void) {
     };
 
     run_begin(torture() ? 7200 : 1200);
-    if (getenv("ONLY") != NULL)
-        cmocka_set_test_filter(getenv("ONLY"));
     return run_result(cmocka_run_group_tests(tests, NULL, NULL));
 }

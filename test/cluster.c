@@ -1886,8 +1886,6 @@ int main(void) {
     int failed;
 
     run_begin(torture() ? 3600 : 1200);
-    if (getenv("ONLY") != NULL)
-        cmocka_set_test_filter(getenv("ONLY"));
     failed = cmocka_run_group_tests(three, cluster_begin, servers_end);
     failed += cmocka_run_group_tests(others, NULL, NULL);
     return run_result(failed);

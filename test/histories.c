@@ -1205,8 +1205,6 @@ int main(int argc, char **argv) {
              cwd[0] != '\0' ? "/" : "",
              slash != NULL ? (int)(slash - argv[0]) + 1 : 0, argv[0]);
     run_begin(torture() ? 10800 : 1200);
-    if (getenv("ONLY") != NULL)
-        cmocka_set_test_filter(getenv("ONLY"));
     failed = cmocka_run_group_tests(others, NULL, NULL);
     failed += cmocka_run_group_tests(three, cluster_of_three, cluster_end);
     failed += cmocka_run_group_tests(five, cluster_of_five, cluster_end);

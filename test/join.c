@@ -452,8 +452,6 @@ int main(void) {
     };
 
     run_begin(1200);
-    if (getenv("ONLY") != NULL)
-        cmocka_set_test_filter(getenv("ONLY"));
     return run_result(
         cmocka_run_group_tests(tests, cluster_begin, servers_end));
 }
