@@ -665,21 +665,48 @@ static void test_intro(void **state) {
     assert_false(round_of(1));
 }
 
-/* A number that has a member's in its lower half is no member's. */
-static void test_intro_number(void **state) {
-    struct op op = {.w = &workers[0]};
+/* Who speaks is a member by its number, all of it, and its id. To one of an older
+   ring an operation is told to wait for this ring, and a heartbeat of who is no
+   member any more that it is none; never one that has no number yet. */
+static void test_intro_who(void **state) {
+    static const struct {
+        int newer;       /* its ring, than that here */
+        uint64_t number; /* 1: that of a member */
+        bool id;         /* it is that member's */
+        bool beats;
+        const char *refusal; /* "": none */
+    } rows[] = {
+        {0, 1, true, true, ""},
+        {0, 1, true, false, ""},
+        {0, UINT64_C(1) << 32 | 1, true, true, "403"},
+        {0, 1, false, true, "403"},
+        {0, 7, true, true, "403"},
+        {-1, 1, true, true, "409"},
+        {-1, 1, false, true, "410"},
+        {-1, 1, false, false, "409"},
+        {-1, 7, true, true, "410"},
+        {-1, 7, true, false, "409"},
+        {-1, 0, false, true, "409"},
+        {1, 7, true, true, ""},
+    };
 
     (void)state;
     nodes_open(2);
-    op.intro[0] = INTRO_VERSION;
-    op.intro[1] = nodes[0].view->cluster;
-    op.intro[2] = nodes[0].view->epoch;
-    op.intro[3] = self_number(&nodes[1]);
-    op.intro[4] = nodes[1].self.id;
-    op.intro[5] = nodes[1].self.boot;
-    assert_null(peer_check(&op));
-    op.intro[3] |= UINT64_C(1) << 32;
-    assert_non_null(peer_check(&op));
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        struct op op = {.w = &workers[1]};
+        const char *refusal;
+
+        op.act = rows[i].beats ? beat_body : prepare_body;
+        op.intro[0] = INTRO_VERSION;
+        op.intro[1] = nodes[1].view->cluster;
+        op.intro[2] = nodes[1].view->epoch + (uint64_t)rows[i].newer;
+        op.intro[3] = rows[i].number;
+        op.intro[4] = nodes[0].self.id + !rows[i].id;
+        op.intro[5] = nodes[0].self.boot;
+        refusal = peer_check(&op);
+        if (strncmp(refusal != NULL ? refusal : "", rows[i].refusal, 3) != 0)
+            fail_msg("row %zu: %s", i, refusal != NULL ? refusal : "none");
+    }
 }
 
 /* --------------------------------------------------------------- Rounds */
@@ -1290,7 +1317,7 @@ int main(void) {
     static const struct CMUnitTest tests[] = {
         TEST(test_digest),        TEST(test_digest_tombstones),
         TEST(test_digest_counts), TEST(test_malformed),
-        TEST(test_intro),         TEST(test_intro_number),
+        TEST(test_intro),         TEST(test_intro_who),
         TEST(test_equal),         TEST(test_decide),
         TEST(test_meanwhile),     TEST(test_settle),
         TEST(test_settle_owner),  TEST(test_settle_short),
