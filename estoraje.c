@@ -5849,7 +5849,7 @@ static bool part_restart(struct node *node, struct part *part, uint64_t epoch,
                          bool proven) {
     int trash = trash_open(node);
     struct log fresh = {.end = LOG_HEADER}, old = {0};
-    char name[16], next[16];
+    char name[16], next[16], *to = proven ? next : name; /* what stays, stays */
     bool good;
 
     log_name(name, part->number, false);
@@ -5861,8 +5861,8 @@ static bool part_restart(struct node *node, struct part *part, uint64_t epoch,
     if (trash >= 0)
         fresh.file = compact_begin(node, part);
     good = fresh.file != NULL &&
-           (unlinkat(trash, name, 0) == 0 || errno == ENOENT) &&
-           linkat(node->dir_fd, name, trash, name, 0) == 0 && fsync(trash) == 0;
+           (unlinkat(trash, to, 0) == 0 || errno == ENOENT) &&
+           linkat(node->dir_fd, name, trash, to, 0) == 0 && fsync(trash) == 0;
     pthread_mutex_lock(&part->lock);
     good = good && atomic_load(&node->epoch) == epoch &&
            renameat(node->dir_fd, next, node->dir_fd, name) == 0;
@@ -5882,7 +5882,7 @@ static bool part_restart(struct node *node, struct part *part, uint64_t epoch,
         unlinkat(node->dir_fd, next, 0);
     good = good && fsync(node->dir_fd) == 0;
     if (good && proven)
-        unlinkat(trash, name, 0);
+        unlinkat(trash, to, 0);
     if (trash >= 0)
         close(trash);
     return good;

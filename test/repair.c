@@ -1307,6 +1307,11 @@ static void test_leave(void **state) {
     put(to[0], "c", "older", ago(3000), HOW_PLAIN);
     leave(from);
     assert_int_equal(part_of(from)->log.end, LOG_HEADER);
+    put(to[0], "d", "value", ago(70), HOW_PLAIN);
+    put(to[1], "d", "value", ago(70), HOW_PLAIN);
+    put(from, "d", "value", ago(70), HOW_PLAIN);
+    leave(from); /* proven to be with both: what was kept before stays */
+    assert_int_equal(part_of(from)->log.end, LOG_HEADER);
     assert_int_equal(unlinkat(nodes[from].dir_fd, "trash/000.log", 0), 0);
     assert_int_equal(unlinkat(nodes[from].dir_fd, "trash", AT_REMOVEDIR), 0);
 }
