@@ -525,8 +525,7 @@ struct node {
     struct etcd *etcd;
 
     struct op *leaves;  /* removals of nodes that are asked for; view_lock */
-    atomic_bool left;   /* this node is no member any more, */
-    atomic_bool gone;   /* as one with a later ring has said */
+    atomic_bool left;   /* this node is no member any more */
     atomic_bool forget; /* for the house thread: call identity_forget() */
 
     int exit_code; /* when the node stops for a reason of its own */
@@ -8030,7 +8029,7 @@ static void beat_answered(struct worker *w, unsigned number, uint64_t since,
                           unsigned status, struct slice body) {
     struct peer *peer = &w->node->peers[number];
 
-    if (status == 410 && !atomic_exchange(&w->node->gone, true))
+    if (status == 410 && !atomic_exchange(&w->node->left, true))
         wake_write(w->node->etcd_wake[1]);
     if (status != 200 || body.n != BEAT_ANSWER) {
         for (unsigned i = 0; i < PARTITIONS_MAX / 64; i++)
@@ -8086,7 +8085,7 @@ static void peers_watch(struct worker *w) {
         uint64_t bit = UINT64_C(1) << m->number % 64;
 
         mine |= alive ? bit : 0;
-        if (m->number == self_number(node)) {
+        if (i == w->view->me) {
             me = bit;
             continue;
         }
@@ -8125,7 +8124,7 @@ static void worker_beat(struct worker *w) {
     for (unsigned i = 0; i < w->view->count; i++) {
         unsigned number = w->view->member[i].number;
 
-        if (w->index == 0 && number != self_number(node) &&
+        if (w->index == 0 && i != w->view->me &&
             (due || (member_alive(node, number)
                          ? atomic_load(&node->peers[number].missed_any)
                          : link_oldest(&w->beats[number]) == NULL)))
@@ -10056,20 +10055,6 @@ static void left_tell(struct etcd *e) {
     e->left = true;
 }
 
-/* The others have removed this node while it did not run, or was cut off, and
-   with it its etcd, which says nothing any more: it is none by its own ring,
-   either. With -add it joins anew, when it is started again. */
-static void ring_leave(struct node *node, const struct etcd *e) {
-    struct view *view = view_parse(node, buf_slice(&e->obeyed));
-
-    if (!atomic_exchange(&node->left, true) && view != NULL) {
-        view->me = view->count;
-        view_adopt(node, view);
-    } else {
-        view_release(view);
-    }
-}
-
 /* The ring in etcd is in force here: does what is due of changes. */
 static enum look etcd_tend(struct node *node, struct etcd *e) {
     const struct view *view = node->view;
@@ -10265,10 +10250,8 @@ static void etcd_look(struct node *node, struct etcd *e, uint64_t until) {
     else if (node->flags.etcd != NULL)
         e->at = (e->at + 1) % e->count;
     where_text(where, at->host, at->port);
-    if (e->trouble != NULL && atomic_load(&node->gone) && !node->flags.add)
-        ring_leave(node, e);
-    if (e->trouble != NULL && atomic_load(&node->left) && node->guardian > 0 &&
-        !etcd_member_find(e, node->flags.name, &m)) {
+    if (e->trouble != NULL && atomic_load(&node->left) &&
+        (node->guardian <= 0 || !etcd_member_find(e, node->flags.name, &m))) {
         guardian_stop(node); /* its etcd was removed with it, and has ended */
         node->guardian = 0;
         left_tell(e);
@@ -10955,6 +10938,12 @@ static const char *help_text(struct op *op, struct buf *b) {
 
 #define LEFT "503 this node has left the cluster: ask another one"
 
+/* Whether this node is no member any more, by its own ring or as a member with
+   a later one has said: its etcd, removed with it, may never tell. */
+static bool node_left(const struct worker *w) {
+    return w->view->me == w->view->count || atomic_load(&w->node->left);
+}
+
 /* Trouble that does not keep the node from answering is told in the text. */
 static const char *ready_text(struct op *op, struct buf *b) {
     struct node *node = op->w->node;
@@ -10964,7 +10953,7 @@ static const char *ready_text(struct op *op, struct buf *b) {
 
     if (atomic_load(&node->stopping))
         return "503 this node is stopping: ask another one";
-    if (view->me == view->count)
+    if (node_left(op->w))
         return LEFT;
     if (view->next != NULL && !view_next_has(view, view->me))
         return "503 this node is leaving the cluster: ask another one";
@@ -11431,7 +11420,7 @@ static const char *route_check(struct op *op, const struct http *h,
         (op->w->view == NULL || !atomic_load(&node->loaded) ||
          (self_number(node) == 0 && r->body == NULL)))
         return starting_text(op);
-    if (op->w->view != NULL && op->w->view->me == op->w->view->count &&
+    if (op->w->view != NULL && node_left(op->w) &&
         (r->path[0] == '*' || op->lists) && r->port == CONN_CLIENT)
         return LEFT;
     if (atomic_load(&node->parting) && r->body == beat_body)
@@ -12230,7 +12219,7 @@ static void ready_wait(struct node *node) {
     where_text(where, node->flags.host, node->client_port);
     say("info", "listening port=%u peerPort=%u", node->client_port,
         node->peer_port);
-    if (!stop_requested)
+    if (!stop_requested && !atomic_load(&node->left))
         fprintf(stderr, "ready http://%s\n", where);
 }
 
