@@ -6974,11 +6974,6 @@ static void relay_ask(struct op *op) {
     struct conn *c = op->c;
     uint8_t ask[RELAY_ASK + KEY_MAX];
 
-    if (!c->streams &&
-        !buffer_room(op->w, c->stream_end - c->stream_at, 4 * RELAY_MAX)) {
-        answer_error(op, 503, BUSY);
-        return;
-    }
     put64(ask, op->etag);
     put64(ask + 8, c->stream_at - c->stream_at % BLOCK);
     put64(ask + 16, relay_end(c));
@@ -7026,8 +7021,14 @@ static void relay_answered(struct op *op, unsigned i, unsigned status,
     (void)i;
     if (status == 206 && body.n == relay_end(c) - from &&
         record_parse(op->rec.p, op->rec.n, 0, &r)) {
-        if (!c->streams)
+        if (c->streams)
+            return;
+        if (buffer_room(op->w, c->stream_end - from, 4 * RELAY_MAX)) {
             read_answer(op, &r, NULL);
+        } else {
+            conn_kill(op->relay.conn);
+            answer_error(op, 503, BUSY);
+        }
         return;
     }
     op->refused = op->refused || status == 404 || status == 409;
