@@ -4393,6 +4393,8 @@ static void conn_stream(struct conn *c) {
     c->stream = NULL;
     c->streams = false;
     op_finish(c->first);
+    if (relay != NULL)
+        conn_kill(relay->conn); /* whatever else may come */
 }
 
 /* Serves a connection that was touched: output, input that waited for it, and
@@ -6066,10 +6068,6 @@ static void relay_input(struct conn *c, const struct http *h) {
     const struct call *call = link_oldest(c->link);
     struct op *op = call->op;
 
-    if (op->done) {
-        conn_kill(c);
-        return;
-    }
     op->c->since = c->w->now; /* a client has its time for what comes */
     if (h == NULL)
         conn_touch(op->c);
