@@ -503,7 +503,8 @@ struct node {
     unsigned thread_count;
     int client_fd, peer_fd; /* listening */
     unsigned client_port, peer_port;
-    atomic_uint connections, client_connections;
+    atomic_uint connections;
+    atomic_uint served; /* of these: clients, and peers that relay a value */
     atomic_uint connections_max;
     atomic_uint at_work;  /* consistent operations that were begun here */
     atomic_bool loaded;   /* the logs are read */
@@ -595,6 +596,7 @@ struct conn {
     bool touched;         /* to be served at the end of the turn */
     bool expect;          /* its last request waits for a 100 */
     struct link *link;    /* of a link */
+    bool served;          /* node->served counts it */
     /* A value too large for one read is sent block by block, from a file or as
        the relay of the operation brings it; in rec of that is the record up to
        the value, with the sums. */
@@ -3829,7 +3831,8 @@ static struct conn *conn_new(struct worker *w, int fd, enum conn_kind kind) {
     c->place = w->count;
     figure_add(&w->figures.connections[kind != CONN_CLIENT], 1);
     atomic_fetch_add(&w->node->connections, 1);
-    atomic_fetch_add(&w->node->client_connections, kind == CONN_CLIENT);
+    c->served = kind == CONN_CLIENT;
+    atomic_fetch_add(&w->node->served, c->served);
     conn_touch(c);
     return c;
 }
@@ -4390,6 +4393,8 @@ static void conn_stream(struct conn *c) {
     c->stream = NULL;
     c->streams = false;
     op_finish(c->first);
+    if (relay != NULL)
+        conn_kill(relay->conn); /* whatever else may come */
 }
 
 /* Serves a connection that was touched: output, input that waited for it, and
@@ -4438,7 +4443,7 @@ static void conn_end(struct conn *c) {
 static void conn_free(struct conn *c) {
     figure_add(&c->w->figures.connections[c->kind != CONN_CLIENT], UINT64_MAX);
     atomic_fetch_sub(&c->w->node->connections, 1);
-    atomic_fetch_sub(&c->w->node->client_connections, c->kind == CONN_CLIENT);
+    atomic_fetch_sub(&c->w->node->served, c->served);
     if (c->kind == CONN_LINK)
         link_lost(c);
     close(c->fd);
@@ -6063,10 +6068,6 @@ static void relay_input(struct conn *c, const struct http *h) {
     const struct call *call = link_oldest(c->link);
     struct op *op = call->op;
 
-    if (op->done) {
-        conn_kill(c);
-        return;
-    }
     op->c->since = c->w->now; /* a client has its time for what comes */
     if (h == NULL)
         conn_touch(op->c);
@@ -6954,6 +6955,8 @@ static void value_body(struct op *op) {
     op->ranged = true;
     op->range = (struct range){false, get64(ask.p + 8), get64(ask.p + 16) - 1};
     setsockopt(op->c->fd, SOL_SOCKET, SO_SNDBUF, &most, sizeof most);
+    atomic_fetch_add(&op->w->node->served, !op->c->served);
+    op->c->served = true;
     if (conns_full(op->w->node))
         answer_error(op, 503, "too many connections: ask another owner");
     else if (!read_own(op, get64(ask.p), value_lacks))
@@ -12262,7 +12265,7 @@ static void node_stop(struct node *node) {
                                                      is on its way */
             quiet = now_ms() + BEAT_MS / 5;
         else if (told != 0 && now_ms() >= quiet &&
-                 atomic_load(&node->client_connections) == 0)
+                 atomic_load(&node->served) == 0)
             break;
     }
     dup2(node->dir_fd, node->peer_fd); /* not before: what is in flight */

@@ -1064,6 +1064,17 @@ static void test_relay(void **state) {
     again(first);
     cluster_mend(state);
 
+    part("one that is stopped sends what it has begun to, written over or not");
+    readers_begin(r, s->port, values[1]);
+    large_put(&o, "/relay", values[0], RELAYED, 204);
+    kill(first->pid, SIGTERM);
+    n = readers_end(r);
+    check(n == readers(), "%zu got all", n);
+    server_stop(first);
+    again(first);
+    cluster_mend(state);
+    large_put(&o, "/relay", values[1], RELAYED, 204);
+
     part("and written over: it has no rest, and the answer breaks off");
     for (int tries = 0;; tries++) {
         readers_begin(r, s->port, values[1]);

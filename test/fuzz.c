@@ -145,7 +145,8 @@ static struct conn *conn_begin(enum conn_kind kind) {
     c->fd = -1;
     c->kind = kind;
     atomic_fetch_add(&node.connections, 1);
-    atomic_fetch_add(&node.client_connections, kind == CONN_CLIENT);
+    c->served = kind == CONN_CLIENT;
+    atomic_fetch_add(&node.served, c->served);
     return c;
 }
 

@@ -6265,6 +6265,52 @@ static void test_large_read(void **state) {
     turns_end(&t);
 }
 
+/* The connection of a relay ends with the answer that it is for, also if its
+   owner sends more than it has said, and does not end it. */
+static void test_relay_ends(void **state) {
+    static uint8_t bytes[2 * BLOCK + 10];
+    static const size_t more[] = {0, 1, BLOCK};
+    struct node *node = *state;
+    struct turns t;
+
+    turns_begin(&t, node);
+    for (size_t i = 0; i < COUNT(more); i++) {
+        struct conn *c, *relay;
+        int client[2], peer[2];
+        struct op *op;
+
+        assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM, 0, client), 0);
+        assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM, 0, peer), 0);
+        c = conn_new(t.w, client[0], CONN_CLIENT);
+        op = op_new(c);
+        record_make(&op->rec, slice_of("k"), "",
+                    (struct slice){bytes, sizeof bytes}, version_at(0));
+        relay = conn_new(t.w, peer[0], CONN_LINK);
+        op->relay = (struct link){
+            .conn = relay, .number = 1, .relays = true, .left = 10};
+        buf_add(&op->relay.calls, &(struct call){.op = op},
+                sizeof(struct call));
+        op->calls = 1;
+        relay->link = &op->relay;
+        buf_zero(&relay->in, 10 + more[i]);
+        c->streams = true;
+        c->stream_size = c->stream_end = sizeof bytes;
+        c->stream_at = 2 * BLOCK;
+        worker_settle(t.w);
+        assert_int_equal(recv(client[1], bytes, sizeof bytes, MSG_DONTWAIT),
+                         10);
+        assert_int_equal(recv(peer[1], bytes, sizeof bytes, MSG_DONTWAIT), 0);
+        assert_int_equal(t.w->count, 1);
+        assert_false(c->dead);
+        conn_kill(c);
+        worker_settle(t.w);
+        close(client[1]);
+        close(peer[1]);
+    }
+    assert_int_equal(node->buffered, 0);
+    turns_end(&t);
+}
+
 /* A read that settles is not answered before this node's own disk has what was
    settled, though a majority has: it waits for one thing at a time. A write is:
    nothing is left to do for it. */
@@ -6952,6 +6998,7 @@ static const struct CMUnitTest all_tests[] = {
     NODE(test_conn_time),
     NODE(test_body_moves),
     NODE(test_large_read),
+    NODE(test_relay_ends),
     NODE(test_settle_parked),
     NODE(test_input_kept),
     NODE(test_replica_close),
