@@ -743,7 +743,8 @@ struct op {
     uint64_t attempt_since, majority_since;
 
     /* A large value of this node's own, before it is sent. */
-    bool intact;                    /* an errand has found it so; */
+    atomic_bool vain;               /* an errand has nobody who waits for it */
+    bool intact;                    /* it has found it so; */
     void (*otherwise)(struct op *); /* if not, this is called */
 
     /* A read of what another owner has. */
@@ -4426,14 +4427,17 @@ static void conn_serve(struct conn *c) {
 
 /* The end of a dead connection, or a step to it: operations at work go on
    without it, but for one whose body is not all there, or whose answer was
-   being sent. */
+   being sent; no large value is verified or relayed for it any more. */
 static void conn_end(struct conn *c) {
     if (c->reading != NULL)
         op_finish(c->reading);
     if (c->streams)
         op_finish(c->first);
-    if (c->streams && c->first->relay.conn != NULL)
-        conn_kill(c->first->relay.conn);
+    for (struct op *op = c->first; op != NULL; op = op->next) {
+        atomic_store(&op->vain, true);
+        if (op->relay.conn != NULL)
+            conn_kill(op->relay.conn);
+    }
     c->reading = NULL;
     c->streams = false;
     conn_retire(c);
@@ -4476,6 +4480,8 @@ static void conn_check_time(struct conn *c) {
         most = 2 * IDLE_MS; /* it is the caller's to end it */
     else if (rests)
         most = stopping ? 0 : IDLE_MS;
+    if (c->w->now - c->since > most && (conn_unsent(c) > 0 || stream_ready(c)))
+        conn_serve(c); /* there may be room, and less than poll() waits for */
     if (c->w->now - c->since <= most)
         return;
     if (c->kind == CONN_CLIENT && !c->close_after && conn_unsent(c) == 0 &&
@@ -6831,7 +6837,8 @@ static void value_check(struct op *op) {
     struct record r;
 
     op->intact = record_parse(op->rec.p, op->rec.n, 0, &r);
-    if (op->intact && !atomic_load(&op->w->node->ended)) {
+    if (op->intact && !atomic_load(&op->w->node->ended) &&
+        !atomic_load(&op->vain)) {
         read_status(op, &r, &first, &end);
         op->intact = value_intact(
             op->file, &r, entry_offset(&op->entry) + record_meta(op->rec.p),
@@ -6977,6 +6984,10 @@ static void relay_ask(struct op *op) {
     struct conn *c = op->c;
     uint8_t ask[RELAY_ASK + KEY_MAX];
 
+    if (c->dead) {
+        op_finish(op);
+        return;
+    }
     put64(ask, op->etag);
     put64(ask + 8, c->stream_at - c->stream_at % BLOCK);
     put64(ask + 16, relay_end(c));

@@ -6150,6 +6150,33 @@ static void test_conn_time(void **state) {
     turns_end(&t);
 }
 
+/* Who reads so slowly that poll() has not seen enough room for 30 s is not given
+   up before it was tried to send him more. */
+static void test_slow_reader(void **state) {
+    static char bytes[READ_SIZE];
+    struct node *node = *state;
+    struct turns t;
+    struct conn *c;
+    int fds[2];
+
+    assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM, 0, fds), 0);
+    turns_begin(&t, node);
+    c = conn_new(t.w, fds[0], CONN_CLIENT);
+    buf_zero(&c->out, 16 * READ_SIZE);
+    conn_serve(c);
+    assert_true(conn_unsent(c) > 0);
+    for (int late = 0; late < 2; late++) {
+        if (!late)
+            assert_true(read(fds[1], bytes, sizeof bytes) > 0);
+        t.w->now += PROGRESS_MS + 1;
+        conn_check_time(c);
+        assert_int_equal(c->dead, late);
+    }
+    worker_settle(t.w);
+    close(fds[1]);
+    turns_end(&t);
+}
+
 /* A byte now and then keeps a small body alive, and a large one not, which holds
    memory of all: of that come 64 KiB in the time. */
 static void test_body_moves(void **state) {
@@ -6204,18 +6231,21 @@ static void test_body_moves(void **state) {
 }
 
 /* A large value is verified by a thread of the pool before it is sent, so that
-   nobody waits meanwhile; and not at all for an answer that has none of it. */
+   nobody waits meanwhile; and not at all for an answer that has none of it, or
+   for a client that has gone. */
 static void test_large_read(void **state) {
     static const struct {
         const char *method, *field;
         unsigned status; /* 0: the value is to be sent */
+        bool gone;       /* the client, before; and the value is rotten */
     } rows[] = {
-        {"GET", "", 0},
-        {"GET", "Range: bytes=-1\r\n", 0},
-        {"GET", "Range: bytes=400000-\r\n", 416},
-        {"GET", "If-None-Match: *\r\n", 304},
-        {"GET", "If-Match: \"0\"\r\n", 412},
-        {"HEAD", "", 200},
+        {"GET", "", 0, false},
+        {"GET", "Range: bytes=-1\r\n", 0, false},
+        {"GET", "Range: bytes=400000-\r\n", 416, false},
+        {"GET", "If-None-Match: *\r\n", 304, false},
+        {"GET", "If-Match: \"0\"\r\n", 412, false},
+        {"HEAD", "", 200, false},
+        {"GET", "", 0, true},
     };
     struct node *node = *state;
     uint8_t *bytes = memory(1, 300000);
@@ -6245,7 +6275,16 @@ static void test_large_read(void **state) {
         assert_int_equal(op->parked, rows[i].status == 0);
         if (op->parked) {
             assert_int_equal(c.out.n, 0);
+            if (rows[i].gone) {
+                assert_int_equal(pwrite(op->file->fd, "x", 1,
+                                        (off_t)entry_offset(&op->entry) + 2000),
+                                 1);
+                c.dead = true;
+                conn_end(&c);
+                assert_false(op->done);
+            }
             errands_run(&node->parts[0]);
+            assert_true(op->intact); /* or it was not looked at */
             worker_inbox(t.w);
             assert_true(c.streams);
             assert_false(op->parked);
@@ -6996,6 +7035,7 @@ static const struct CMUnitTest all_tests[] = {
     NODE(test_replica_floor),
     NODE(test_link_moved),
     NODE(test_conn_time),
+    NODE(test_slow_reader),
     NODE(test_body_moves),
     NODE(test_large_read),
     NODE(test_relay_ends),
