@@ -275,6 +275,9 @@ struct part {
     bool awaited;       /* the next sync is that of who waits for this one */
     struct op *waiters; /* for the next sync that begins */
     struct op *errands; /* what the pool is to do for operations */
+    uint64_t intact;    /* version of the value that was last found so, all of
+                           it, and when that began, ns */
+    uint64_t intact_from;
 };
 
 /* One member of the cluster as the ring and its record in etcd describe it. */
@@ -743,8 +746,7 @@ struct op {
     uint64_t attempt_since, majority_since;
 
     /* A large value of this node's own, before it is sent. */
-    atomic_bool vain;               /* an errand has nobody who waits for it */
-    bool intact;                    /* it has found it so; */
+    bool intact;                    /* an errand has found it so; */
     void (*otherwise)(struct op *); /* if not, this is called */
 
     /* A read of what another owner has. */
@@ -4427,17 +4429,14 @@ static void conn_serve(struct conn *c) {
 
 /* The end of a dead connection, or a step to it: operations at work go on
    without it, but for one whose body is not all there, or whose answer was
-   being sent; no large value is verified or relayed for it any more. */
+   being sent. */
 static void conn_end(struct conn *c) {
     if (c->reading != NULL)
         op_finish(c->reading);
     if (c->streams)
         op_finish(c->first);
-    for (struct op *op = c->first; op != NULL; op = op->next) {
-        atomic_store(&op->vain, true);
-        if (op->relay.conn != NULL)
-            conn_kill(op->relay.conn);
-    }
+    if (c->streams && c->first->relay.conn != NULL)
+        conn_kill(c->first->relay.conn);
     c->reading = NULL;
     c->streams = false;
     conn_retire(c);
@@ -5892,7 +5891,7 @@ static bool part_restart(struct node *node, struct part *part, uint64_t epoch,
     if (!good && fresh.file != NULL)
         unlinkat(node->dir_fd, next, 0);
     good = good && fsync(node->dir_fd) == 0;
-    if (good && proven)
+    if (proven)
         unlinkat(trash, to, 0);
     if (trash >= 0)
         close(trash);
@@ -6830,19 +6829,31 @@ static size_t read_most(const struct op *op) {
 }
 
 /* The errand of a thread of the pool: whether the blocks that a client is to
-   get of op->entry are intact, which takes a while. */
+   get of op->entry are intact, which takes a while. Those that all ask for one
+   value have it verified once, after the last of them came. */
 static void value_check(struct op *op) {
     uint8_t *block = memory(1, BLOCK);
-    uint64_t first, end;
+    uint64_t first, end, from = op->arrived;
+    struct part *part = op->part;
     struct record r;
+    bool known;
 
     op->intact = record_parse(op->rec.p, op->rec.n, 0, &r);
-    if (op->intact && !atomic_load(&op->w->node->ended) &&
-        !atomic_load(&op->vain)) {
+    pthread_mutex_lock(&part->lock);
+    known = part->intact == op->entry.version && part->intact_from >= from;
+    pthread_mutex_unlock(&part->lock);
+    if (op->intact && !known && !atomic_load(&op->w->node->ended)) {
+        from = clock_ns(CLOCK_MONOTONIC);
         read_status(op, &r, &first, &end);
         op->intact = value_intact(
             op->file, &r, entry_offset(&op->entry) + record_meta(op->rec.p),
             first, end, block);
+        if (op->intact && end - first == r.value.n) {
+            pthread_mutex_lock(&part->lock);
+            part->intact = op->entry.version;
+            part->intact_from = from;
+            pthread_mutex_unlock(&part->lock);
+        }
     }
     free(block);
 }
@@ -6984,10 +6995,6 @@ static void relay_ask(struct op *op) {
     struct conn *c = op->c;
     uint8_t ask[RELAY_ASK + KEY_MAX];
 
-    if (c->dead) {
-        op_finish(op);
-        return;
-    }
     put64(ask, op->etag);
     put64(ask + 8, c->stream_at - c->stream_at % BLOCK);
     put64(ask + 16, relay_end(c));
@@ -7138,7 +7145,8 @@ static void read_judge(struct op *op) {
         read_begin(op);
     else if (hope || (op->refused && now - op->began < LOST_MS))
         op_due(op, read_judge); /* or for the ring that the others have */
-    else if (op_set(op, ANSWER_WELL, false) != 0)
+    else if (op_set(op, ANSWER_WELL, false) != 0 &&
+             !atomic_load(&op->w->node->left))
         read_newest(op, true);
     else if (op->damaged)
         answer_error(op, 500, ROTTEN);

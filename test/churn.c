@@ -912,7 +912,7 @@ static void test_two_disks(void **state) {
             server_ready(s);
         atomic_store(&outside[s == nodes[3] ? 3 : 4], change % 2 == 0);
         cluster_settle();
-        if (change % 4 == 1) { /* and the other way around */
+        if (change % 2 == 1) { /* and the other way around */
             struct server *other = nodes[3];
 
             nodes[3] = nodes[4];

@@ -434,6 +434,7 @@ static void test_removed(void **state) {
     struct server *s = nodes[2];
     struct client c = client_make(nodes[0]->port);
     struct client back = client_make(s->port);
+    static const char get[] = "GET /removed HTTP/1.1\r\nHost: x\r\n\r\n";
 
     (void)state;
     check(client_text(&c, "PUT", "/removed", "old") == 201, "%d", c.status);
@@ -459,7 +460,11 @@ static void test_removed(void **state) {
     part("it stands still meanwhile");
     kill(s->pid, SIGSTOP);
     removed_delete(&c);
+    check(client_text(&c, "PUT", "/removed", "newer") == 204 &&
+              client_send(&back, get, sizeof get - 1),
+          "%d", c.status);
     kill(s->pid, SIGCONT);
+    check(client_read(&back, false) == 503, "%d %s", back.status, back.body);
     removed_says(s);
     server_stop(s);
     client_end(&c);
