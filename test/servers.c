@@ -1595,7 +1595,8 @@ static void test_slow_readers(void **state) {
           "%d", other.status);
     check(buffered(s->port) < 1 << 20, "%.0f bytes are buffered",
           buffered(s->port));
-    check(resident(s->pid) - before < 16 << 10, "%ld KiB more",
+    /* A record in one piece may be among it, as of the scrubber; not of each. */
+    check(resident(s->pid) - before < 3 * SIZE >> 10, "%ld KiB more",
           resident(s->pid) - before);
     check(client_read(&c[0], false) == 200 && c[0].body_len == SIZE &&
               memcmp(c[0].body, value, SIZE) == 0,
