@@ -3745,10 +3745,10 @@ static struct slice status_text(unsigned status) {
         "Accepted;206 Partial Content;400 Bad Request;401 Unauthorized\r\n"
         "WWW-Authenticate: Bearer;403 Forbidden;405 Method Not Allowed;408 "
         "Request Timeout;409 Conflict;410 Gone;412 Precondition Failed;413 "
-        "Content Too Large;414 URI Too Long;415 Unsupported Media "
-        "Type\r\nAccept-Encoding: "
-        "identity;416 Range Not Satisfiable;417 Expectation Failed;431 Request "
-        "Header Fields Too Large;501 Not Implemented;503 Service Unavailable"
+        "Content Too Large;414 URI Too Long;415 Unsupported Media Type\r\n"
+        "Accept-Encoding: identity;416 Range Not Satisfiable;417 Expectation "
+        "Failed;431 Request Header Fields Too Large;501 Not Implemented;503 "
+        "Service Unavailable"
         "\r\nRetry-After: 1;504 Gateway Timeout;505 HTTP Version Not Supported;"
         "507 Insufficient Storage;";
     struct slice rest = {(const uint8_t *)texts, sizeof texts - 1}, text;
@@ -6829,8 +6829,8 @@ static size_t read_most(const struct op *op) {
 }
 
 /* The errand of a thread of the pool: whether the blocks that a client is to
-   get of op->entry are intact, which takes a while. Those that all ask for one
-   value have it verified once, after the last of them came. */
+   get of op->entry are intact, which takes a while. One that has verified all of
+   the value does so for all who had asked for it before it began. */
 static void value_check(struct op *op) {
     uint8_t *block = memory(1, BLOCK);
     uint64_t first, end, from = op->arrived;
