@@ -7122,7 +7122,8 @@ static bool read_ask(struct op *op) {
     return false;
 }
 
-/* What the answers so far amount to. */
+/* What the answers so far amount to. By another ring nobody is asked any more:
+   his answer would be added to those of owners that are none. */
 static void read_judge(struct op *op) {
     uint64_t now = op->w->now;
     bool hope;
@@ -7136,14 +7137,16 @@ static void read_judge(struct op *op) {
         answer_error(op, 503, BUSY);
         return;
     }
+    if (op->w->view->epoch != op->epoch) {
+        read_begin(op);
+        return;
+    }
     while ((op_set(op, ANSWER_WAIT, false) == 0 ||
             now - op->attempt_since >= ASK_MS) &&
            read_ask(op))
         ;
     hope = op_set(op, ANSWER_WAIT, false) != 0 && !op_stalled(op);
-    if (!hope && op->refused && op->w->view->epoch != op->epoch)
-        read_begin(op);
-    else if (hope || (op->refused && now - op->began < LOST_MS))
+    if (hope || (op->refused && now - op->began < LOST_MS))
         op_due(op, read_judge); /* or for the ring that the others have */
     else if (op_set(op, ANSWER_WELL, false) != 0 &&
              !atomic_load(&op->w->node->left))

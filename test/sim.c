@@ -3168,7 +3168,7 @@ static void show_begin(void) {
     show.mix = (enum mix)below(3);
     if (getenv("PLAIN") != NULL)
         show.mix = MIX_PLAIN;
-    else if (setting.pointed)
+    else if (setting.pointed && !(setting.away && once_in(2)))
         show.mix = MIX_CONSISTENT;
     show.keys = setting.pointed ? 1 : (unsigned)between(1, KEYS);
     show.clients = (unsigned)between(2, CLIENTS);
@@ -3252,37 +3252,73 @@ static bool ring_changes(void) {
     return etcd.view->next != NULL;
 }
 
-/*
- * An owner of the key is away while a change takes the key from it, the key is
- * deleted, and tombstones go; and comes back when the next change is to make it
- * an owner again. What it has is out of date then, and nothing tells but that.
- */
-static void history_away(void) {
-    struct host *joiner = host_of(world.host_count), *h = NULL;
+static bool ring_rests(void) {
+    return etcd.view->next == NULL;
+}
+
+/* Now and then an owner of the key loses its power before long. */
+static void away_dark(void) {
+    unsigned n = replicas_of(world.host_count);
+    struct host *h = host_of(setting.owners[below(n)]);
+
+    if (once_in(2))
+        event_add(world.now + below(once_in(2) ? 50000 : SECOND), change_dark,
+                  h, h->life);
+}
+
+/* The owner of the key that is to be away: one from which the next change takes
+   it, or any one. */
+static struct host *away_chosen(bool any) {
     const struct view *later = view_of(world.host_count, 1);
+    unsigned n = replicas_of(world.host_count);
+    struct host *h = NULL;
 
     owners_find();
-    for (unsigned i = 0; i < replicas_of(world.host_count); i++)
+    for (unsigned i = 0; i < n; i++)
         if (view_owns(later, setting.partition, setting.owners[i]) == 0)
             h = host_of(setting.owners[i]);
     must(h != NULL, "an owner that is none by the later ring");
+    return any ? host_of(setting.owners[below(n)]) : h;
+}
+
+/*
+ * An owner of the key is away while a change takes the key from it, or from
+ * another one, the key is deleted, and tombstones go; and comes back when the
+ * next change is made, which may make it an owner again. What it has is out of
+ * date then, and nothing tells but that. Others lose their power meanwhile.
+ */
+static void history_away(void) {
+    struct host *joiner = host_of(world.host_count), *leaver = joiner;
+    bool any = once_in(2);
+    struct host *h = away_chosen(any);
+
     show.pause_us = 100000;
     show_go(0);
     time_pass(world.now + between(50000, SECOND));
     host_end(h, false);
     h->off = true;
+    away_dark();
     time_pass(world.now + below(500000));
-    change_join_by(joiner);
+    if (!any || !once_in(4))
+        change_join_by(joiner);
     time_until(ring_changed, 60 * SECOND);
+    time_until(clients_rest, 60 * SECOND);
+    show.left = 0; /* they wait for the one that is away */
     time_until(clients_rest, 60 * SECOND);
     time_jump(between(TOMBSTONE_OLD / 2, 2 * TOMBSTONE_OLD) * SECOND);
     time_pass(world.now + between(SECOND, 30 * SECOND));
-    change_leave(joiner);
+    while (any && (leaver == h || !leaver->wanted))
+        leaver = host_of((unsigned)between(1, world.host_count));
+    change_leave(leaver);
     if (!once_in(4))
         time_until(ring_changes, 60 * SECOND);
+    if (any && once_in(2))
+        time_until(ring_rests, 60 * SECOND);
     h->off = false;
     host_start(h);
     show_go((unsigned)between(4, 20));
+    away_dark();
+    away_dark();
     time_pass(world.now + between(SECOND, 5 * SECOND));
 }
 
