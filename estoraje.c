@@ -8185,7 +8185,9 @@ static void worker_beat(struct worker *w) {
  * A tombstone below the cutoff counts as absent, so that owners which dropped
  * it at different times are equal; lists name it all the same, or an owner with
  * an older value would keep that. The asker sends the cutoff: two clocks would
- * make two of it, and a difference where there is none.
+ * make two of it, and a difference where there is none. A replica that does not
+ * count yet, as it is new or recovers, has a cutoff of 0: it stands in for one
+ * that had them, and where an owner still has what they cover a majority must.
  *
  * After an unclean start a replica may have lost what it had accepted, and has
  * forgotten what it had promised. It must not be counted until it has made that
@@ -8461,10 +8463,11 @@ struct repair {
     unsigned count;    /* of them */
     unsigned owners;   /* of which a majority is wanted */
     bool joins;        /* this node is none of these, but will be an owner */
+    bool all;          /* it takes tombstones, however old they are */
     uint64_t promised; /* by others, at most */
     uint64_t floor;    /* for the others; 0: this replica is not recovering */
-    uint64_t cutoff;
-    uint64_t entries; /* here */
+    uint64_t cutoff;   /* tombstones below it are old */
+    uint64_t entries;  /* here */
     uint64_t sums[BUCKETS];
     struct buf mine; /* a list */
     bool whole;      /* all others took part, some maybe recovering */
@@ -8531,6 +8534,11 @@ static struct slice other_call(struct repair *repair, struct other *other,
 static void repair_ask(struct repair *repair) {
     repair->ask.n = 0;
     buf_word(&repair->ask, repair->part->number);
+}
+
+/* Tombstones with versions below count as absent in this round's digests. */
+static uint64_t repair_cutoff(const struct repair *repair) {
+    return repair->all ? 0 : repair->cutoff;
 }
 
 /* Has the key of a record settled which is below the floor here and is not held
@@ -8745,6 +8753,18 @@ static enum how repair_how(const struct repair *repair, unsigned holders) {
                : HOW_REPAIR;
 }
 
+/* How many other owners have nothing, or a tombstone that may be gone from the
+   next one: where the newest is such a one they agree on what it says. */
+static unsigned absent_count(const struct repair *repair,
+                             const struct claim *claims) {
+    unsigned n = 0;
+
+    for (unsigned i = 0; i < repair->count; i++)
+        n += repair->others[i].word == WORD_GOOD &&
+             claim_absent(repair, &claims[i]);
+    return n;
+}
+
 /* Decides about one fingerprint, the first of what is left of the lists; an
    owner whose bucket does not differ has what is here, and no list of it. */
 static void repair_decide(struct repair *repair, struct slice *list,
@@ -8789,10 +8809,13 @@ static void repair_decide(struct repair *repair, struct slice *list,
             repair->needed = true;
     }
     if (from == NULL || newest.version < mine.version ||
-        (claim_absent(repair, &newest) && claim_absent(repair, &mine)))
+        (claim_absent(repair, &newest) && claim_absent(repair, &mine) &&
+         !repair->all))
         return;
     if (newest.marks & LIST_TOMB)
         repair->needed = true; /* it is new here, whoever else lacks it */
+    if (claim_absent(repair, &newest))
+        holders = absent_count(repair, claims);
     repair_want(from, print, newest.version, repair_how(repair, holders));
 }
 
@@ -8826,7 +8849,7 @@ static void other_list(struct repair *repair, struct other *other,
     if (!other->differs || other->word == WORD_NONE)
         return;
     repair_ask(repair);
-    buf_word(&repair->ask, repair->cutoff);
+    buf_word(&repair->ask, repair_cutoff(repair));
     buf_word(&repair->ask, first);
     buf_word(&repair->ask, last);
     for (unsigned i = first; i <= last; i++)
@@ -8875,7 +8898,7 @@ static void other_digest(struct repair *repair, struct other *other,
 
     repair_ask(repair);
     buf_word(&repair->ask, repair->floor);
-    buf_word(&repair->ask, repair->cutoff);
+    buf_word(&repair->ask, repair_cutoff(repair));
     answer = other_call(repair, other, "/_peer/digest", 24);
     if (answer.n == 0)
         return;
@@ -9011,8 +9034,9 @@ static uint64_t repair_round(struct repair *repair, struct part *part) {
     doubts = part->doubts;
     repair->floor =
         part->recovering && !repair->leaves ? node->begin_ceiling + 1 : 0;
+    repair->all = repair->joins || repair->floor > 0;
     repair->entries = part->log.used;
-    mine = part_digest(node, part, repair->cutoff, repair->sums);
+    mine = part_digest(node, part, repair_cutoff(repair), repair->sums);
     pthread_mutex_unlock(&part->lock);
     repair_compare(repair, mine);
     return doubts;

@@ -71,6 +71,9 @@ table() {
     # what an owner was and is again has from before, it keeps
     row change_kept parts_clear \
         '(of == OWNS_NEW && view->epoch != now->epoch)' false
+    # a new owner takes no tombstones that are old
+    row change_old_deletes repair_round \
+        'repair->joins || repair->floor > 0' 'repair->floor > 0'
     # a report that outlives a loss of power, and is believed: that alone would
     # do no harm, as a new owner recovers like any other
     row change_report_stays record_text \
@@ -150,7 +153,7 @@ run() {
     esac
     case $1 in # and these such an owner
     change_epoch_unchecked | change_refused_held) export STALE=1 ;;
-    change_kept) export AWAY=1 ;;
+    change_kept | change_old_deletes) export AWAY=1 ;;
     esac
     PLANT=$2 "$out/sim" >"$out/$1.log" 2>&1 || code=$?
     echo "$code" >"$out/$1.code"

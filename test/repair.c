@@ -1229,6 +1229,25 @@ static void test_drop_needed(void **state) {
     assert_int_equal(part_of(0)->log.used, 2);
 }
 
+/* A replica that recovers takes them, however old: others may have gone on from
+   one that it had, and an owner that was away have what it covers. Of those
+   that are well one without any is as good. */
+static void test_drop_recovering(void **state) {
+    (void)state;
+    nodes_open(3);
+    put(1, "a", NULL, ago(1000), HOW_PLAIN);
+    put(1, "b", NULL, ago(1000), HOW_PLAIN);
+    assert_true(round_of(0)); /* it knows of nothing that it has lost */
+    assert_int_equal(held(0, "a") + held(0, "b"), 0);
+    put(2, "a", "value", ago(2000), HOW_PLAIN);
+    part_of(0)->recovering = true;
+    assert_true(round_of(0));
+    assert_false(part_of(0)->recovering);
+    assert_true(held(0, "a") == ago(1000));
+    assert_true(held(0, "b") == ago(1000));
+    assert_int_equal(part_of(0)->droppable, 0);
+}
+
 /* A node alone drops them, too; few of them beside much that lives only after a
    day. */
 static void test_drop_alone(void **state) {
@@ -1320,17 +1339,29 @@ static void test_leave(void **state) {
 
 int main(void) {
     static const struct CMUnitTest tests[] = {
-        TEST(test_digest),        TEST(test_digest_tombstones),
-        TEST(test_digest_counts), TEST(test_malformed),
-        TEST(test_intro),         TEST(test_intro_who),
-        TEST(test_equal),         TEST(test_decide),
-        TEST(test_meanwhile),     TEST(test_settle),
-        TEST(test_settle_owner),  TEST(test_settle_short),
-        TEST(test_rotten),        TEST(test_lost),
-        TEST(test_collide),       TEST(test_random),
-        TEST(test_again),         TEST(test_rate),
-        TEST(test_drop),          TEST(test_drop_needed),
-        TEST(test_drop_alone),    TEST(test_leave),
+        TEST(test_digest),
+        TEST(test_digest_tombstones),
+        TEST(test_digest_counts),
+        TEST(test_malformed),
+        TEST(test_intro),
+        TEST(test_intro_who),
+        TEST(test_equal),
+        TEST(test_decide),
+        TEST(test_meanwhile),
+        TEST(test_settle),
+        TEST(test_settle_owner),
+        TEST(test_settle_short),
+        TEST(test_rotten),
+        TEST(test_lost),
+        TEST(test_collide),
+        TEST(test_random),
+        TEST(test_again),
+        TEST(test_rate),
+        TEST(test_drop),
+        TEST(test_drop_needed),
+        TEST(test_drop_recovering),
+        TEST(test_drop_alone),
+        TEST(test_leave),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
