@@ -5926,7 +5926,7 @@ static bool part_restart(struct node *node, struct part *part, uint64_t epoch,
  * copy of its directory must not count, either.
  */
 
-#define INTRO_VERSION 5 /* of the protocol */
+#define INTRO_VERSION 6 /* of the protocol */
 
 /* The field, words of 16 hexadecimal digits with a blank between, and the
    others that every call to a peer has. id and boot: of the member that is
@@ -8200,9 +8200,10 @@ static void worker_beat(struct worker *w) {
 /* What the word of a replica is worth in a round. */
 enum word {
     WORD_GOOD,
-    WORD_LAME,  /* it is recovering */
-    WORD_HIDES, /* damage may hide something */
-    WORD_NONE   /* it did not answer */
+    WORD_UNSYNCED, /* well, but a loss of power could undo an old delete */
+    WORD_LAME,     /* it is recovering */
+    WORD_HIDES,    /* damage may hide something */
+    WORD_NONE      /* it did not answer */
 };
 
 #define PULL_MOST 4096 /* fingerprints at once; their records take pages */
@@ -8285,6 +8286,27 @@ static enum word part_word(const struct part *part) {
                               : WORD_GOOD;
 }
 
+/* The same in a round: until an old tombstone is on the disk what it covers may
+   still be there, and come back with a loss of power. No owner may have dropped
+   that tombstone by then. */
+static enum word part_says(const struct node *node, const struct part *part,
+                           uint64_t cutoff) {
+    const struct log *log = &part->log;
+    bool synced = node->sync == SYNC_NONE || log->synced >= log->end;
+    enum word word = part_word(part);
+
+    if (synced || log->used == log->keys)
+        return word;
+    for (uint32_t at = 0; word == WORD_GOOD && at < log->total; at++) {
+        const struct entry *e = &log->table[at];
+
+        if (entry_tombstone(e) && e->version < cutoff &&
+            entry_offset(e) >= log->synced)
+            word = WORD_UNSYNCED;
+    }
+    return word;
+}
+
 /* The partition that a call is about; NULL: the call is refused. */
 static struct part *ask_part(struct op *op, bool good) {
     struct slice ask = buf_slice(&op->rec);
@@ -8331,7 +8353,7 @@ static void digest_body(struct op *op) {
     pthread_mutex_lock(&part->lock);
     if (floor > part->floor)
         part->floor = floor;
-    buf_word(&answer, part_word(part));
+    buf_word(&answer, part_says(node, part, get64(ask.p + 16)));
     buf_word(&answer, part->log.used);
     buf_word(&answer, part_digest(node, part, get64(ask.p + 16), sums));
     buf_word(&answer, promise_highest(part));
@@ -8357,7 +8379,7 @@ static void list_body(struct op *op) {
     first = (unsigned)get64(ask.p + 16);
     last = (unsigned)get64(ask.p + 24);
     pthread_mutex_lock(&part->lock);
-    put64(head, part_word(part));
+    put64(head, part_says(op->w->node, part, get64(ask.p + 8)));
     part_digest(op->w->node, part, get64(ask.p + 8), sums);
     for (unsigned i = first; i <= last; i++)
         if (sums[i] != get64(ask.p + 32 + 8 * (i - first)))
@@ -8700,7 +8722,7 @@ static void other_judge(struct repair *repair, struct other *other,
 
     if (c->marks & LIST_BAD && c->version > newest->version)
         other->word = WORD_HIDES; /* it had one that nobody has whole */
-    if (lacks && other->word == WORD_GOOD && newest->version < settled)
+    if (lacks && other->word <= WORD_UNSYNCED && newest->version < settled)
         peer_missed(repair->node, other->m->number, repair->part->number);
 }
 
@@ -8717,7 +8739,7 @@ static void repair_collide(struct repair *repair, uint64_t print,
             continue;
         if (claims[i].n > 0)
             repair_want(other, print, 0, HOW_REPAIR);
-        if (other->word == WORD_GOOD)
+        if (other->word <= WORD_UNSYNCED)
             peer_missed(repair->node, other->m->number, repair->part->number);
     }
 }
@@ -8760,7 +8782,7 @@ static unsigned absent_count(const struct repair *repair,
     unsigned n = 0;
 
     for (unsigned i = 0; i < repair->count; i++)
-        n += repair->others[i].word == WORD_GOOD &&
+        n += repair->others[i].word <= WORD_UNSYNCED &&
              claim_absent(repair, &claims[i]);
     return n;
 }
@@ -8969,7 +8991,7 @@ static bool repair_enough(const struct repair *repair) {
     unsigned good = 0, lame = 0, need = repair->owners / 2; /* and this one */
 
     for (unsigned i = 0; i < repair->count; i++) {
-        good += repair->others[i].word == WORD_GOOD;
+        good += repair->others[i].word <= WORD_UNSYNCED;
         lame += repair->others[i].word == WORD_LAME;
     }
     if (repair->joins) { /* this one does not count */
@@ -9050,8 +9072,8 @@ static bool repair_part(struct repair *repair, struct part *part) {
     bool good = !repair->failed && repair_enough(repair);
 
     pthread_mutex_lock(&part->lock);
-    if (good && others_good(repair) && !repair->needed &&
-        part_word(part) == WORD_GOOD &&
+    if (good && others_good(repair) && !repair->needed && !repair->all &&
+        part_says(node, part, repair->cutoff) == WORD_GOOD &&
         repair->view->next == NULL) /* else a new owner may need them */
         part_droppable(part, repair->cutoff);
     part->round_at = now_ms() + jitter(ROUND_MS);
