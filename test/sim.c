@@ -3323,15 +3323,18 @@ static void history_away(void) {
 }
 
 /* What the clients have seen so far must fit. It is forgotten: they begin anew
-   with what the key is now, if that is what they once wrote. */
+   with what the key is now, if that is what they once wrote, and with what they
+   asked for and nobody has answered, which may be done yet. */
 static void show_anew(void) {
-    const char *wrong = history_check_linear(show.history);
+    struct history *before = show.history;
+    const char *wrong = history_check_linear(before);
     struct client *c = &show.client[AUDITOR];
+    size_t n = history_count(before);
 
     if (wrong != NULL)
         fail("%s", wrong);
     show_audit(true); /* each node has the same, or it fails here */
-    wrong = history_check_linear(show.history);
+    wrong = history_check_linear(before);
     c->op = (struct history_op){.kind = HISTORY_WRITE,
                                 .consistent = true,
                                 .client = AUDITOR,
@@ -3339,11 +3342,19 @@ static void show_anew(void) {
                                 .begin = world.now};
     trace("key0 is %" PRIu64 " now%s", c->seen[0],
           wrong == NULL ? "" : ", and what was written last is lost");
-    history_free(show.history);
     show.history = history_new();
     if (c->seen[0] != 0)
         history_end(show.history, history_begin(show.history, &c->op),
                     HISTORY_OK, c->seen[0], false, world.now);
+    for (size_t i = 0; i < n; i++) {
+        const struct history_op *op = history_at(before, i);
+
+        if (op->kind != HISTORY_READ && op->outcome == HISTORY_UNKNOWN &&
+            (op->kind == HISTORY_DELETE || op->value != c->seen[0]))
+            history_end(show.history, history_begin(show.history, op),
+                        HISTORY_UNKNOWN, 0, false, op->end);
+    }
+    history_free(before);
 }
 
 /*
