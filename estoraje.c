@@ -2885,8 +2885,8 @@ static void sync_now(struct node *node, struct part *part) {
  * from that keeps it open.
  *
  * Old tombstones go first, where every owner has answered in the last round of
- * repair and none has a value that one of them covers: it would come back. The
- * floor of the partition takes their place, since a copy of such a value may
+ * repair, none has a value that one of them covers, and all that they have of
+ * them are on their disks: such a value would come back. The floor of the partition takes their place, since a copy of such a value may
  * still be on its way here. One on its way to an owner that never had the
  * tombstone is refused there for its age: a tombstone goes after 15 minutes, a
  * record that comes first-hand is refused after 10, and the 5 between are for
@@ -6221,8 +6221,8 @@ static const char *peer_check(struct op *op) {
     bool stranger = m == NULL || (m->id != 0 && m->id != x[4]);
 
     if (x[0] != INTRO_VERSION)
-        return "403 no Estoraje field of protocol version 5: this port is for "
-               "the cluster's own nodes";
+        return "403 no Estoraje field of the protocol version spoken here: "
+               "this port is for the cluster's own nodes";
     if (x[6] != 0 && x[6] != op->w->node->self.id)
         return CALLED_WRONG;
     if (x[1] != view->cluster)
@@ -7019,7 +7019,8 @@ static void relay_ask(struct op *op) {
     }
     if (c->streams) {
         conn_kill(c);
-    } else if (op->refused && op->relays++ < ATTEMPTS) {
+    } else if ((op->refused || op->epoch != op->w->view->epoch) &&
+               op->relays++ < ATTEMPTS) {
         op->version = 0;
         op->settles = op->damaged = false;
         (op->consistent ? hand_over : read_begin)(op);
@@ -7122,8 +7123,9 @@ static bool read_ask(struct op *op) {
     return false;
 }
 
-/* What the answers so far amount to. By another ring nobody is asked any more:
-   his answer would be added to those of owners that are none. */
+/* What the answers so far amount to. By another ring nobody is asked: one that
+   is an owner by that one, and one that is none any more, would make a majority
+   together. So the read begins anew then. */
 static void read_judge(struct op *op) {
     uint64_t now = op->w->now;
     bool hope;
@@ -7203,7 +7205,7 @@ static void read_begin(struct op *op) {
     op->began = op->began != 0 ? op->began : op->w->now;
     op->attempt++; /* answers of owners by an older ring are void */
     op->version = 0;
-    op->refused = op->stale = false;
+    op->refused = op->stale = op->damaged = false;
     if (op_left(op)) {
         hand_over(op);
         return;
@@ -7904,9 +7906,11 @@ static void consistent_route(struct op *op) {
             break;
     }
     buf_free(&b);
-    if (op_set(op, ANSWER_WAIT, false) == 0 && op->refused)
+    if (op_set(op, ANSWER_WAIT, false) != 0)
+        return;
+    if (op->refused || op->epoch != op->w->view->epoch)
         consistent_wait(op);
-    else if (op_set(op, ANSWER_WAIT, false) == 0)
+    else
         op_failed(op);
 }
 
@@ -8186,8 +8190,9 @@ static void worker_beat(struct worker *w) {
  * it at different times are equal; lists name it all the same, or an owner with
  * an older value would keep that. The asker sends the cutoff: two clocks would
  * make two of it, and a difference where there is none. A replica that does not
- * count yet, as it is new or recovers, has a cutoff of 0: it stands in for one
- * that had them, and where an owner still has what they cover a majority must.
+ * count yet, since it is new or recovers, asks with a cutoff of 0, and takes old
+ * ones too, but where all are heard and none has a value: soon it may be in the
+ * majority that is to know of a delete, while one that was away has the value.
  *
  * After an unclean start a replica may have lost what it had accepted, and has
  * forgotten what it had promised. It must not be counted until it has made that
@@ -8197,10 +8202,11 @@ static void worker_beat(struct worker *w) {
  * what these owners hold.
  */
 
-/* What the word of a replica is worth in a round. */
+/* What the word of a replica is worth in a round, best first; it counts up to
+   WORD_UNSYNCED. */
 enum word {
     WORD_GOOD,
-    WORD_UNSYNCED, /* well, but a loss of power could undo an old delete */
+    WORD_UNSYNCED, /* but a loss of power could undo an old delete */
     WORD_LAME,     /* it is recovering */
     WORD_HIDES,    /* damage may hide something */
     WORD_NONE      /* it did not answer */
@@ -8286,24 +8292,24 @@ static enum word part_word(const struct part *part) {
                               : WORD_GOOD;
 }
 
-/* The same in a round: until an old tombstone is on the disk what it covers may
-   still be there, and come back with a loss of power. No owner may have dropped
-   that tombstone by then. */
-static enum word part_says(const struct node *node, const struct part *part,
+/* What it is worth in a round: less while a tombstone below the cutoff (0: any)
+   may not be on the disk, which the next sync mends. A loss of power would bring
+   back what that covers, so no owner may drop its own before. */
+static enum word part_says(struct node *node, struct part *part,
                            uint64_t cutoff) {
     const struct log *log = &part->log;
-    bool synced = node->sync == SYNC_NONE || log->synced >= log->end;
     enum word word = part_word(part);
+    bool looks = log->synced < log->end && log->used > log->keys;
 
-    if (synced || log->used == log->keys)
-        return word;
-    for (uint32_t at = 0; word == WORD_GOOD && at < log->total; at++) {
+    for (uint32_t at = 0; looks && word == WORD_GOOD && at < log->total; at++) {
         const struct entry *e = &log->table[at];
 
-        if (entry_tombstone(e) && e->version < cutoff &&
+        if (entry_tombstone(e) && (cutoff == 0 || e->version < cutoff) &&
             entry_offset(e) >= log->synced)
             word = WORD_UNSYNCED;
     }
+    if (word == WORD_UNSYNCED && !part->dead)
+        pool_enqueue(node, part); /* with -sync none there is no other */
     return word;
 }
 
@@ -8485,7 +8491,6 @@ struct repair {
     unsigned count;    /* of them */
     unsigned owners;   /* of which a majority is wanted */
     bool joins;        /* this node is none of these, but will be an owner */
-    bool all;          /* it takes tombstones, however old they are */
     uint64_t promised; /* by others, at most */
     uint64_t floor;    /* for the others; 0: this replica is not recovering */
     uint64_t cutoff;   /* tombstones below it are old */
@@ -8558,9 +8563,10 @@ static void repair_ask(struct repair *repair) {
     buf_word(&repair->ask, repair->part->number);
 }
 
-/* Tombstones with versions below count as absent in this round's digests. */
+/* The cutoff that this round's digests and lists have. For who does not count
+   yet no tombstone is old. */
 static uint64_t repair_cutoff(const struct repair *repair) {
-    return repair->all ? 0 : repair->cutoff;
+    return repair->joins || repair->floor > 0 ? 0 : repair->cutoff;
 }
 
 /* Has the key of a record settled which is below the floor here and is not held
@@ -8775,25 +8781,15 @@ static enum how repair_how(const struct repair *repair, unsigned holders) {
                : HOW_REPAIR;
 }
 
-/* How many other owners have nothing, or a tombstone that may be gone from the
-   next one: where the newest is such a one they agree on what it says. */
-static unsigned absent_count(const struct repair *repair,
-                             const struct claim *claims) {
-    unsigned n = 0;
-
-    for (unsigned i = 0; i < repair->count; i++)
-        n += repair->others[i].word <= WORD_UNSYNCED &&
-             claim_absent(repair, &claims[i]);
-    return n;
-}
-
 /* Decides about one fingerprint, the first of what is left of the lists; an
    owner whose bucket does not differ has what is here, and no list of it. */
 static void repair_decide(struct repair *repair, struct slice *list,
                           uint64_t print) {
     struct claim mine = claim_take(list, print), claims[REPLICAS_MAX];
     struct claim newest = mine;
-    unsigned bucket = bucket_of(repair->node, print), holders = 0;
+    unsigned bucket = bucket_of(repair->node, print);
+    unsigned holders = 0, absent = 0;
+    enum word worst = repair->joins ? WORD_GOOD : WORD_LAME;
     struct other *from = NULL;
     bool collide = mine.n > 1;
 
@@ -8823,21 +8819,22 @@ static void repair_decide(struct repair *repair, struct slice *list,
         return;
     }
     for (unsigned i = 0; i < repair->count; i++) {
+        struct other *other = &repair->others[i];
         const struct claim *c = &claims[i];
 
-        other_judge(repair, &repair->others[i], c, &newest);
+        other_judge(repair, other, c, &newest);
+        absent += other->word <= worst && claim_absent(repair, c);
         if (mine.marks & LIST_TOMB && c->n > 0 && !(c->marks & LIST_TOMB) &&
             c->version <= mine.version)
             repair->needed = true;
     }
-    if (from == NULL || newest.version < mine.version ||
-        (claim_absent(repair, &newest) && claim_absent(repair, &mine) &&
-         !repair->all))
+    if (from == NULL || newest.version < mine.version)
+        return;
+    if (claim_absent(repair, &newest) && claim_absent(repair, &mine) &&
+        (repair_cutoff(repair) > 0 || absent == repair->count))
         return;
     if (newest.marks & LIST_TOMB)
         repair->needed = true; /* it is new here, whoever else lacks it */
-    if (claim_absent(repair, &newest))
-        holders = absent_count(repair, claims);
     repair_want(from, print, newest.version, repair_how(repair, holders));
 }
 
@@ -8950,10 +8947,10 @@ static bool repair_promise(struct repair *repair) {
     return true;
 }
 
-/* Whether all other owners take part in the round, and each is well. */
-static bool others_good(const struct repair *repair) {
+/* Whether all other owners take part in the round, and none says worse. */
+static bool others_say(const struct repair *repair, enum word worst) {
     for (unsigned i = 0; i < repair->count; i++)
-        if (repair->others[i].word != WORD_GOOD)
+        if (repair->others[i].word > worst)
             return false;
     return true;
 }
@@ -8976,7 +8973,7 @@ static void repair_compare(struct repair *repair, uint64_t mine) {
         most = other->entries > most ? other->entries : most;
     }
     repair->failed = (repair->joins && !repair_promise(repair)) ||
-                     (repair->leaves && !others_good(repair));
+                     (repair->leaves && !others_say(repair, WORD_UNSYNCED));
     if (most < BUCKETS * LIST_MOST)
         step =
             most > LIST_MOST ? BUCKETS * LIST_MOST / (unsigned)most : BUCKETS;
@@ -9056,7 +9053,6 @@ static uint64_t repair_round(struct repair *repair, struct part *part) {
     doubts = part->doubts;
     repair->floor =
         part->recovering && !repair->leaves ? node->begin_ceiling + 1 : 0;
-    repair->all = repair->joins || repair->floor > 0;
     repair->entries = part->log.used;
     mine = part_digest(node, part, repair_cutoff(repair), repair->sums);
     pthread_mutex_unlock(&part->lock);
@@ -9072,7 +9068,7 @@ static bool repair_part(struct repair *repair, struct part *part) {
     bool good = !repair->failed && repair_enough(repair);
 
     pthread_mutex_lock(&part->lock);
-    if (good && others_good(repair) && !repair->needed && !repair->all &&
+    if (good && others_say(repair, WORD_GOOD) && !repair->needed &&
         part_says(node, part, repair->cutoff) == WORD_GOOD &&
         repair->view->next == NULL) /* else a new owner may need them */
         part_droppable(part, repair->cutoff);
@@ -9082,7 +9078,8 @@ static bool repair_part(struct repair *repair, struct part *part) {
     part->again_at = now_ms() + again_ms(part->failures);
     if (good) {
         part->cleared = doubts;
-        part->recovering = false;
+        if (repair->floor > 0) /* a new ring may have it recover by now */
+            part->recovering = false;
         part->agreed = repair->view->epoch;
     }
     if (good && repair->count > 0) {
@@ -9117,7 +9114,7 @@ static void repair_leave(struct repair *repair, struct part *part) {
         return;
     part->again_at = now_ms() + jitter(LEAVE_MS);
     repair_round(repair, part);
-    if (!repair->failed && others_good(repair) &&
+    if (!repair->failed && others_say(repair, WORD_UNSYNCED) &&
         part_restart(repair->node, part, view->epoch, repair->alone == 0) &&
         repair->alone > 0)
         say("warning",

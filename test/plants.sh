@@ -72,7 +72,7 @@ table() {
     row change_kept parts_clear \
         '(of == OWNS_NEW && view->epoch != now->epoch)' false
     # a new owner takes no tombstones that are old
-    row change_old_deletes repair_round \
+    row change_old_deletes repair_cutoff \
         'repair->joins || repair->floor > 0' 'repair->floor > 0'
     # a report that outlives a loss of power, and is believed: that alone would
     # do no harm, as a new owner recovers like any other

@@ -1629,8 +1629,8 @@ static enum duty duty_of(void *(*run)(void *)) {
    a missed one they repair all the time. In one with changes the ring is
    another one now and then; in a stale one it changes once, and an owner of the
    key that is to be none hears nothing of that. In one about a node that is
-   away there are two such changes, and time for tombstones to go; in a forced
-   one most owners are lost for good. */
+   away there are one or two changes, time for tombstones to go, and now and then
+   plain operations; in a forced one most owners are lost for good. */
 static struct {
     enum sync_mode sync;
     bool pointed, dark, missed, changes, stale, away, forced;
@@ -2460,8 +2460,9 @@ static bool host_safe(const struct host *h) {
              h->node->view->me < h->node->view->count));
 }
 
-/* Whether this machine may lose what it has not synced: the others still have
-   it, and are a majority of any owners. */
+/* Whether this machine may lose what it has not synced: no other has lost
+   anything that it has not made good. One that is away lacks things, too, but
+   says so to nobody. */
 static bool power_may_fail(const struct host *h) {
     bool may = true;
 
@@ -3243,20 +3244,21 @@ static void time_jump(uint64_t us) {
         world.queue[i].at += us;
 }
 
-/* Whether the ring is not the first one, and no change runs; or one runs. */
-static bool ring_changed(void) {
-    return etcd.view->epoch > 1 && etcd.view->next == NULL;
-}
-
-static bool ring_changes(void) {
-    return etcd.view->next != NULL;
-}
-
+/* Whether no change of the ring runs; one runs; one was made, and none runs. */
 static bool ring_rests(void) {
     return etcd.view->next == NULL;
 }
 
-/* Now and then an owner of the key loses its power before long. */
+static bool ring_changes(void) {
+    return !ring_rests();
+}
+
+static bool ring_changed(void) {
+    return etcd.view->epoch > 1 && ring_rests();
+}
+
+/* Now and then an owner of the key by the first ring, if it runs, loses its
+   power before long. */
 static void away_dark(void) {
     unsigned n = replicas_of(world.host_count);
     struct host *h = host_of(setting.owners[below(n)]);
@@ -3283,9 +3285,10 @@ static struct host *away_chosen(bool any) {
 
 /*
  * An owner of the key is away while a change takes the key from it, or from
- * another one, the key is deleted, and tombstones go; and comes back when the
- * next change is made, which may make it an owner again. What it has is out of
- * date then, and nothing tells but that. Others lose their power meanwhile.
+ * another one, or there is none; the key is deleted, and tombstones go. It comes
+ * back with the next change, which may make it an owner again. What it has is
+ * out of date then, and nothing tells but that. Owners lose their power
+ * meanwhile, and it, too, once it is back.
  */
 static void history_away(void) {
     struct host *joiner = host_of(world.host_count), *leaver = joiner;
@@ -3299,15 +3302,16 @@ static void history_away(void) {
     h->off = true;
     away_dark();
     time_pass(world.now + below(500000));
-    if (!any || !once_in(4))
+    if (!any || !once_in(4)) {
         change_join_by(joiner);
-    time_until(ring_changed, 60 * SECOND);
+        time_until(ring_changed, 60 * SECOND);
+    }
     time_until(clients_rest, 60 * SECOND);
-    show.left = 0; /* they wait for the one that is away */
+    show.left = 0; /* some may wait for the one that is away */
     time_until(clients_rest, 60 * SECOND);
     time_jump(between(TOMBSTONE_OLD / 2, 2 * TOMBSTONE_OLD) * SECOND);
     time_pass(world.now + between(SECOND, 30 * SECOND));
-    while (any && (leaver == h || !leaver->wanted))
+    while (leaver == h || !leaver->wanted)
         leaver = host_of((unsigned)between(1, world.host_count));
     change_leave(leaver);
     if (!once_in(4))
