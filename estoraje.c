@@ -7781,11 +7781,14 @@ static void consistent_round(struct op *op) {
         op_failed(op);
         return;
     }
+    if (w->now < op->next_at) { /* a version that is taken now grows old */
+        op_due(op, consistent_round);
+        return;
+    }
     if (!looks && op->version <= op->highest)
         op->version = clock_version(w->node, op->highest);
-    if (w->now < op->next_at ||
-        (!looks && !ceiling_allows(w->node, op->version) &&
-         !clock_too_far(op->version) && w->now - op->began < CONSISTENT_MS)) {
+    if (!looks && !ceiling_allows(w->node, op->version) &&
+        !clock_too_far(op->version) && w->now - op->began < CONSISTENT_MS) {
         op_due(op, consistent_round);
         return;
     }
