@@ -8057,12 +8057,16 @@ static void beat_send(struct worker *w, unsigned number) {
 
 /* A heartbeat has been answered, or not. The peer was there when it was sent,
    at least. If not, which missed bits it had is not known any more: the peer is
-   told of all. */
+   told of all. Who is told that he is no member has left, if he was one by the
+   ring that he spoke by: he may be about to join, under a number that others do
+   not know yet. */
 static void beat_answered(struct worker *w, unsigned number, uint64_t since,
                           unsigned status, struct slice body) {
     struct peer *peer = &w->node->peers[number];
+    bool member = w->view != NULL && w->view->me < w->view->count;
 
-    if (status == 410 && !atomic_exchange(&w->node->left, true))
+    if (status == 410 && member && since > w->view_at &&
+        !atomic_exchange(&w->node->left, true))
         wake_write(w->node->etcd_wake[1]);
     if (status != 200 || body.n != BEAT_ANSWER) {
         for (unsigned i = 0; i < PARTITIONS_MAX / 64; i++)

@@ -714,6 +714,24 @@ static void test_intro_who(void **state) {
     }
 }
 
+/* Who is told that he is no member has left, if he was one by the ring that he
+   spoke by. */
+static void test_beat_gone(void **state) {
+    struct worker *w = &workers[0];
+
+    (void)state;
+    nodes_open(2);
+    w->view_at = now_ms();
+    w->view->me = w->view->count;
+    beat_answered(w, 2, w->view_at + 1, 410, (struct slice){0});
+    assert_false(nodes[0].left);
+    w->view->me = 0;
+    beat_answered(w, 2, w->view_at, 410, (struct slice){0});
+    assert_false(nodes[0].left);
+    beat_answered(w, 2, w->view_at + 1, 410, (struct slice){0});
+    assert_true(nodes[0].left);
+}
+
 /* --------------------------------------------------------------- Rounds */
 
 /* Equal replicas are done with their digests. */
@@ -1405,18 +1423,31 @@ static void test_leave(void **state) {
 
 int main(void) {
     static const struct CMUnitTest tests[] = {
-        TEST(test_digest),        TEST(test_digest_tombstones),
-        TEST(test_digest_counts), TEST(test_malformed),
-        TEST(test_intro),         TEST(test_intro_who),
-        TEST(test_equal),         TEST(test_decide),
-        TEST(test_meanwhile),     TEST(test_settle),
-        TEST(test_settle_owner),  TEST(test_settle_short),
-        TEST(test_rotten),        TEST(test_lost),
-        TEST(test_collide),       TEST(test_random),
-        TEST(test_again),         TEST(test_rate),
-        TEST(test_drop),          TEST(test_drop_needed),
-        TEST(test_drop_unsynced), TEST(test_drop_recovering),
-        TEST(test_drop_alone),    TEST(test_leave),
+        TEST(test_digest),
+        TEST(test_digest_tombstones),
+        TEST(test_digest_counts),
+        TEST(test_malformed),
+        TEST(test_intro),
+        TEST(test_intro_who),
+        TEST(test_beat_gone),
+        TEST(test_equal),
+        TEST(test_decide),
+        TEST(test_meanwhile),
+        TEST(test_settle),
+        TEST(test_settle_owner),
+        TEST(test_settle_short),
+        TEST(test_rotten),
+        TEST(test_lost),
+        TEST(test_collide),
+        TEST(test_random),
+        TEST(test_again),
+        TEST(test_rate),
+        TEST(test_drop),
+        TEST(test_drop_needed),
+        TEST(test_drop_unsynced),
+        TEST(test_drop_recovering),
+        TEST(test_drop_alone),
+        TEST(test_leave),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
