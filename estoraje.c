@@ -2885,12 +2885,13 @@ static void sync_now(struct node *node, struct part *part) {
  * from that keeps it open.
  *
  * Old tombstones go first, where every owner has answered in the last round of
- * repair, none has a value that one of them covers, and all that they have of
- * them are on their disks: such a value would come back. The floor of the partition takes their place, since a copy of such a value may
- * still be on its way here. One on its way to an owner that never had the
- * tombstone is refused there for its age: a tombstone goes after 15 minutes, a
- * record that comes first-hand is refused after 10, and the 5 between are for
- * clocks that differ.
+ * repair, none has a value that one of them covers, and none has an old
+ * tombstone that is not on its disk: such a value would come back. The floor of
+ * the partition takes their place, since a copy of such a value may still be on
+ * its way here. One on its way to an owner that never had the tombstone is
+ * refused there for its age: a tombstone goes after 15 minutes, a record that
+ * comes first-hand is refused after 10, and the 5 between are for clocks that
+ * differ.
  *
  * A log with damage is left as it is until that is repaired, written over or
  * given up: what cannot be copied must not become absent. */
@@ -6990,7 +6991,7 @@ static uint64_t relay_end(const struct conn *c) {
 
 /* Asks the next owner for the value, or the rest of it. When all were asked an
    answer that has begun is broken off; and else, if some have another value by
-   now, the read begins anew. */
+   now, or another ring is in force, the read begins anew. */
 static void relay_ask(struct op *op) {
     struct conn *c = op->c;
     uint8_t ask[RELAY_ASK + KEY_MAX];
@@ -7123,9 +7124,9 @@ static bool read_ask(struct op *op) {
     return false;
 }
 
-/* What the answers so far amount to. By another ring nobody is asked: one that
-   is an owner by that one, and one that is none any more, would make a majority
-   together. So the read begins anew then. */
+/* What the answers so far amount to. An owner by a new ring must not be asked
+   in a read that began by the one before: together with one that is no owner
+   any more it would make a majority of neither. So the read begins anew. */
 static void read_judge(struct op *op) {
     uint64_t now = op->w->now;
     bool hope;
@@ -7781,7 +7782,7 @@ static void consistent_round(struct op *op) {
         op_failed(op);
         return;
     }
-    if (w->now < op->next_at) { /* a version that is taken now grows old */
+    if (w->now < op->next_at) { /* first: meanwhile versions grow */
         op_due(op, consistent_round);
         return;
     }
@@ -7865,7 +7866,8 @@ static void consistent_start(struct op *op) {
 static void forward_answered(struct op *op, unsigned i, unsigned status,
                              struct slice body);
 
-/* The owners have a later ring: waits until it is in force here, too. */
+/* Owners have refused the operation, or were asked by a ring that is not in
+   force any more: begins by the new one, once that is in force here. */
 static void consistent_wait(struct op *op) {
     if (op->w->view->epoch != op->epoch) {
         op->refused = false;
@@ -7879,7 +7881,8 @@ static void consistent_wait(struct op *op) {
 }
 
 /* Sends an operation to the first owner that lives and was not asked yet, or
-   begins it if that is this node. */
+   begins it if that is this node. When none is left it begins anew if another
+   ring has come meanwhile: nobody has begun it. */
 static void consistent_route(struct op *op) {
     struct buf b = {0};
 
@@ -8197,9 +8200,10 @@ static void worker_beat(struct worker *w) {
  * it at different times are equal; lists name it all the same, or an owner with
  * an older value would keep that. The asker sends the cutoff: two clocks would
  * make two of it, and a difference where there is none. A replica that does not
- * count yet, since it is new or recovers, asks with a cutoff of 0, and takes old
- * ones too, but where all are heard and none has a value: soon it may be in the
- * majority that is to know of a delete, while one that was away has the value.
+ * count yet, since it is new or recovers, asks with a cutoff of 0. It takes old
+ * tombstones, too: soon it may be in the majority that is to know of a delete,
+ * while an owner that was away has the value. Only where all owners are heard,
+ * and none has a value, it needs none.
  *
  * After an unclean start a replica may have lost what it had accepted, and has
  * forgotten what it had promised. It must not be counted until it has made that
@@ -8209,8 +8213,8 @@ static void worker_beat(struct worker *w) {
  * what these owners hold.
  */
 
-/* What the word of a replica is worth in a round, best first; it counts up to
-   WORD_UNSYNCED. */
+/* What the word of a replica is worth in a round, best first. Up to
+   WORD_UNSYNCED it counts for a majority. */
 enum word {
     WORD_GOOD,
     WORD_UNSYNCED, /* but a loss of power could undo an old delete */
@@ -8299,24 +8303,28 @@ static enum word part_word(const struct part *part) {
                               : WORD_GOOD;
 }
 
-/* What it is worth in a round: less while a tombstone below the cutoff (0: any)
-   may not be on the disk, which the next sync mends. A loss of power would bring
-   back what that covers, so no owner may drop its own before. */
+/* What it is worth in a round: less while a tombstone that is old may not be on
+   the disk. A loss of power would bring back what it covers, so no owner may
+   drop its own until then; such a log is synced soon, with -sync none, too. An
+   asker without a cutoff (0) has no clock to go by: then one is old as soon as
+   it may not come first-hand any more. */
 static enum word part_says(struct node *node, struct part *part,
                            uint64_t cutoff) {
     const struct log *log = &part->log;
+    uint64_t early =
+        VERSION_TIME(now_us() - FIRST_HAND_OLD * UINT64_C(1000000));
     enum word word = part_word(part);
     bool looks = log->synced < log->end && log->used > log->keys;
 
     for (uint32_t at = 0; looks && word == WORD_GOOD && at < log->total; at++) {
         const struct entry *e = &log->table[at];
 
-        if (entry_tombstone(e) && (cutoff == 0 || e->version < cutoff) &&
+        if (entry_tombstone(e) && e->version < (cutoff > 0 ? cutoff : early) &&
             entry_offset(e) >= log->synced)
             word = WORD_UNSYNCED;
     }
     if (word == WORD_UNSYNCED && !part->dead)
-        pool_enqueue(node, part); /* with -sync none there is no other */
+        pool_enqueue(node, part);
     return word;
 }
 
@@ -8570,8 +8578,8 @@ static void repair_ask(struct repair *repair) {
     buf_word(&repair->ask, repair->part->number);
 }
 
-/* The cutoff that this round's digests and lists have. For who does not count
-   yet no tombstone is old. */
+/* The cutoff in this round's calls: 0, so that no tombstone is left out of the
+   sums, for a replica that does not count yet. */
 static uint64_t repair_cutoff(const struct repair *repair) {
     return repair->joins || repair->floor > 0 ? 0 : repair->cutoff;
 }
@@ -8788,15 +8796,24 @@ static enum how repair_how(const struct repair *repair, unsigned holders) {
                : HOW_REPAIR;
 }
 
+/* Whether no owner has a value, if so many of those asked are well and have
+   none. While a change runs new ones may have one, who are not asked; of a
+   replica that joins they need not be: each takes over what a majority of the
+   old owners has before it reports. */
+static bool absent_all(const struct repair *repair, unsigned absent) {
+    return absent == repair->count &&
+           (repair->joins || repair->view->next == NULL);
+}
+
 /* Decides about one fingerprint, the first of what is left of the lists; an
-   owner whose bucket does not differ has what is here, and no list of it. */
+   owner whose bucket does not differ has what is here, and no list of it. What
+   is old and absent everywhere is left as it is. */
 static void repair_decide(struct repair *repair, struct slice *list,
                           uint64_t print) {
     struct claim mine = claim_take(list, print), claims[REPLICAS_MAX];
     struct claim newest = mine;
     unsigned bucket = bucket_of(repair->node, print);
     unsigned holders = 0, absent = 0;
-    enum word worst = repair->joins ? WORD_GOOD : WORD_LAME;
     struct other *from = NULL;
     bool collide = mine.n > 1;
 
@@ -8830,7 +8847,9 @@ static void repair_decide(struct repair *repair, struct slice *list,
         const struct claim *c = &claims[i];
 
         other_judge(repair, other, c, &newest);
-        absent += other->word <= worst && claim_absent(repair, c);
+        absent += (other->word == WORD_GOOD ||
+                   (other->word == WORD_LAME && !repair->joins)) &&
+                  claim_absent(repair, c);
         if (mine.marks & LIST_TOMB && c->n > 0 && !(c->marks & LIST_TOMB) &&
             c->version <= mine.version)
             repair->needed = true;
@@ -8838,7 +8857,7 @@ static void repair_decide(struct repair *repair, struct slice *list,
     if (from == NULL || newest.version < mine.version)
         return;
     if (claim_absent(repair, &newest) && claim_absent(repair, &mine) &&
-        (repair_cutoff(repair) > 0 || absent == repair->count))
+        (repair_cutoff(repair) > 0 || absent_all(repair, absent)))
         return;
     if (newest.marks & LIST_TOMB)
         repair->needed = true; /* it is new here, whoever else lacks it */
@@ -9085,7 +9104,7 @@ static bool repair_part(struct repair *repair, struct part *part) {
     part->again_at = now_ms() + again_ms(part->failures);
     if (good) {
         part->cleared = doubts;
-        if (repair->floor > 0) /* a new ring may have it recover by now */
+        if (repair->floor > 0) /* else a new ring has it recover since then */
             part->recovering = false;
         part->agreed = repair->view->epoch;
     }
@@ -9121,7 +9140,8 @@ static void repair_leave(struct repair *repair, struct part *part) {
         return;
     part->again_at = now_ms() + jitter(LEAVE_MS);
     repair_round(repair, part);
-    if (!repair->failed && others_say(repair, WORD_UNSYNCED) &&
+    if (!repair->failed &&
+        others_say(repair, WORD_UNSYNCED) && /* its sync is theirs to see to */
         part_restart(repair->node, part, view->epoch, repair->alone == 0) &&
         repair->alone > 0)
         say("warning",

@@ -1284,6 +1284,7 @@ static void test_drop_unsynced(void **state) {
         synced(i, i != 1);
     }
     for (int i = 0; i < 3; i++) {
+        part_of(1)->queued = false;
         assert_true(round_of(i));
         assert_int_equal(part_of(i)->droppable, 0);
         assert_true(part_of(1)->queued);
@@ -1330,6 +1331,35 @@ static void test_drop_recovering(void **state) {
     assert_false(part_of(0)->recovering);
     assert_true(held(0, "a") == ago(1000));
     assert_int_equal(held(0, "b"), 0); /* all are heard, and none has a value */
+    world.unsynced = true;
+    synced(1, false); /* but may have one after a loss of power */
+    part_of(0)->recovering = true;
+    assert_true(round_of(0));
+    assert_true(held(0, "b") == ago(1000));
+}
+
+/* While a change runs a new owner, who is not asked, may have a value. */
+static void test_drop_joint(void **state) {
+    struct view *view;
+    struct ring_member members[3];
+
+    (void)state;
+    nodes_open(3);
+    put(1, "a", NULL, ago(1000), HOW_PLAIN);
+    view = nodes[0].view;
+    for (int i = 0; i < 3; i++)
+        members[i] =
+            (struct ring_member){view->member[i].name, view->member[i].zone};
+    for (unsigned i = 0; i < 3; i++)
+        view->next_at[i] = (uint16_t)i;
+    view->old = view->next_count = 3;
+    part_of(0)->recovering = true;
+    assert_true(round_of(0));
+    assert_int_equal(held(0, "a"), 0);
+    view->next = ring_build(members, 3, 1, 3);
+    part_of(0)->recovering = true;
+    assert_true(round_of(0));
+    assert_true(held(0, "a") == ago(1000));
 }
 
 /* A node alone drops them, too; few of them beside much that lives only after a
@@ -1446,6 +1476,7 @@ int main(void) {
         TEST(test_drop_needed),
         TEST(test_drop_unsynced),
         TEST(test_drop_recovering),
+        TEST(test_drop_joint),
         TEST(test_drop_alone),
         TEST(test_leave),
     };

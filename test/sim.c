@@ -3146,7 +3146,9 @@ static void world_begin(uint64_t seed) {
                               : (unsigned)between(3, world.host_count);
         etcd_new(setting.members);
     }
-    setting.sync = setting.dark || once_in(4) ? SYNC_ALWAYS : SYNC_SECOND;
+    setting.sync = setting.dark || once_in(4) ? SYNC_ALWAYS
+                   : once_in(8)               ? SYNC_NONE
+                                              : SYNC_SECOND;
     for (unsigned i = 0; i < world.host_count; i++) {
         struct host *h = &world.hosts[i];
 
