@@ -2265,9 +2265,10 @@ static struct accepted part_apply(struct node *node, struct part *part,
         a.above = floor;
     } else if (outside && clock_too_far(r->version) && !clock_too_far(a.held)) {
         a.verdict = ACCEPT_AHEAD;
-    } else if (outside && !a.existed && r->tombstone &&
+    } else if (outside && !a.existed && r->tombstone && floor > 0 &&
                atomic_load(&node->full)) {
-        a.verdict = ACCEPT_FULL; /* it would take room and make none */
+        a.verdict = ACCEPT_FULL; /* it would take room and make none; but one
+                                    that a majority has may be needed here */
     } else if (room && (bytes == NULL ||
                         log_append(node, part, log, bytes, r->size) == 0)) {
         log_index(node, log, e, at, entry_of(print, r, log->end - r->size));
@@ -8202,8 +8203,8 @@ static void worker_beat(struct worker *w) {
  * make two of it, and a difference where there is none. A replica that does not
  * count yet, since it is new or recovers, asks with a cutoff of 0. It takes old
  * tombstones, too: soon it may be in the majority that is to know of a delete,
- * while an owner that was away has the value. Only where all owners are heard,
- * and none has a value, it needs none.
+ * while an owner that was away has the value. Only where all owners are heard
+ * and well, and none has a value, it needs none.
  *
  * After an unclean start a replica may have lost what it had accepted, and has
  * forgotten what it had promised. It must not be counted until it has made that
@@ -8797,12 +8798,12 @@ static enum how repair_how(const struct repair *repair, unsigned holders) {
 }
 
 /* Whether no owner has a value, if so many of those asked are well and have
-   none. While a change runs new ones may have one, who are not asked; of a
-   replica that joins they need not be: each takes over what a majority of the
-   old owners has before it reports. */
+   none. While a change runs a new owner, who is not asked, may have one: it may
+   have missed a delete after it reported. A replica that joins and has lost
+   nothing still has each delete that counted on it; one that recovers has not. */
 static bool absent_all(const struct repair *repair, unsigned absent) {
-    return absent == repair->count &&
-           (repair->joins || repair->view->next == NULL);
+    return absent == repair->count && (repair->view->next == NULL ||
+                                       (repair->joins && repair->floor == 0));
 }
 
 /* Decides about one fingerprint, the first of what is left of the lists; an
@@ -8847,9 +8848,7 @@ static void repair_decide(struct repair *repair, struct slice *list,
         const struct claim *c = &claims[i];
 
         other_judge(repair, other, c, &newest);
-        absent += (other->word == WORD_GOOD ||
-                   (other->word == WORD_LAME && !repair->joins)) &&
-                  claim_absent(repair, c);
+        absent += other->word == WORD_GOOD && claim_absent(repair, c);
         if (mine.marks & LIST_TOMB && c->n > 0 && !(c->marks & LIST_TOMB) &&
             c->version <= mine.version)
             repair->needed = true;
