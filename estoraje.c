@@ -8062,8 +8062,8 @@ static void beat_send(struct worker *w, unsigned number) {
 /* A heartbeat has been answered, or not. The peer was there when it was sent,
    at least. If not, which missed bits it had is not known any more: the peer is
    told of all. Who is told that he is no member has left, if he was one by the
-   ring that he spoke by: he may be about to join, under a number that others do
-   not know yet. */
+   ring that he spoke by: else he is about to join, under a number that others
+   may not know yet. */
 static void beat_answered(struct worker *w, unsigned number, uint64_t since,
                           unsigned status, struct slice body) {
     struct peer *peer = &w->node->peers[number];

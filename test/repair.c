@@ -808,8 +808,8 @@ static void test_decide(void **state) {
         {{2000, -1000, 2000}, 0, false, -1000, false, true, 4},
         {{-1000, 2000, 0}, 0, false, -1000, false, true, 2},
         {{-2000, 1000, -2000}, 0, false, 1000, false, true, 4},
-        /* an old one below the floor: where a value is, and where none is, for
-           one that recovers, which may have promised something */
+        /* an old one below the floor: where a value is; and for one that
+           recovers and may have lost it, where none is, or an owner is away */
         {{2000, -1000, 0}, 10, false, 2000, true, false, 0},
         {{2000, -1000, 2000}, 10, false, 2000, true, false, 4},
         {{0, -1000, 2000}, 10, true, -1000, false, true, 4},
@@ -1260,10 +1260,7 @@ static void test_drop_needed(void **state) {
     assert_int_equal(part_of(0)->log.used, 2);
 }
 
-/* They stay while one of them is not yet on the disk of an owner, this one or
-   another: a loss of power would bring back there what it covers, and nobody
-   would know better. That is asked with the list again: an owner may take one
-   over after its digest. */
+/* An owner takes one over after its digest. */
 static void takes_it(int node, const char *path) {
     if (node == 1 && strcmp(path, "/_peer/list") == 0)
         put(1, "b", NULL, ago(1000), HOW_REPAIR);
@@ -1274,6 +1271,9 @@ static void synced(int i, bool all) {
     part_of(i)->log.synced = all ? part_of(i)->log.end : LOG_HEADER;
 }
 
+/* They stay while one of them is not yet on the disk of an owner, this one or
+   another: a loss of power would bring back there what it covers, and nobody
+   would know better. That is asked with the list again. */
 static void test_drop_unsynced(void **state) {
     (void)state;
     nodes_open(3);
