@@ -2235,13 +2235,13 @@ static void ceiling_raise(struct node *node) {
  * Where the copy held is rotten, the same version takes its place; a replay,
  * which does not know what was rotten, takes the later of two. From outside a
  * record must not be below the floor, nor from a wild clock unless what is held
- * is, too. bytes is the record as it is sealed for the network; NULL: a replay
+ * is, too. decided: a majority has it. bytes is the record as it is sealed for the network; NULL: a replay
  * has found it in the log, just before log->end. Under the partition's lock.
  */
 static struct accepted part_apply(struct node *node, struct part *part,
                                   struct log *log, uint8_t *bytes,
                                   const struct record *r, uint64_t print,
-                                  uint64_t floor) {
+                                  uint64_t floor, bool decided) {
     struct accepted a = {.verdict = ACCEPT_OK};
     bool outside = bytes != NULL && log == &part->log, heals = false;
     bool room = table_room(node, log); /* first: it moves the entries */
@@ -2265,7 +2265,7 @@ static struct accepted part_apply(struct node *node, struct part *part,
         a.above = floor;
     } else if (outside && clock_too_far(r->version) && !clock_too_far(a.held)) {
         a.verdict = ACCEPT_AHEAD;
-    } else if (outside && !a.existed && r->tombstone && floor > 0 &&
+    } else if (outside && !a.existed && r->tombstone && !decided &&
                atomic_load(&node->full)) {
         a.verdict = ACCEPT_FULL; /* it would take room and make none; but one
                                     that a majority has may be needed here */
@@ -2447,12 +2447,12 @@ static struct accepted store_accept(struct node *node, struct part *part,
         return a;
     pthread_mutex_lock(&part->lock);
     a = part_apply(node, part, &part->log, bytes, r, print,
-                   part_least(part, r, print, how));
+                   part_least(part, r, print, how), how == HOW_MAJORITY);
     if (a.verdict == ACCEPT_OK) {
         promise_keep(part, print, r->version);
         if (part->next.file != NULL &&
-            part_apply(node, part, &part->next, bytes, r, print, 0).verdict !=
-                ACCEPT_OK)
+            part_apply(node, part, &part->next, bytes, r, print, 0, true)
+                    .verdict != ACCEPT_OK)
             compact_end(node, part);
     }
     pthread_mutex_unlock(&part->lock);
@@ -2509,7 +2509,8 @@ static uint64_t log_replay(struct node *node, struct part *part,
             continue;
         }
         if (part_apply(node, part, &part->log, NULL, &r,
-                       ring_fingerprint(r.key.p, r.key.n, node->self.hash), 0)
+                       ring_fingerprint(r.key.p, r.key.n, node->self.hash), 0,
+                       true)
                 .verdict == ACCEPT_FULL)
             die("out of memory for the index");
         clock_see(node, r.version); /* a copy's superblock may be older */
@@ -2960,7 +2961,8 @@ static bool compact_copy(struct node *node, struct part *part,
             part_damaged(node, part, e);
         pthread_mutex_lock(&part->lock);
         good = good && part->next.file != NULL &&
-               part_apply(node, part, &part->next, b.p, &r, e->fingerprint, 0)
+               part_apply(node, part, &part->next, b.p, &r, e->fingerprint, 0,
+                          true)
                        .verdict <= ACCEPT_HELD;
         pthread_mutex_unlock(&part->lock);
     }

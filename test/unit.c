@@ -1563,7 +1563,6 @@ static void test_log_reserve(void **state) {
     struct part *part = part_again(node, 0);
     struct slice value = slice_of("value"), key = slice_of("b");
 
-    part->floor = 1; /* as after any start: there is a ceiling */
     part_set(node, part, "a", "value", 1024);
     world.room = 20;
     world.reserve = RESERVE_PART;
